@@ -1,0 +1,4 @@
+//! The `bitnet` program.
+#![forbid(unsafe_code)]
+
+fn main() {}

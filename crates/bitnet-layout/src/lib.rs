@@ -1,0 +1,9 @@
+//! Where every code of a ternary weight matrix lives, and the scalar arithmetic every fast path must equal.
+//!
+//! The only crate that knows bit positions. It is shared by the converter, both back ends and the device code, so it
+//! has no dependencies, no allocation and no `unsafe`.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod ternary;
+pub mod words;

@@ -1,0 +1,68 @@
+//! The crate's error type: every variant names the thing at fault, what was found and what to do.
+
+use std::path::PathBuf;
+
+/// What can go wrong while reading, building or running a model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file was read and its content cannot be used.
+    #[error("{path}: {message}")]
+    Invalid {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong, what was expected and what to do.
+        message: String,
+    },
+    /// The checkpoint is well formed, but of a kind this engine does not run.
+    #[error("{path}: not supported: {message}")]
+    Unsupported {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found and which values are supported.
+        message: String,
+    },
+    /// A request that cannot be carried out: too long, out of range, contradictory.
+    #[error("{0}")]
+    Request(String),
+    /// A device is missing, unsuitable, out of memory or failed.
+    #[error("{0}")]
+    Device(String),
+}
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An [`Error::Io`] for `path`.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.into(),
+            source,
+        }
+    }
+
+    /// An [`Error::Invalid`] for `path`.
+    pub fn invalid(path: impl Into<PathBuf>, message: impl Into<String>) -> Self {
+        Self::Invalid {
+            path: path.into(),
+            message: message.into(),
+        }
+    }
+
+    /// An [`Error::Unsupported`] for `path`.
+    pub fn unsupported(path: impl Into<PathBuf>, message: impl Into<String>) -> Self {
+        Self::Unsupported {
+            path: path.into(),
+            message: message.into(),
+        }
+    }
+}

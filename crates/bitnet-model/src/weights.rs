@@ -1,0 +1,113 @@
+//! Weights on their way from a checkpoint to a back end: canonical, shape-checked, one layer at a time.
+
+use crate::{Config, Result};
+
+/// A (n, k) ternary matrix in the canonical layout of [`bitnet_layout::words`], possibly several projections that share
+/// their input, stacked by rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TernaryTensor {
+    /// Outputs.
+    pub n: usize,
+    /// Inputs; a multiple of 16.
+    pub k: usize,
+    /// `n * k / 16` words, row-major, every code valid.
+    pub words: Vec<u32>,
+    /// Row ranges with a scale of their own, in order; their rows sum to `n`.
+    pub segments: Vec<Segment>,
+}
+
+/// Consecutive rows of a [`TernaryTensor`] that come from one projection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Segment {
+    /// Rows.
+    pub rows: usize,
+    /// What a ternary unit is worth: `w = t * scale`.
+    pub scale: f32,
+    /// Weight (k) of the RMSNorm of this projection's own input, in models that have one.
+    pub input_norm: Option<Vec<f32>>,
+}
+
+/// One transformer layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerWeights {
+    /// RMSNorm before attention, (d_model).
+    pub attn_norm: Vec<f32>,
+    /// q, k and v stacked: (d_q + 2 d_kv, d_model); three segments.
+    pub qkv: TernaryTensor,
+    /// RMSNorm before o, (d_q).
+    pub attn_sub_norm: Option<Vec<f32>>,
+    /// (d_model, d_q); one segment.
+    pub o: TernaryTensor,
+    /// RMSNorm before the feed-forward block, (d_model).
+    pub ffn_norm: Vec<f32>,
+    /// gate, then up: (2 d_ffn, d_model); two segments.
+    pub gate_up: TernaryTensor,
+    /// RMSNorm before down, (d_ffn).
+    pub ffn_sub_norm: Option<Vec<f32>>,
+    /// (d_model, d_ffn); one segment.
+    pub down: TernaryTensor,
+}
+
+/// Element type of a dense matrix as stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DenseDtype {
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    F16,
+    /// IEEE single.
+    F32,
+}
+
+impl DenseDtype {
+    /// Bytes of an element.
+    #[must_use]
+    pub fn size(self) -> usize {
+        match self {
+            Self::Bf16 | Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// A dense (rows, cols) matrix that is still in its file: the embedding or the output head.
+pub trait Dense {
+    /// Element type in the file.
+    fn dtype(&self) -> DenseDtype;
+    /// Rows and columns.
+    fn shape(&self) -> (usize, usize);
+    /// Reads rows `first ..` as they are stored (little endian) until `out` is full.
+    ///
+    /// # Errors
+    /// When `out` is not a whole number of rows of the matrix, or the file cannot be read.
+    fn read_rows(&self, first: usize, out: &mut [u8]) -> Result<()>;
+}
+
+/// Where a back end gets its weights: an opened checkpoint, or a test's random model.
+///
+/// Readers ask for the parts in any order; asking in the order embedding, layers, final norm, head reads a file once
+/// from front to back.
+pub trait WeightSource {
+    /// The model's shape.
+    fn config(&self) -> &Config;
+    /// The token embedding, (vocab, d_model).
+    ///
+    /// # Errors
+    /// When the tensor is missing or of an unexpected shape or type.
+    fn embedding(&self) -> Result<Box<dyn Dense + '_>>;
+    /// Layer `index`.
+    ///
+    /// # Errors
+    /// When a tensor is missing, of an unexpected shape or type, or holds an invalid code or scale.
+    fn layer(&self, index: usize) -> Result<LayerWeights>;
+    /// RMSNorm before the head, (d_model).
+    ///
+    /// # Errors
+    /// As for [`WeightSource::embedding`].
+    fn final_norm(&self) -> Result<Vec<f32>>;
+    /// The output head (vocab, d_model), or `None` where it is the embedding.
+    ///
+    /// # Errors
+    /// As for [`WeightSource::embedding`].
+    fn head(&self) -> Result<Option<Box<dyn Dense + '_>>>;
+}

@@ -1,9 +1,18 @@
 //! Where every code of a ternary weight matrix lives, and the scalar arithmetic every fast path must equal.
 //!
 //! The only crate that knows bit positions. It is shared by the converter, both back ends and the device code, so it
-//! has no dependencies, no allocation and no `unsafe`.
+//! has no dependencies, no allocation and no `unsafe`. A file may use only files whose `mod` line stands above its own.
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod ternary;
+
+pub mod act;
 pub mod words;
+
+pub mod hf;
+pub mod reference;
+pub mod reference_tile;
+
+#[cfg(test)]
+extern crate std;

@@ -5,10 +5,12 @@
 
 mod config;
 mod error;
+mod tokenizer;
 mod transformer;
 mod weights;
 
 pub use config::{ActQuant, Activation, Config};
 pub use error::{Error, Result};
+pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, Tap, Token, check_batch};
 pub use weights::{Dense, DenseDtype, LayerWeights, Segment, TernaryTensor, WeightSource};

@@ -1,0 +1,214 @@
+//! Text to token ids and back: `tokenizer.json` with the facts of `tokenizer_config.json` that change the ids.
+
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// The tokenizer of a model folder.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    path: PathBuf,
+    bos: Option<u32>,
+    special: HashSet<u32>,
+}
+
+/// What `tokenizer_config.json` and `special_tokens_map.json` say beside the vocabulary.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct TokenizerConfig {
+    /// Text of the beginning-of-sequence token.
+    pub(crate) bos_token: Option<String>,
+    /// Text of the end-of-sequence token.
+    pub(crate) eos_token: Option<String>,
+    /// `false` where the model wants no beginning-of-sequence token.
+    pub(crate) add_bos_token: Option<bool>,
+    /// A template, or a list of named ones.
+    pub(crate) chat_template: Option<Value>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` of `folder`, and `tokenizer_config.json` and `special_tokens_map.json` where they exist.
+    ///
+    /// `bos` and `eos` are the model's own ids, from `config.json`: without a `tokenizer_config.json` they decide whether
+    /// prompts begin with `bos`.
+    ///
+    /// # Errors
+    /// When `tokenizer.json` is missing, or a file cannot be read or is malformed.
+    pub fn from_folder(folder: &Path, bos: Option<u32>, eos: &[u32]) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let json = std::fs::read(&path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => Error::invalid(
+                &path,
+                "no such file; text prompts need a tokenizer.json beside the weights (token ids work without one)",
+            ),
+            _ => Error::io(&path, source),
+        })?;
+        let config = TokenizerConfig::from_folder(folder)?;
+        Self::from_json(&json, &path, config.as_ref(), bos, eos)
+    }
+
+    /// As [`Tokenizer::from_folder`], from the bytes of the files; `path` is what error messages call `tokenizer.json`.
+    pub(crate) fn from_json(
+        json: &[u8],
+        path: &Path,
+        config: Option<&TokenizerConfig>,
+        bos: Option<u32>,
+        eos: &[u32],
+    ) -> Result<Self> {
+        let mut inner = guard(path, || tokenizers::Tokenizer::from_bytes(json))?;
+        // Training-time truncation and padding of whole batches: a prompt must arrive as it was written.
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|e| Error::invalid(path, e.to_string()))?;
+        let special = inner
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter_map(|(id, token)| token.special.then_some(id))
+            .collect();
+        let bos = match config {
+            Some(TokenizerConfig {
+                add_bos_token: Some(false),
+                ..
+            }) => None,
+            Some(TokenizerConfig {
+                bos_token: Some(text),
+                ..
+            }) => inner.token_to_id(text),
+            Some(_) => None,
+            None => bos.filter(|id| !eos.contains(id)),
+        };
+        Ok(Self {
+            inner,
+            path: path.to_owned(),
+            bos,
+            special,
+        })
+    }
+
+    /// The token that begins every prompt, where the model wants one.
+    #[must_use]
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The id of a token given as its text, special tokens included.
+    #[must_use]
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The vocabulary's own spelling of a token (`Ġthe`, `<|eot_id|>`), or `None` for an id without a token.
+    #[must_use]
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether `id` is a special token, one that text shown to people leaves out.
+    #[must_use]
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// Token ids of `text` with what the post-processor adds: transformers' `add_special_tokens=True`.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot encode the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.ids(text, true)
+    }
+
+    /// Token ids of `text` alone: transformers' `add_special_tokens=False`. Special tokens spelled out in the text count.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot encode the text.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        self.ids(text, false)
+    }
+
+    /// Token ids of a prompt, which begins with exactly one [`Tokenizer::bos`] whether the text, the post-processor, both
+    /// or neither brought one.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot encode the text.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode(text)?;
+        if let Some(bos) = self.bos {
+            let present = ids.iter().take_while(|&&id| id == bos).count();
+            match present {
+                0 => ids.insert(0, bos),
+                n => drop(ids.drain(..n - 1)),
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Text of `ids`, special tokens spelled out; bytes that are no UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// When the tokenizer's decoder fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        guard(&self.path, || self.inner.decode(ids, false))
+    }
+
+    fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        let encoding = guard(&self.path, || self.inner.encode_fast(text, add_special_tokens))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+}
+
+impl TokenizerConfig {
+    /// Reads `tokenizer_config.json`; tokens it does not name come from `special_tokens_map.json`.
+    pub(crate) fn from_folder(folder: &Path) -> Result<Option<Self>> {
+        let config = folder.join("tokenizer_config.json");
+        let map = folder.join("special_tokens_map.json");
+        let (config, map) = (read_object(&config)?, read_object(&map)?);
+        Ok((config.is_some() || map.is_some()).then(|| Self::from_values(config.as_ref(), map.as_ref())))
+    }
+
+    /// As [`TokenizerConfig::from_folder`], from the parsed files.
+    pub(crate) fn from_values(config: Option<&Value>, map: Option<&Value>) -> Self {
+        let token = |name| {
+            [config, map].into_iter().flatten().find_map(|file| {
+                let token = file.get(name)?;
+                token.get("content").unwrap_or(token).as_str().map(str::to_owned)
+            })
+        };
+        Self {
+            bos_token: token("bos_token"),
+            eos_token: token("eos_token"),
+            add_bos_token: config.and_then(|c| c.get("add_bos_token")?.as_bool()),
+            chat_template: config.and_then(|c| c.get("chat_template").cloned()),
+        }
+    }
+}
+
+/// A JSON object in a file, or `None` where there is no such file.
+pub(crate) fn read_object(path: &Path) -> Result<Option<Value>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(path, e)),
+    };
+    let value: Value =
+        serde_json::from_slice(&bytes).map_err(|e| Error::invalid(path, format!("not valid JSON: {e}")))?;
+    if !value.is_object() {
+        return Err(Error::invalid(path, "not a JSON object"));
+    }
+    Ok(Some(value))
+}
+
+/// Runs code of the `tokenizers` crate, whose handling of malformed vocabularies includes panics.
+fn guard<T>(path: &Path, f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(e)) => Err(Error::invalid(path, format!("the tokenizer cannot use it: {e}"))),
+        Err(_) => Err(Error::invalid(
+            path,
+            "the tokenizer library failed on it; the file is malformed, download it again",
+        )),
+    }
+}

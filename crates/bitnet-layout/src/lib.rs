@@ -11,6 +11,7 @@ pub mod act;
 pub mod words;
 
 pub mod hf;
+pub mod mma_tile;
 pub mod reference;
 pub mod reference_tile;
 

@@ -73,7 +73,11 @@ impl RowOrder {
             Self::Plain => tile_row,
             Self::Paired => {
                 let pair = tile_row / ROWS * 8 + tile_row % 8;
-                if pair < n / 2 { tile_row % ROWS / 8 * (n / 2) + pair } else { n }
+                if pair < n / 2 {
+                    tile_row % ROWS / 8 * (n / 2) + pair
+                } else {
+                    n
+                }
             }
         }
     }

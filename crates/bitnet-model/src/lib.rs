@@ -5,12 +5,20 @@
 
 mod config;
 mod error;
+
 mod tokenizer;
+
+mod chat;
+mod detokenizer;
+mod sampler;
 mod transformer;
 mod weights;
 
+pub use chat::{ChatTemplate, Message};
 pub use config::{ActQuant, Activation, Config};
+pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
 pub use error::{Error, Result};
+pub use sampler::{Sampler, Sampling};
 pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, Tap, Token, check_batch};
 pub use weights::{Dense, DenseDtype, LayerWeights, Segment, TernaryTensor, WeightSource};

@@ -1,10 +1,11 @@
 //! Text to token ids and back: `tokenizer.json` with the facts of `tokenizer_config.json` that change the ids.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tokenizers::DecoderWrapper;
 
 use crate::{Error, Result};
 
@@ -14,15 +15,14 @@ pub struct Tokenizer {
     path: PathBuf,
     bos: Option<u32>,
     special: HashSet<u32>,
+    byte_level: bool,
 }
 
 /// What `tokenizer_config.json` and `special_tokens_map.json` say beside the vocabulary.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct TokenizerConfig {
-    /// Text of the beginning-of-sequence token.
-    pub(crate) bos_token: Option<String>,
-    /// Text of the end-of-sequence token.
-    pub(crate) eos_token: Option<String>,
+    /// The text of `bos_token`, `eos_token` and so on.
+    pub(crate) special_tokens: BTreeMap<String, String>,
     /// `false` where the model wants no beginning-of-sequence token.
     pub(crate) add_bos_token: Option<bool>,
     /// A template, or a list of named ones.
@@ -69,16 +69,13 @@ impl Tokenizer {
             .into_iter()
             .filter_map(|(id, token)| token.special.then_some(id))
             .collect();
+        let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
         let bos = match config {
-            Some(TokenizerConfig {
-                add_bos_token: Some(false),
-                ..
-            }) => None,
-            Some(TokenizerConfig {
-                bos_token: Some(text),
-                ..
-            }) => inner.token_to_id(text),
-            Some(_) => None,
+            Some(config) if config.add_bos_token == Some(false) => None,
+            Some(config) => {
+                let text = config.special_tokens.get("bos_token");
+                text.and_then(|text| inner.token_to_id(text))
+            }
             None => bos.filter(|id| !eos.contains(id)),
         };
         Ok(Self {
@@ -86,6 +83,7 @@ impl Tokenizer {
             path: path.to_owned(),
             bos,
             special,
+            byte_level,
         })
     }
 
@@ -146,6 +144,18 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// The bytes of a token, or `None` where the vocabulary is not byte-level: there a token's text depends on its
+    /// neighbors. An id without a token has no bytes.
+    pub(crate) fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        if !self.byte_level {
+            return None;
+        }
+        let token = self.inner.id_to_token(id).unwrap_or_default();
+        let bytes: Option<Vec<u8>> = token.chars().map(byte_of).collect();
+        // An added token may hold characters outside the byte alphabet; then it stands for itself.
+        Some(bytes.unwrap_or_else(|| token.into_bytes()))
+    }
+
     /// Text of `ids`, special tokens spelled out; bytes that are no UTF-8 become U+FFFD.
     ///
     /// # Errors
@@ -171,15 +181,26 @@ impl TokenizerConfig {
 
     /// As [`TokenizerConfig::from_folder`], from the parsed files.
     pub(crate) fn from_values(config: Option<&Value>, map: Option<&Value>) -> Self {
-        let token = |name| {
+        let token = |name: &str| {
             [config, map].into_iter().flatten().find_map(|file| {
                 let token = file.get(name)?;
                 token.get("content").unwrap_or(token).as_str().map(str::to_owned)
             })
         };
+        let names = [
+            "bos_token",
+            "eos_token",
+            "unk_token",
+            "sep_token",
+            "pad_token",
+            "cls_token",
+            "mask_token",
+        ];
         Self {
-            bos_token: token("bos_token"),
-            eos_token: token("eos_token"),
+            special_tokens: names
+                .into_iter()
+                .filter_map(|name| Some((name.to_owned(), token(name)?)))
+                .collect(),
             add_bos_token: config.and_then(|c| c.get("add_bos_token")?.as_bool()),
             chat_template: config.and_then(|c| c.get("chat_template").cloned()),
         }
@@ -199,6 +220,19 @@ pub(crate) fn read_object(path: &Path) -> Result<Option<Value>> {
         return Err(Error::invalid(path, "not a JSON object"));
     }
     Ok(Some(value))
+}
+
+/// The byte that a character of the byte-level alphabet stands for: printable Latin-1 is itself, the other 68 bytes are
+/// in order from U+0100 (the table of GPT-2's tokenizer).
+fn byte_of(c: char) -> Option<u8> {
+    let code = match u32::from(c) {
+        own @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => own,
+        control @ 0x100..=0x120 => control - 0x100,
+        upper @ 0x121..=0x142 => upper - 0x121 + 0x7f,
+        0x143 => 0xad,
+        _ => return None,
+    };
+    u8::try_from(code).ok()
 }
 
 /// Runs code of the `tokenizers` crate, whose handling of malformed vocabularies includes panics.

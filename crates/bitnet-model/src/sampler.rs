@@ -1,0 +1,385 @@
+//! From logits to the next token: bias, penalties, top-k, top-p, min-p, temperature, then a draw.
+//!
+//! The order is llama.cpp's. Everything is plain arithmetic in a fixed order, the exponential included, so the same logits
+//! and seed give the same token on every machine.
+
+use std::collections::VecDeque;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::tokenizer::read_object;
+use crate::{Error, Result};
+
+/// How tokens are chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits before the draw; 0 takes the most likely token (the lowest id of equals) and ignores the rest.
+    pub temperature: f32,
+    /// Keeps the k most likely tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the most likely tokens that together have this probability; 1 keeps all.
+    pub top_p: f32,
+    /// Keeps tokens at least this fraction as likely as the most likely one; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of recent tokens; 1 changes nothing.
+    pub repeat_penalty: f32,
+    /// How many recent tokens, prompt included, the three penalties look at; 0 turns them off, `usize::MAX` is all.
+    pub repeat_last_n: usize,
+    /// Taken from the logit of every recent token.
+    pub presence_penalty: f32,
+    /// Taken from the logit of every recent token, times how often it occurs.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens first of all; negative infinity forbids a token.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    /// llama.cpp's defaults: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, no penalties; seed 0.
+    fn default() -> Self {
+        Self {
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            repeat_penalty: 1.0,
+            repeat_last_n: 64,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
+    }
+}
+
+impl Sampling {
+    /// Always the most likely token.
+    #[must_use]
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            ..Self::default()
+        }
+    }
+
+    /// The model's own settings: the fields that `generation_config.json` of `folder` sets, the default for the others.
+    ///
+    /// # Errors
+    /// When the file exists and cannot be read, is no JSON object, or sets a value that cannot be used.
+    pub fn from_folder(folder: &Path) -> Result<Self> {
+        let path = folder.join("generation_config.json");
+        let sampling = read_object(&path)?
+            .as_ref()
+            .map_or_else(Self::default, Self::from_value);
+        sampling
+            .check()
+            .map_err(|e| Error::invalid(&path, e.to_string()))?;
+        Ok(sampling)
+    }
+
+    fn from_value(config: &Value) -> Self {
+        let number = |name| config.get(name).and_then(Value::as_f64).map(|x| x as f32);
+        let default = Self::default();
+        let repetition_penalty = number("repetition_penalty");
+        Self {
+            temperature: match config.get("do_sample").and_then(Value::as_bool) {
+                Some(false) => 0.0,
+                _ => number("temperature").unwrap_or(default.temperature),
+            },
+            top_k: config
+                .get("top_k")
+                .and_then(Value::as_u64)
+                .map_or(default.top_k, |k| usize::try_from(k).unwrap_or(usize::MAX)),
+            top_p: number("top_p").unwrap_or(default.top_p),
+            min_p: number("min_p").unwrap_or(default.min_p),
+            repeat_penalty: repetition_penalty.unwrap_or(default.repeat_penalty),
+            // transformers penalizes the whole text.
+            repeat_last_n: repetition_penalty.map_or(default.repeat_last_n, |_| usize::MAX),
+            ..default
+        }
+    }
+
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// Names the first field that is out of range.
+    pub fn check(&self) -> Result<()> {
+        let check = |ok: bool, name: &str, value: f32, expected: &str| {
+            let message = || Error::Request(format!("{name} is {value}; expected {expected}"));
+            if ok { Ok(()) } else { Err(message()) }
+        };
+        let unit = 0.0..=1.0;
+        let (t, r) = (self.temperature, self.repeat_penalty);
+        check(t >= 0.0 && t.is_finite(), "temperature", t, "0 (greedy) or more")?;
+        check(
+            unit.contains(&self.top_p),
+            "top-p",
+            self.top_p,
+            "0 to 1 (1 turns it off)",
+        )?;
+        check(unit.contains(&self.min_p), "min-p", self.min_p, "0 (off) to 1")?;
+        check(
+            r > 0.0 && r.is_finite(),
+            "repeat-penalty",
+            r,
+            "more than 0 (1 turns it off)",
+        )?;
+        for (name, penalty) in [
+            ("presence-penalty", self.presence_penalty),
+            ("frequency-penalty", self.frequency_penalty),
+        ] {
+            check(
+                penalty.is_finite(),
+                name,
+                penalty,
+                "a finite number (0 turns it off)",
+            )?;
+        }
+        for &(id, bias) in &self.logit_bias {
+            let ok = !bias.is_nan() && bias < f32::INFINITY;
+            check(ok, &format!("logit-bias of token {id}"), bias, "a number or -inf")?;
+        }
+        Ok(())
+    }
+}
+
+/// A token that may be drawn.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    id: u32,
+    logit: f32,
+}
+
+/// Chooses tokens of one sequence.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    recent: VecDeque<u32>,
+    draws: u64,
+    logits: Vec<f32>,
+    candidates: Vec<Candidate>,
+}
+
+impl Sampler {
+    /// A sampler at the start of a sequence.
+    ///
+    /// # Errors
+    /// As for [`Sampling::check`].
+    pub fn new(sampling: Sampling) -> Result<Self> {
+        sampling.check()?;
+        Ok(Self {
+            sampling,
+            recent: VecDeque::new(),
+            draws: 0,
+            logits: Vec::new(),
+            candidates: Vec::new(),
+        })
+    }
+
+    /// Tells the penalties of a token of the text: each of the prompt, then each that was chosen.
+    pub fn accept(&mut self, id: u32) {
+        if self.penalizes() {
+            self.recent.push_back(id);
+            if self.recent.len() > self.sampling.repeat_last_n {
+                self.recent.pop_front();
+            }
+        }
+    }
+
+    /// The next token, given its `logits` (vocab).
+    ///
+    /// # Errors
+    /// When a logit is NaN or infinite, when every token is forbidden, or when a biased token is not in the vocabulary.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
+            return Err(Error::Request(format!(
+                "the model gave {} as the logit of token {id}: its weights are damaged or a device failed",
+                logits[id]
+            )));
+        }
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        self.bias()?;
+        self.penalize();
+        let s = &self.sampling;
+        if s.temperature == 0.0 {
+            let best = best(&self.logits).filter(|&id| self.logits[id as usize] > f32::NEG_INFINITY);
+            return best.ok_or_else(all_forbidden);
+        }
+
+        let candidates = &mut self.candidates;
+        candidates.clear();
+        if (1..self.logits.len()).contains(&s.top_k) {
+            top_k(&self.logits, s.top_k, candidates);
+        } else {
+            let all = (0..)
+                .zip(&self.logits)
+                .map(|(id, &logit)| Candidate { id, logit });
+            candidates.extend(all);
+        }
+        candidates.retain(|c| c.logit > f32::NEG_INFINITY);
+        let Some(max) = candidates.iter().map(|c| c.logit).reduce(f32::max) else {
+            return Err(all_forbidden());
+        };
+        if s.top_p < 1.0 {
+            top_p(candidates, max, s.top_p);
+        }
+        if s.min_p > 0.0 {
+            candidates.retain(|c| weight(c.logit, max, 1.0) >= f64::from(s.min_p));
+        }
+        let uniform = uniform(s.seed, self.draws);
+        self.draws += 1;
+        Ok(draw(candidates, max, s.temperature, uniform))
+    }
+
+    fn penalizes(&self) -> bool {
+        let s = &self.sampling;
+        s.repeat_last_n > 0
+            && (s.repeat_penalty != 1.0 || s.presence_penalty != 0.0 || s.frequency_penalty != 0.0)
+    }
+
+    fn bias(&mut self) -> Result<()> {
+        for &(id, bias) in &self.sampling.logit_bias {
+            let vocab = self.logits.len();
+            let logit = self.logits.get_mut(id as usize).ok_or_else(|| {
+                Error::Request(format!(
+                    "logit-bias names token {id}, which is not below the vocabulary size {vocab}"
+                ))
+            })?;
+            *logit += bias;
+        }
+        Ok(())
+    }
+
+    fn penalize(&mut self) {
+        let mut recent: Vec<u32> = self.recent.iter().copied().collect();
+        recent.sort_unstable();
+        for run in recent.chunk_by(|a, b| a == b) {
+            let Some(logit) = self.logits.get_mut(run[0] as usize) else {
+                continue;
+            };
+            let s = &self.sampling;
+            let scaled = if *logit > 0.0 {
+                *logit / s.repeat_penalty
+            } else {
+                *logit * s.repeat_penalty
+            };
+            *logit = scaled - s.presence_penalty - s.frequency_penalty * run.len() as f32;
+        }
+    }
+}
+
+fn all_forbidden() -> Error {
+    Error::Request("logit-bias forbids every token; leave at least one".to_owned())
+}
+
+/// The lowest id of the largest logit.
+fn best(logits: &[f32]) -> Option<u32> {
+    let mut best = (0, *logits.first()?);
+    for (id, &logit) in (0..).zip(logits) {
+        if logit > best.1 {
+            best = (id, logit);
+        }
+    }
+    Some(best.0)
+}
+
+/// Most likely first, the lower id of equals first: a total order, so that cuts do not depend on the algorithm.
+fn order(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
+    b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
+}
+
+/// The `k` best of all, sorted. Batches of `k` new ones are cut back by selection: one comparison for nearly every token
+/// of a large vocabulary, and never a sort of it.
+fn top_k(logits: &[f32], k: usize, out: &mut Vec<Candidate>) {
+    let mut threshold = f32::NEG_INFINITY;
+    for (id, &logit) in (0..).zip(logits) {
+        if logit > threshold || out.len() < k {
+            out.push(Candidate { id, logit });
+            if out.len() == 2 * k {
+                out.select_nth_unstable_by(k - 1, order);
+                out.truncate(k);
+                threshold = out[k - 1].logit;
+            }
+        }
+    }
+    out.sort_unstable_by(order);
+    out.truncate(k);
+}
+
+/// Keeps the fewest best candidates whose probability reaches `p`, sorted; at least one.
+fn top_p(candidates: &mut Vec<Candidate>, max: f32, p: f32) {
+    let total: f64 = candidates.iter().map(|c| weight(c.logit, max, 1.0)).sum();
+    let goal = total * f64::from(p);
+    // The nucleus is nearly always small: sort a growing head instead of everything.
+    let (mut sorted, mut mass) = (0, 0.0);
+    while sorted < candidates.len() {
+        let end = (4 * sorted).clamp(256, 1 << 20).min(candidates.len());
+        let end = end.max(sorted + 1);
+        if end < candidates.len() {
+            candidates[sorted..].select_nth_unstable_by(end - sorted - 1, order);
+        }
+        candidates[sorted..end].sort_unstable_by(order);
+        for at in sorted..end {
+            mass += weight(candidates[at].logit, max, 1.0);
+            if mass >= goal {
+                candidates.truncate(at + 1);
+                return;
+            }
+        }
+        sorted = end;
+    }
+}
+
+/// The candidate at `uniform` (in [0, 1)) of the distribution at `temperature`.
+fn draw(candidates: &[Candidate], max: f32, temperature: f32, uniform: f64) -> u32 {
+    let weights = || candidates.iter().map(|c| weight(c.logit, max, temperature));
+    let total: f64 = weights().sum();
+    let (goal, mut mass) = (uniform * total, 0.0);
+    for (candidate, weight) in candidates.iter().zip(weights()) {
+        mass += weight;
+        if mass > goal {
+            return candidate.id;
+        }
+    }
+    // `goal < total` and both sums run in the same order, so this is reached by rounding alone.
+    candidates.last().map_or(0, |c| c.id)
+}
+
+/// `exp((logit - max) / temperature)` for `logit <= max`.
+fn weight(logit: f32, max: f32, temperature: f32) -> f64 {
+    exp((f64::from(logit) - f64::from(max)) / f64::from(temperature))
+}
+
+/// `e^x` for `x <= 0` to about 1e-15, from additions and multiplications only: the system's `exp` differs between
+/// platforms in the last bit, which is enough to draw another token. Taylor series after reduction to |r| <= ln 2 / 2.
+fn exp(x: f64) -> f64 {
+    if x < -700.0 {
+        return 0.0;
+    }
+    let n = (x * std::f64::consts::LOG2_E).round_ties_even();
+    // ln 2 in two parts, the first with enough trailing zeros that `n` times it is exact (Cody and Waite).
+    let r = (x - n * 6.931_471_803_691_238e-1) - n * 1.908_214_929_270_587_7e-10;
+    let sum = (1..=13).rev().fold(1.0, |sum, i| 1.0 + sum * r / f64::from(i));
+    // n is in -1010 ..= 0, so the exponent field stays in range.
+    sum * f64::from_bits(((1023 + n as i64) as u64) << 52)
+}
+
+/// The `index`-th draw of `seed`, in [0, 1): SplitMix64 of a counter (Steele, Lea and Flood 2014).
+fn uniform(seed: u64, index: u64) -> f64 {
+    let mix = |mut z: u64| {
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    // The seed is mixed first: streams of neighboring seeds would otherwise be shifts of one another.
+    let z =
+        mix(mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15))
+            .wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    (z >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+use super::*;
+use proptest::prelude::*;
+
+fn sampler(change: impl FnOnce(&mut Sampling)) -> Sampler {
+    let mut sampling = Sampling {
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        temperature: 1.0,
+        ..Sampling::default()
+    };
+    change(&mut sampling);
+    Sampler::new(sampling).unwrap()
+}
+
+/// How often each of `logits` is drawn in `n` draws.
+fn counts(sampler: &mut Sampler, logits: &[f32], n: usize) -> Vec<usize> {
+    let mut counts = vec![0; logits.len()];
+    for _ in 0..n {
+        counts[sampler.sample(logits).unwrap() as usize] += 1;
+    }
+    counts
+}
+
+/// Logits as pseudorandom as the draws.
+fn logits(n: usize, seed: u64) -> Vec<f32> {
+    (0..n as u64)
+        .map(|i| (uniform(seed, i) * 20.0 - 10.0) as f32)
+        .collect()
+}
+
+#[test]
+fn exp_is_within_two_ulps_of_the_libraries() {
+    for i in 0..200_000 {
+        let x = -700.0 * (f64::from(i) / 200_000.0).powi(3);
+        let (ours, theirs) = (exp(x), x.exp());
+        assert!(
+            (ours - theirs).abs() <= 4.5e-16 * theirs,
+            "exp({x}) = {ours}, not {theirs}"
+        );
+    }
+    assert_eq!(exp(0.0), 1.0);
+    assert_eq!(exp(f64::NEG_INFINITY), 0.0);
+}
+
+/// Text made with a seed must stay the same from release to release.
+#[test]
+fn draws_of_a_seed_never_change() {
+    let logits = logits(1000, 7);
+    let draw = |seed| {
+        let mut sampler = Sampler::new(Sampling {
+            seed,
+            ..Sampling::default()
+        })
+        .unwrap();
+        (0..8)
+            .map(|_| sampler.sample(&logits).unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(draw(1), draw(1));
+    assert_eq!(draw(1), [289, 494, 638, 840, 474, 654, 193, 778]);
+    assert_eq!(draw(2), [610, 72, 807, 652, 228, 248, 27, 840]);
+}
+
+#[test]
+fn greedy_takes_the_lowest_id_of_equals() {
+    let mut sampler = Sampler::new(Sampling::greedy()).unwrap();
+    assert_eq!(sampler.sample(&[0.5, 2.0, 2.0, -1.0]).unwrap(), 1);
+}
+
+#[test]
+fn frequencies_follow_the_softmax() {
+    let logits = [0.0f32, 1.0, 2.0, -1.0];
+    for temperature in [0.5f32, 1.0, 2.0] {
+        let weights: Vec<f64> = logits.iter().map(|&l| f64::from(l / temperature).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let n = 100_000;
+        let counts = counts(&mut sampler(|s| s.temperature = temperature), &logits, n);
+        for (count, weight) in counts.iter().zip(weights) {
+            let p = weight / total;
+            let deviation = (p * (1.0 - p) / n as f64).sqrt();
+            assert!(
+                (*count as f64 / n as f64 - p).abs() < 5.0 * deviation,
+                "{counts:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn cuts_keep_what_they_say() {
+    // Probabilities 0.643, 0.237, 0.087, 0.032.
+    let logits = [1.0f32, 4.0, 3.0, 2.0];
+    let kept = |change: fn(&mut Sampling)| {
+        let counts = counts(&mut sampler(change), &logits, 2000);
+        (0..4).filter(|&i| counts[i] > 0).collect::<Vec<_>>()
+    };
+    assert_eq!(kept(|s| s.top_k = 2), [1, 2]);
+    assert_eq!(kept(|s| s.top_k = 9), [0, 1, 2, 3]);
+    assert_eq!(kept(|s| s.top_p = 0.0), [1]);
+    assert_eq!(kept(|s| s.top_p = 0.64), [1]);
+    assert_eq!(kept(|s| s.top_p = 0.65), [1, 2]);
+    assert_eq!(kept(|s| s.min_p = 0.3), [1, 2]);
+    assert_eq!(kept(|s| s.min_p = 0.1), [1, 2, 3]);
+    assert_eq!(kept(|s| s.logit_bias = vec![(1, f32::NEG_INFINITY)]), [0, 2, 3]);
+    assert_eq!(kept(|s| (s.logit_bias, s.top_k) = (vec![(0, 10.0)], 1)), [0]);
+    // The cuts come before the temperature: heat does not bring back what they removed.
+    assert_eq!(kept(|s| (s.min_p, s.temperature) = (0.3, 100.0)), [1, 2]);
+}
+
+#[test]
+fn penalties_look_at_the_recent_tokens_alone() {
+    let logits = [1.0f32, 2.0, -1.0, 0.5];
+    let after = |change: fn(&mut Sampling)| {
+        let mut sampler = sampler(change);
+        for id in [3, 1, 2, 1] {
+            sampler.accept(id);
+        }
+        sampler.logits = logits.to_vec();
+        sampler.penalize();
+        sampler.logits
+    };
+    assert_eq!(after(|s| s.repeat_penalty = 2.0), [1.0, 1.0, -2.0, 0.25]);
+    assert_eq!(after(|s| s.presence_penalty = 0.5), [1.0, 1.5, -1.5, 0.0]);
+    assert_eq!(after(|s| s.frequency_penalty = 0.5), [1.0, 1.0, -1.5, 0.0]);
+    assert_eq!(
+        after(|s| (s.repeat_penalty, s.repeat_last_n) = (2.0, 2)),
+        [1.0, 1.0, -2.0, 0.5]
+    );
+    assert_eq!(after(|s| (s.repeat_penalty, s.repeat_last_n) = (2.0, 0)), logits);
+}
+
+#[test]
+fn unusable_numbers_are_errors() {
+    let error = |logits: &[f32]| sampler(|_| ()).sample(logits).unwrap_err().to_string();
+    assert!(error(&[0.0, f32::NAN]).contains("NaN as the logit of token 1"));
+    assert!(error(&[f32::INFINITY, 0.0]).contains("inf as the logit of token 0"));
+    for temperature in [0.0, 1.0] {
+        let mut sampler =
+            sampler(|s| (s.temperature, s.logit_bias) = (temperature, vec![(0, f32::NEG_INFINITY)]));
+        assert!(
+            sampler
+                .sample(&[1.0])
+                .unwrap_err()
+                .to_string()
+                .contains("forbids every token")
+        );
+        assert!(sampler.sample(&[]).is_err());
+    }
+    let mut outside = sampler(|s| s.logit_bias = vec![(4, 1.0)]);
+    assert!(
+        outside
+            .sample(&[0.0; 4])
+            .unwrap_err()
+            .to_string()
+            .contains("token 4")
+    );
+    let bad: [fn(&mut Sampling); 8] = [
+        |s| s.temperature = f32::NAN,
+        |s| s.temperature = -1.0,
+        |s| s.top_p = 1.5,
+        |s| s.min_p = -0.1,
+        |s| s.repeat_penalty = 0.0,
+        |s| s.presence_penalty = f32::INFINITY,
+        |s| s.frequency_penalty = f32::NAN,
+        |s| s.logit_bias = vec![(0, f32::NAN)],
+    ];
+    for change in bad {
+        let mut sampling = Sampling::default();
+        change(&mut sampling);
+        assert!(Sampler::new(sampling).is_err());
+    }
+}
+
+#[test]
+fn a_models_own_settings_are_read() {
+    let read = |json: &str| Sampling::from_value(&serde_json::from_str(json).unwrap());
+    let set = read(r#"{"do_sample": true, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}"#);
+    assert_eq!(
+        (set.temperature, set.top_p, set.top_k, set.min_p),
+        (0.6, 0.9, 40, 0.05)
+    );
+    assert_eq!((set.repeat_penalty, set.repeat_last_n), (1.1, usize::MAX));
+    assert_eq!(
+        read(r#"{"do_sample": false, "temperature": 0.6}"#).temperature,
+        0.0
+    );
+    assert_eq!(read("{}"), Sampling::default());
+}
+
+proptest! {
+    /// The heads that top-k and top-p select are those of a full sort.
+    #[test]
+    fn selection_equals_sorting(n in 1usize..3000, k in 1usize..300, p in 0.0f32..1.0, seed in 0u64..1000, steps in prop::bool::ANY) {
+        let mut logits = logits(n, seed);
+        if steps {
+            logits.iter_mut().for_each(|l| *l = l.round());
+        }
+        let all = || (0..).zip(&logits).map(|(id, &logit)| Candidate { id, logit }).collect::<Vec<_>>();
+        let mut sorted = all();
+        sorted.sort_by(order);
+        let ids = |c: &[Candidate]| c.iter().map(|c| c.id).collect::<Vec<_>>();
+
+        let mut head = Vec::new();
+        top_k(&logits, k, &mut head);
+        prop_assert_eq!(ids(&head), ids(&sorted[..k.min(n)]));
+
+        let max = sorted[0].logit;
+        let mut nucleus = all();
+        top_p(&mut nucleus, max, p);
+        prop_assert_eq!(ids(&nucleus), ids(&sorted[..nucleus.len()]));
+        let mass = |c: &[Candidate]| c.iter().map(|c| weight(c.logit, max, 1.0)).sum::<f64>() / mass_of(&sorted, max);
+        prop_assert!(mass(&nucleus) >= f64::from(p) - 1e-12);
+        prop_assert!(nucleus.len() == 1 || mass(&nucleus[..nucleus.len() - 1]) < f64::from(p) + 1e-12);
+    }
+}
+
+fn mass_of(candidates: &[Candidate], max: f32) -> f64 {
+    candidates.iter().map(|c| weight(c.logit, max, 1.0)).sum()
+}

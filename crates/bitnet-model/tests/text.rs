@@ -1,0 +1,281 @@
+//! Token ids, rendered conversations and decoded text, as transformers makes them (`tests/oracle/README.md`).
+
+use std::path::{Path, PathBuf};
+
+use bitnet_model::{ChatTemplate, Detokenizer, Message, SpecialTokens, Tokenizer};
+use proptest::prelude::*;
+use serde_json::Value;
+
+fn folders() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle");
+    ["bitnet-bf16", "bitnet-packed", "llama-bitnet", "odd-shape"]
+        .map(|name| root.join(name))
+        .into()
+}
+
+fn tokenizer(folder: &Path) -> Tokenizer {
+    Tokenizer::from_folder(folder, None, &[]).unwrap()
+}
+
+fn prompts(folder: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+    let expected: Value = serde_json::from_str(&text).unwrap();
+    expected["prompts"].as_array().unwrap().clone()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+#[test]
+fn ids_equal_those_of_transformers() {
+    for folder in folders() {
+        let tokenizer = tokenizer(&folder);
+        let bos = tokenizer.bos().unwrap();
+        for prompt in prompts(&folder) {
+            let (text, expected) = (prompt["text"].as_str().unwrap(), ids(&prompt["ids"]));
+            let special = prompt["add_special_tokens"].as_bool().unwrap();
+            let found = if special {
+                tokenizer.encode(text)
+            } else {
+                tokenizer.encode_plain(text)
+            };
+            assert_eq!(
+                found.unwrap(),
+                expected,
+                "{} {}",
+                folder.display(),
+                prompt["name"]
+            );
+
+            let found = tokenizer.encode_prompt(text).unwrap();
+            let without = |ids: &[u32]| ids.strip_prefix(&[bos]).unwrap_or(ids).to_vec();
+            assert_eq!(found[0], bos);
+            assert_eq!(found[1..], without(&expected), "one beginning-of-sequence token");
+        }
+    }
+}
+
+#[test]
+fn conversations_render_as_in_transformers() {
+    let mut rendered = 0;
+    for folder in folders() {
+        let template = ChatTemplate::from_folder(&folder, &tokenizer(&folder))
+            .unwrap()
+            .unwrap();
+        assert!(!template.is_built_in());
+        for prompt in prompts(&folder).iter().filter(|p| p["kind"] == "chat") {
+            let messages: Vec<Message> = prompt["messages"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|m| Message::new(m["role"].as_str().unwrap(), m["content"].as_str().unwrap()))
+                .collect();
+            assert_eq!(
+                template.render(&messages).unwrap(),
+                prompt["text"].as_str().unwrap()
+            );
+            rendered += 1;
+        }
+    }
+    assert_eq!(rendered, 8);
+}
+
+/// The text of `ids`, streamed.
+fn stream(tokenizer: &Tokenizer, special: SpecialTokens, ids: &[u32]) -> String {
+    let mut detokenizer = Detokenizer::new(tokenizer, special);
+    let mut text: String = ids.iter().map(|&id| detokenizer.push(id).unwrap()).collect();
+    text.push_str(&detokenizer.finish().unwrap());
+    text
+}
+
+#[test]
+fn streamed_text_equals_that_of_transformers() {
+    for folder in folders() {
+        let tokenizer = tokenizer(&folder);
+        for prompt in prompts(&folder) {
+            let (ids, text) = (
+                ids(&prompt["f32"]["greedy_ids"]),
+                prompt["f32"]["greedy_text"].as_str().unwrap(),
+            );
+            assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+            assert_eq!(stream(&tokenizer, SpecialTokens::Show, &ids), text);
+        }
+    }
+}
+
+/// A vocabulary in the manner of SentencePiece: spaces as ▁, unknown characters as byte tokens.
+fn byte_fallback() -> (tempfile::TempDir, Tokenizer) {
+    let mut vocab = serde_json::Map::new();
+    for token in ["<s>", "▁", "▁a", "b", "春", "▁▁"] {
+        vocab.insert(token.to_owned(), vocab.len().into());
+    }
+    for byte in 0..=255u8 {
+        vocab.insert(format!("<0x{byte:02X}>"), vocab.len().into());
+    }
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+        "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+            "vocab": vocab, "merges": []}
+    });
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let tokenizer = tokenizer(folder.path());
+    (folder, tokenizer)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn streaming_equals_decoding_at_once(picks in prop::collection::vec(any::<prop::sample::Index>(), 0..40)) {
+        let folders = folders();
+        let (_folder, fallback) = byte_fallback();
+        // With ids past the vocabulary: rows of the embedding that no token names.
+        for (tokenizer, n_ids) in [(tokenizer(&folders[0]), 1030), (tokenizer(&folders[3]), 777), (fallback, 262)] {
+            let ids: Vec<u32> = picks.iter().map(|pick| pick.index(n_ids) as u32).collect();
+            let shown: Vec<u32> = ids.iter().copied().filter(|&id| !tokenizer.is_special(id)).collect();
+            prop_assert_eq!(stream(&tokenizer, SpecialTokens::Show, &ids), tokenizer.decode(&ids).unwrap());
+            prop_assert_eq!(stream(&tokenizer, SpecialTokens::Hide, &ids), tokenizer.decode(&shown).unwrap());
+        }
+    }
+}
+
+#[test]
+fn byte_tokens_become_characters_only_when_whole() {
+    let (_folder, tokenizer) = byte_fallback();
+    let byte = |b: u32| 6 + b;
+    let mut detokenizer = Detokenizer::new(&tokenizer, SpecialTokens::Hide);
+    let pieces: Vec<String> = [2, 2, byte(0xe6), byte(0x98), byte(0xa5), 3, byte(0xff)]
+        .map(|id| detokenizer.push(id).unwrap())
+        .into();
+    assert_eq!(pieces, ["a", " a", "", "", "", "春b", ""]);
+    assert_eq!(detokenizer.finish().unwrap(), "\u{fffd}");
+}
+
+/// Copies the text files of the first oracle folder, with one file changed or (`None`) removed.
+fn folder_with(name: &str, content: Option<&str>) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ] {
+        std::fs::copy(folders()[0].join(file), folder.path().join(file)).unwrap();
+    }
+    match content {
+        Some(content) => std::fs::write(folder.path().join(name), content).unwrap(),
+        None => std::fs::remove_file(folder.path().join(name)).unwrap(),
+    }
+    folder
+}
+
+#[test]
+fn a_template_file_wins_and_a_missing_template_is_built_in() {
+    let hello = [Message::user("Hello")];
+    let folder = folder_with("chat_template.jinja", Some("<{{ messages[0].content }}>\n"));
+    let own = ChatTemplate::from_folder(folder.path(), &tokenizer(folder.path()))
+        .unwrap()
+        .unwrap();
+    assert_eq!(own.render(&hello).unwrap(), "<Hello>");
+
+    let folder = folder_with(
+        "tokenizer_config.json",
+        Some(r#"{"bos_token": {"content": "<|begin_of_text|>"}}"#),
+    );
+    let built_in = ChatTemplate::from_folder(folder.path(), &tokenizer(folder.path()))
+        .unwrap()
+        .unwrap();
+    assert!(built_in.is_built_in());
+    assert_eq!(
+        built_in.render(&hello).unwrap(),
+        "User: Hello<|eot_id|>Assistant: "
+    );
+
+    let named =
+        r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
+    let folder = folder_with("tokenizer_config.json", Some(named));
+    let template = ChatTemplate::from_folder(folder.path(), &tokenizer(folder.path()))
+        .unwrap()
+        .unwrap();
+    assert_eq!(template.render(&hello).unwrap(), "d");
+
+    let folder = folder_with("tokenizer_config.json", Some(r#"{"chat_template": 3}"#));
+    let error = ChatTemplate::from_folder(folder.path(), &tokenizer(folder.path())).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("tokenizer_config.json: chat_template is neither"),
+        "{error}"
+    );
+
+    let folder = folder_with("tokenizer_config.json", None);
+    std::fs::write(folder.path().join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
+    assert!(
+        ChatTemplate::from_folder(folder.path(), &tokenizer(folder.path()))
+            .unwrap()
+            .is_none()
+    );
+}
+
+#[test]
+fn prompts_begin_as_the_model_wants() {
+    let begins = |name: &str, content: Option<&str>, eos: &[u32]| {
+        let folder = folder_with(name, content);
+        std::fs::remove_file(folder.path().join("special_tokens_map.json")).unwrap();
+        Tokenizer::from_folder(folder.path(), Some(7), eos).unwrap().bos()
+    };
+    let config = "tokenizer_config.json";
+    assert_eq!(
+        begins(config, Some(r#"{"bos_token": "<|end_of_text|>"}"#), &[]),
+        Some(1009)
+    );
+    assert_eq!(
+        begins(
+            config,
+            Some(r#"{"bos_token": "<|eot_id|>", "add_bos_token": false}"#),
+            &[]
+        ),
+        None
+    );
+    assert_eq!(begins(config, Some("{}"), &[]), None);
+    // Without that file config.json decides; Falcon's bos is its eos and begins nothing.
+    assert_eq!(begins(config, None, &[]), Some(7));
+    assert_eq!(begins(config, None, &[7]), None);
+}
+
+#[test]
+fn malformed_files_are_errors_that_name_them() {
+    for content in [
+        "",
+        "{}",
+        "[]",
+        "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0}, \"merges\": [\"a b\"]}}",
+    ] {
+        let folder = folder_with("tokenizer.json", Some(content));
+        let error = Tokenizer::from_folder(folder.path(), None, &[]).err().unwrap();
+        assert!(error.to_string().contains("tokenizer.json: "), "{error}");
+    }
+    let folder = folder_with("tokenizer_config.json", Some("[1]"));
+    let error = Tokenizer::from_folder(folder.path(), None, &[]).err().unwrap();
+    assert!(
+        error
+            .to_string()
+            .ends_with("tokenizer_config.json: not a JSON object"),
+        "{error}"
+    );
+    let folder = folder_with("tokenizer.json", None);
+    let error = Tokenizer::from_folder(folder.path(), None, &[]).err().unwrap();
+    assert!(
+        error.to_string().contains("tokenizer.json: no such file"),
+        "{error}"
+    );
+}

@@ -14,7 +14,15 @@ mod sampler;
 mod transformer;
 mod weights;
 
+mod hf_config;
+mod tensors;
+
+mod projection;
+
+mod checkpoint;
+
 pub use chat::{ChatTemplate, Message};
+pub use checkpoint::Checkpoint;
 pub use config::{ActQuant, Activation, Config};
 pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
 pub use error::{Error, Result};

@@ -68,6 +68,31 @@ impl DenseDtype {
             Self::F32 => 4,
         }
     }
+
+    /// Converts stored (little endian) elements, exactly.
+    ///
+    /// # Panics
+    /// When `bytes` has not one element for each of `out`.
+    pub fn to_f32(self, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(bytes.len(), out.len() * self.size());
+        match self {
+            Self::Bf16 => {
+                for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16);
+                }
+            }
+            Self::F16 => {
+                for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = half::f16::from_le_bytes(bytes).to_f32();
+                }
+            }
+            Self::F32 => {
+                for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = f32::from_le_bytes(bytes);
+                }
+            }
+        }
+    }
 }
 
 /// A dense (rows, cols) matrix that is still in its file: the embedding or the output head.

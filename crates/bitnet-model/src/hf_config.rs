@@ -1,0 +1,535 @@
+//! config.json and generation_config.json of a checkpoint: what they say, what they leave out, and what is refused.
+//!
+//! Missing keys take the defaults of transformers' `BitNetConfig` and `LlamaConfig`. Whatever would change the numbers and
+//! is not implemented is an error, never ignored.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::{ActQuant, Activation, Config, Error, Result};
+
+/// `quant_method` of folders written by [`crate::convert`].
+pub(crate) const WORDS_METHOD: &str = "bitnet-words";
+/// Version of the format of those folders.
+pub(crate) const WORDS_VERSION: u64 = 1;
+
+/// Inputs of a ternary linear layer: sums of 8-bit products over more would not fit 32 bits.
+const MAX_COLUMNS: usize = 1 << 23;
+/// Positions that 32-bit arithmetic on them can take without a thought.
+const MAX_POSITIONS: usize = 1 << 24;
+
+/// How the projections are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Storage {
+    /// Real weights, made ternary when they are read.
+    Master,
+    /// Real weights that are `t * scale` already.
+    Baked,
+    /// Four rows to a byte and a scale; `y * weight_scale`.
+    PackedMultiply,
+    /// The same; `y / weight_scale`.
+    PackedDivide,
+    /// Words of the canonical layout and a scale.
+    Words,
+}
+
+/// A parsed configuration.
+#[derive(Clone, Debug)]
+pub(crate) struct HfConfig {
+    pub(crate) config: Config,
+    pub(crate) storage: Storage,
+    /// Names of the norms before o_proj and down_proj inside a layer, in models that have them.
+    pub(crate) sub_norms: Option<[&'static str; 2]>,
+    /// `architectures[0]`, else `model_type`.
+    pub(crate) architecture: String,
+}
+
+/// Reads the configuration files of `dir`.
+pub(crate) fn read(dir: &Path) -> Result<HfConfig> {
+    let path = dir.join("config.json");
+    if !path.exists() {
+        return Err(Error::invalid(
+            dir,
+            "holds no config.json; name a model folder as it is downloaded, or as `bitnet convert` writes it",
+        ));
+    }
+    let fields = Fields::read(path)?;
+    let generation = dir.join("generation_config.json");
+    let generation = match generation.exists() {
+        true => Some(Fields::read(generation)?),
+        false => None,
+    };
+    parse(&fields, generation.as_ref())
+}
+
+/// What differs between the families; sizes are the defaults of missing keys.
+struct Family {
+    sub_norms: Option<[&'static str; 2]>,
+    vocab: usize,
+    d_model: usize,
+    d_ffn: usize,
+    n_layers: usize,
+    n_heads: usize,
+    n_kv_heads: Option<usize>,
+    activation: &'static str,
+    rms_eps: f64,
+    rope_theta: f64,
+    bos: u32,
+    eos: u32,
+}
+
+const BITNET: Family = Family {
+    sub_norms: Some(["self_attn.attn_sub_norm.weight", "mlp.ffn_sub_norm.weight"]),
+    vocab: 128_256,
+    d_model: 2560,
+    d_ffn: 6912,
+    n_layers: 30,
+    n_heads: 20,
+    n_kv_heads: Some(5),
+    activation: "relu2",
+    rms_eps: 1e-5,
+    rope_theta: 500_000.0,
+    bos: 128_000,
+    eos: 128_001,
+};
+
+const LLAMA: Family = Family {
+    sub_norms: None,
+    vocab: 32_000,
+    d_model: 4096,
+    d_ffn: 11_008,
+    n_layers: 32,
+    n_heads: 32,
+    n_kv_heads: None,
+    activation: "silu",
+    rms_eps: 1e-6,
+    rope_theta: 10_000.0,
+    bos: 1,
+    eos: 2,
+};
+
+/// The first reproductions of the paper, `BitnetForCausalLM` of 1bitLLM: Llama with norms of other names.
+const ONE_BIT: Family = Family {
+    sub_norms: Some(["self_attn.inner_attn_ln.weight", "mlp.ffn_layernorm.weight"]),
+    ..LLAMA
+};
+
+fn parse(fields: &Fields, generation: Option<&Fields>) -> Result<HfConfig> {
+    let family = family(fields)?;
+    refuse_what_is_not_implemented(fields)?;
+    let d_model = fields.size("hidden_size", family.d_model)?;
+    let d_ffn = fields.size("intermediate_size", family.d_ffn)?;
+    let n_heads = fields.size("num_attention_heads", family.n_heads)?;
+    let n_kv_heads = match (
+        fields.get("num_key_value_heads"),
+        fields.map.contains_key("num_key_value_heads"),
+    ) {
+        (None, false) => family.n_kv_heads.unwrap_or(n_heads),
+        _ => fields.size("num_key_value_heads", n_heads)?,
+    };
+    if !n_heads.is_multiple_of(n_kv_heads) {
+        return Err(fields.invalid(format!(
+            "num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}"
+        )));
+    }
+    if fields.get("head_dim").is_none() && !d_model.is_multiple_of(n_heads) {
+        return Err(fields.invalid(format!(
+            "hidden_size {d_model} is not a multiple of num_attention_heads {n_heads}, and there is no head_dim"
+        )));
+    }
+    let head_dim = fields.size("head_dim", d_model / n_heads)?;
+    if !head_dim.is_multiple_of(2) {
+        return Err(fields.invalid(format!(
+            "head_dim {head_dim} is odd, which rotary embeddings cannot be"
+        )));
+    }
+    let d_q = n_heads.saturating_mul(head_dim);
+    for (what, columns) in [
+        ("hidden_size", d_model),
+        ("intermediate_size", d_ffn),
+        ("num_attention_heads * head_dim", d_q),
+    ] {
+        if !columns.is_multiple_of(16) || columns > MAX_COLUMNS {
+            return Err(fields.unsupported(format!(
+                "{what} is {columns}; it must be a multiple of 16 and at most {MAX_COLUMNS}"
+            )));
+        }
+    }
+    let max_context = fields.size("max_position_embeddings", 2048)?;
+    if max_context > MAX_POSITIONS {
+        return Err(fields.unsupported(format!(
+            "max_position_embeddings is {max_context}; it must be at most {MAX_POSITIONS}"
+        )));
+    }
+    let vocab = fields.size("vocab_size", family.vocab)?;
+    let quantization = quantization(fields)?;
+    let config = Config {
+        d_model,
+        d_ffn,
+        n_layers: fields.size("num_hidden_layers", family.n_layers)?,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        vocab,
+        max_context,
+        rms_eps: fields.positive("rms_norm_eps", family.rms_eps)?,
+        rope_theta: rope_theta(fields, family.rope_theta)?,
+        activation: activation(fields, family.activation)?,
+        sub_norms: family.sub_norms.is_some(),
+        linear_norm_eps: quantization.linear_norm_eps,
+        act_quant: quantization.act_quant,
+        tied_head: fields.flag("tie_word_embeddings", false)?,
+        bos: bos(fields, generation, family.bos, vocab)?,
+        eos: eos(fields, generation, family.eos, vocab)?,
+    };
+    Ok(HfConfig {
+        config,
+        storage: quantization.storage,
+        sub_norms: family.sub_norms,
+        architecture: architecture(fields)?.unwrap_or_else(|| "BitNetForCausalLM".into()),
+    })
+}
+
+fn architecture(fields: &Fields) -> Result<Option<String>> {
+    match fields.get("architectures") {
+        None => Ok(None),
+        Some(Value::Array(names)) if names.is_empty() => Ok(None),
+        Some(Value::Array(names)) if names.len() == 1 && names[0].is_string() => {
+            Ok(names[0].as_str().map(Into::into))
+        }
+        Some(other) => {
+            Err(fields.unsupported(format!("architectures is {other}; expected a list of one name")))
+        }
+    }
+}
+
+fn family(fields: &Fields) -> Result<Family> {
+    let architecture = architecture(fields)?;
+    let architecture = architecture.as_deref();
+    let model_type = match fields.get("model_type") {
+        Some(Value::String(name)) => name.as_str(),
+        Some(other) => return Err(fields.invalid(format!("model_type is {other}; expected a string"))),
+        None => return Err(fields.invalid("has no model_type; expected `bitnet` or `llama`")),
+    };
+    let one_bit = architecture == Some("BitnetForCausalLM") || fields.get("weight_bits").is_some();
+    match (model_type, architecture) {
+        ("bitnet", None | Some("BitNetForCausalLM" | "BitnetForCausalLM")) => Ok(BITNET),
+        ("llama", None | Some("LlamaForCausalLM" | "BitnetForCausalLM")) if one_bit => Ok(ONE_BIT),
+        ("llama", None | Some("LlamaForCausalLM")) => Ok(LLAMA),
+        (_, Some(architecture)) => Err(fields.unsupported(format!(
+            "model_type `{model_type}` with architecture `{architecture}`; supported are bitnet with BitNetForCausalLM, and llama \
+             with LlamaForCausalLM or BitnetForCausalLM"
+        ))),
+        (_, None) => Err(fields.unsupported(format!(
+            "model_type `{model_type}`; supported are `bitnet` and `llama`"
+        ))),
+    }
+}
+
+fn refuse_what_is_not_implemented(fields: &Fields) -> Result<()> {
+    for key in ["attention_bias", "mlp_bias"] {
+        if fields.flag(key, false)? {
+            return Err(fields.unsupported(format!(
+                "{key} is true; linear layers with biases are not implemented"
+            )));
+        }
+    }
+    if let Some(window) = fields.get("sliding_window")
+        && fields.flag("use_sliding_window", true)?
+    {
+        return Err(fields.unsupported(format!(
+            "sliding_window is {window}; only full attention is implemented"
+        )));
+    }
+    if let Some(types) = fields.get("layer_types") {
+        let full = |value: &Value| value == "full_attention";
+        if !types.as_array().is_some_and(|types| types.iter().all(full)) {
+            return Err(fields.unsupported("layer_types names other layers than `full_attention`"));
+        }
+    }
+    Ok(())
+}
+
+fn activation(fields: &Fields, default: &str) -> Result<Activation> {
+    match fields.get("hidden_act").map_or(Some(default), Value::as_str) {
+        Some("relu2") => Ok(Activation::Relu2),
+        Some("silu" | "swish") => Ok(Activation::Silu),
+        _ => Err(fields.unsupported(format!(
+            "hidden_act is {}; supported are `relu2` and `silu`",
+            fields.map["hidden_act"]
+        ))),
+    }
+}
+
+/// The rotary base: at the top level, or in `rope_parameters` in files saved by transformers 5.
+fn rope_theta(fields: &Fields, default: f64) -> Result<f32> {
+    for key in ["rope_parameters", "rope_scaling"] {
+        let Some(value) = fields.get(key) else { continue };
+        let nested = fields.nested(key, value)?;
+        for (name, value) in &nested.map {
+            let harmless = match name.as_str() {
+                "rope_theta" => value.is_number(),
+                "rope_type" | "type" => value == "default" || value.is_null(),
+                "partial_rotary_factor" => value.is_null() || value.as_f64() == Some(1.0),
+                _ => value.is_null(),
+            };
+            if !harmless {
+                return Err(fields.unsupported(format!(
+                    "{key} has `{name}`: {value}; only the default rotary embedding is implemented, without scaling"
+                )));
+            }
+        }
+        if nested.get("rope_theta").is_some() {
+            return nested.positive("rope_theta", default);
+        }
+    }
+    if let Some(factor) = fields.get("partial_rotary_factor")
+        && factor.as_f64() != Some(1.0)
+    {
+        return Err(fields.unsupported(format!(
+            "partial_rotary_factor is {factor}; only 1 is implemented"
+        )));
+    }
+    fields.positive("rope_theta", default)
+}
+
+struct Quantization {
+    storage: Storage,
+    act_quant: ActQuant,
+    linear_norm_eps: Option<f32>,
+}
+
+fn quantization(fields: &Fields) -> Result<Quantization> {
+    let Some(value) = fields.get("quantization_config") else {
+        return unquantized(fields);
+    };
+    let quant = fields.nested("quantization_config", value)?;
+    let linear_norm_eps = match quant.flag("use_rms_norm", false)? {
+        true => Some(quant.positive("rms_norm_eps", 1e-6)?),
+        false => None,
+    };
+    let mut act_quant = ActQuant::Int8;
+    let storage = match quant.text("quant_method", "")? {
+        "bitnet" => {
+            let linear_class = quant.text("linear_class", "bitlinear")?;
+            let mode = quant.text("quantization_mode", "offline")?;
+            match (linear_class, mode) {
+                ("bitlinear", "offline") => Storage::PackedDivide,
+                ("autobitlinear", "offline") => Storage::PackedMultiply,
+                ("autobitlinear", "online") => Storage::Master,
+                _ => {
+                    return Err(quant.unsupported(format!(
+                        "quantization_config: linear_class `{linear_class}` with quantization_mode `{mode}`; supported are \
+                         autobitlinear with online or offline, and bitlinear with offline"
+                    )));
+                }
+            }
+        }
+        WORDS_METHOD => {
+            let version = quant.get("format_version");
+            if version.and_then(Value::as_u64) != Some(WORDS_VERSION) {
+                return Err(quant.unsupported(format!(
+                    "quantization_config: format_version is {}; this program reads {WORDS_VERSION}: convert the original folder again",
+                    version.unwrap_or(&Value::Null)
+                )));
+            }
+            act_quant = match quant.text("activations", "")? {
+                "int8" => ActQuant::Int8,
+                "none" => ActQuant::None,
+                other => {
+                    return Err(quant.unsupported(format!(
+                        "quantization_config: activations is `{other}`; expected `int8` or `none`"
+                    )));
+                }
+            };
+            Storage::Words
+        }
+        other => {
+            return Err(quant.unsupported(format!(
+                "quantization_config: quant_method is `{other}`; supported are `bitnet` and `{WORDS_METHOD}`"
+            )));
+        }
+    };
+    match quant.get("modules_to_not_convert") {
+        None => {}
+        Some(Value::Array(modules)) => {
+            for module in modules {
+                let last = module
+                    .as_str()
+                    .and_then(|name| name.rsplit('.').next())
+                    .unwrap_or_default();
+                if !["lm_head", "embed_tokens"].contains(&last) && !last.ends_with("norm") {
+                    return Err(quant.unsupported(format!(
+                        "quantization_config: modules_to_not_convert has {module}; only models whose seven projections are all \
+                         ternary are implemented"
+                    )));
+                }
+            }
+        }
+        Some(other) => {
+            return Err(quant.invalid(format!(
+                "quantization_config: modules_to_not_convert is {other}; expected a list"
+            )));
+        }
+    }
+    Ok(Quantization {
+        storage,
+        act_quant,
+        linear_norm_eps,
+    })
+}
+
+/// Without a quantization_config: the older 1bitLLM models say `weight_bits`; anything else must be ternary as stored.
+fn unquantized(fields: &Fields) -> Result<Quantization> {
+    let bits = |key| fields.get(key).map(|value| value.as_u64());
+    let (storage, act_quant) = match (bits("weight_bits"), bits("input_bits")) {
+        (None, None) => (Storage::Baked, ActQuant::None),
+        (Some(Some(1)), Some(Some(8)) | None) => (Storage::Master, ActQuant::Int8),
+        _ => {
+            let show = |key| fields.get(key).map_or("missing".into(), Value::to_string);
+            return Err(fields.unsupported(format!(
+                "weight_bits is {} and input_bits is {}; supported are 1 and 8",
+                show("weight_bits"),
+                show("input_bits")
+            )));
+        }
+    };
+    Ok(Quantization {
+        storage,
+        act_quant,
+        linear_norm_eps: None,
+    })
+}
+
+/// First token: of config.json, else of generation_config.json, else the family's where the vocabulary has it.
+fn bos(fields: &Fields, generation: Option<&Fields>, default: u32, vocab: usize) -> Result<Option<u32>> {
+    let given = |fields: &Fields| match fields.map.contains_key("bos_token_id") {
+        true => fields.ids("bos_token_id").map(|ids| Some(ids.first().copied())),
+        false => Ok(None),
+    };
+    let bos = match given(fields)? {
+        Some(given) => given,
+        None => match generation.map(given).transpose()?.flatten() {
+            Some(given) => given,
+            None => Some(default).filter(|&id| (id as usize) < vocab),
+        },
+    };
+    match bos {
+        Some(id) if id as usize >= vocab => {
+            Err(fields.invalid(format!("bos_token_id {id} is not below vocab_size {vocab}")))
+        }
+        bos => Ok(bos),
+    }
+}
+
+/// Tokens that end a sequence: of both files; the family's where neither names any and the vocabulary has it.
+fn eos(fields: &Fields, generation: Option<&Fields>, default: u32, vocab: usize) -> Result<Vec<u32>> {
+    let mut eos = Vec::new();
+    let mut named = false;
+    for fields in [Some(fields), generation].into_iter().flatten() {
+        named |= fields.map.contains_key("eos_token_id");
+        for id in fields.ids("eos_token_id")? {
+            if !eos.contains(&id) {
+                eos.push(id);
+            }
+        }
+    }
+    if !named && (default as usize) < vocab {
+        eos.push(default);
+    }
+    Ok(eos)
+}
+
+/// A JSON object and the file it stands in.
+struct Fields {
+    path: PathBuf,
+    map: Map<String, Value>,
+}
+
+impl Fields {
+    /// Reads a file into a [`Value`], in which the last of two equal keys wins: published files have such pairs.
+    fn read(path: PathBuf) -> Result<Self> {
+        let text = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
+        match serde_json::from_slice(&text) {
+            Ok(Value::Object(map)) => Ok(Self { path, map }),
+            Ok(_) => Err(Error::invalid(path, "is not a JSON object")),
+            Err(error) => Err(Error::invalid(path, format!("is not valid JSON: {error}"))),
+        }
+    }
+
+    fn nested(&self, key: &str, value: &Value) -> Result<Self> {
+        let path = self.path.clone();
+        match value.as_object() {
+            Some(map) => Ok(Self {
+                path,
+                map: map.clone(),
+            }),
+            None => Err(self.invalid(format!("{key} is {value}; expected an object"))),
+        }
+    }
+
+    /// A value that is there and not null.
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    fn size(&self, key: &str, default: usize) -> Result<usize> {
+        let Some(value) = self.get(key) else {
+            return Ok(default);
+        };
+        match value.as_u64() {
+            Some(size @ 1..=0xffff_ffff) => Ok(size as usize),
+            _ => Err(self.invalid(format!(
+                "{key} is {value}; expected a whole number from 1 to 2^32 - 1"
+            ))),
+        }
+    }
+
+    fn positive(&self, key: &str, default: f64) -> Result<f32> {
+        let number = self.get(key).map_or(Some(default), Value::as_f64);
+        match number.map(|number| number as f32) {
+            Some(number) if number > 0.0 && number.is_finite() => Ok(number),
+            _ => Err(self.invalid(format!("{key} is {}; expected a positive number", self.map[key]))),
+        }
+    }
+
+    fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(other) => Err(self.invalid(format!("{key} is {other}; expected true or false"))),
+        }
+    }
+
+    fn text<'a>(&'a self, key: &str, default: &'a str) -> Result<&'a str> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(Value::String(text)) => Ok(text),
+            Some(other) => Err(self.invalid(format!("{key} is {other}; expected a string"))),
+        }
+    }
+
+    /// Token ids: a number, a list or null; -1 stands for none in some files.
+    fn ids(&self, key: &str) -> Result<Vec<u32>> {
+        let values = match self.get(key) {
+            None => &[][..],
+            Some(Value::Array(values)) => values,
+            Some(value) => std::slice::from_ref(value),
+        };
+        let ids = values.iter().filter(|value| value.as_i64() != Some(-1));
+        ids.map(|value| {
+            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+            id.ok_or_else(|| self.invalid(format!("{key} has {value}; expected token ids")))
+        })
+        .collect()
+    }
+
+    fn invalid(&self, message: impl Into<String>) -> Error {
+        Error::invalid(&self.path, message)
+    }
+
+    fn unsupported(&self, message: impl Into<String>) -> Error {
+        Error::unsupported(&self.path, message)
+    }
+}

@@ -1,0 +1,322 @@
+//! The tensors of a folder: found in one safetensors file or in shards, checked against the files' sizes, read piecewise.
+//!
+//! Knows nothing of models. Only headers are held in memory, and nothing is allocated for a size that a file merely claims.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Component, Path, PathBuf};
+
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::Value;
+
+use crate::{DenseDtype, Error, Result};
+
+/// A folder with one of these holds a model of one file, or of several.
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// What the safetensors format allows a header to be, in bytes.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Every tensor of a folder.
+#[derive(Debug)]
+pub(crate) struct TensorFiles {
+    files: Vec<TensorFile>,
+    tensors: BTreeMap<String, (usize, TensorInfo)>,
+}
+
+#[derive(Debug)]
+struct TensorFile {
+    path: PathBuf,
+    file: File,
+    /// Where the tensors' bytes begin.
+    data_start: u64,
+}
+
+/// One tensor, still in its file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tensor<'a> {
+    name: &'a str,
+    info: &'a TensorInfo,
+    file: &'a TensorFile,
+}
+
+impl TensorFiles {
+    /// Opens the safetensors files of `dir` and checks their headers.
+    pub(crate) fn open(dir: &Path) -> Result<Self> {
+        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+        let mut all = Self {
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        if single.exists() {
+            all.add(single)?;
+        } else if index.exists() {
+            for (shard, tensors) in shards(&index)? {
+                all.add(dir.join(&shard))?;
+                let file = all.files.len() - 1;
+                if let Some(missing) = tensors
+                    .iter()
+                    .find(|&name| all.tensors.get(name).is_none_or(|(held_by, _)| *held_by != file))
+                {
+                    return Err(Error::invalid(
+                        index,
+                        format!(
+                            "places tensor `{missing}` in {shard}, which does not hold it; download both again"
+                        ),
+                    ));
+                }
+            }
+        } else {
+            return Err(no_weights(dir));
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, path: PathBuf) -> Result<()> {
+        let (opened, header) = TensorFile::open(path)?;
+        for name in header.offset_keys() {
+            let info = header
+                .info(&name)
+                .expect("the key comes from this header")
+                .clone();
+            if let Some((first, _)) = self.tensors.get(&name) {
+                return Err(Error::invalid(
+                    opened.path,
+                    format!(
+                        "holds tensor `{name}` again, already in {}",
+                        self.files[*first].path.display()
+                    ),
+                ));
+            }
+            self.tensors.insert(name, (self.files.len(), info));
+        }
+        self.files.push(opened);
+        Ok(())
+    }
+
+    /// The tensor of that name, if there is one.
+    pub(crate) fn find(&self, name: &str) -> Option<Tensor<'_>> {
+        let (name, (file, info)) = self.tensors.get_key_value(name)?;
+        Some(Tensor {
+            name,
+            info,
+            file: &self.files[*file],
+        })
+    }
+
+    /// The tensor of that name.
+    pub(crate) fn get(&self, name: &str) -> Result<Tensor<'_>> {
+        self.find(name).ok_or_else(|| {
+            Error::invalid(
+                &self.files[0].path,
+                format!("tensor `{name}` is missing, which config.json calls for"),
+            )
+        })
+    }
+
+    /// Every tensor, by name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Tensor<'_>> {
+        self.tensors.iter().map(|(name, (file, info))| Tensor {
+            name,
+            info,
+            file: &self.files[*file],
+        })
+    }
+}
+
+impl TensorFile {
+    fn open(path: PathBuf) -> Result<(Self, Metadata)> {
+        let io = |source| Error::io(&path, source);
+        let invalid = |message: String| Error::invalid(&path, message);
+        // Asked before opening: opening a pipe would wait for its other end.
+        if !std::fs::metadata(&path).map_err(io)?.is_file() {
+            return Err(invalid("is not a file; expected a safetensors file".into()));
+        }
+        let file = File::open(&path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        if size < 8 {
+            return Err(invalid(format!(
+                "is {size} bytes long, which is too short for a safetensors file; download it again"
+            )));
+        }
+        let mut length = [0; 8];
+        read_exact_at(&file, &mut length, 0).map_err(io)?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER_BYTES || length > size - 8 {
+            return Err(invalid(format!(
+                "claims a header of {length} bytes in a file of {size}: it is truncated, or not a safetensors file; download it \
+                 again"
+            )));
+        }
+        let mut header = vec![0; length as usize];
+        read_exact_at(&file, &mut header, 8).map_err(io)?;
+        let header: Metadata = serde_json::from_slice(&header).map_err(|error| {
+            invalid(format!(
+                "the safetensors header is broken: {error}; download the file again"
+            ))
+        })?;
+        let (data_start, data) = (8 + length, header.data_len() as u64);
+        if data != size - data_start {
+            return Err(invalid(format!(
+                "holds {} bytes of tensors where its header describes {data}: it is truncated or damaged; download it again",
+                size - data_start
+            )));
+        }
+        let opened = Self {
+            path,
+            file,
+            data_start,
+        };
+        Ok((opened, header))
+    }
+}
+
+impl<'a> Tensor<'a> {
+    /// Its name.
+    pub(crate) fn name(&self) -> &'a str {
+        self.name
+    }
+
+    /// Its element type.
+    pub(crate) fn dtype(&self) -> Dtype {
+        self.info.dtype
+    }
+
+    /// Its shape.
+    pub(crate) fn shape(&self) -> &'a [usize] {
+        &self.info.shape
+    }
+
+    /// Its size.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.info.data_offsets.1 - self.info.data_offsets.0
+    }
+
+    /// Reads its bytes from `offset` on until `out` is full.
+    pub(crate) fn read(&self, offset: usize, out: &mut [u8]) -> Result<()> {
+        assert!(
+            out.len() <= self.n_bytes().saturating_sub(offset),
+            "a read past the end of {}",
+            self.name
+        );
+        let start = self.file.data_start + (self.info.data_offsets.0 + offset) as u64;
+        read_exact_at(&self.file.file, out, start).map_err(|source| Error::io(&self.file.path, source))
+    }
+
+    /// Checks its shape.
+    pub(crate) fn expect_shape(&self, shape: &[usize]) -> Result<()> {
+        if self.shape() == shape {
+            return Ok(());
+        }
+        Err(self.invalid(format!(
+            "has shape {:?}, and config.json calls for {shape:?}; the files do not belong together",
+            self.shape()
+        )))
+    }
+
+    /// Its element type, which must be a float.
+    pub(crate) fn float_dtype(&self) -> Result<DenseDtype> {
+        match self.dtype() {
+            Dtype::BF16 => Ok(DenseDtype::Bf16),
+            Dtype::F16 => Ok(DenseDtype::F16),
+            Dtype::F32 => Ok(DenseDtype::F32),
+            other => Err(self.invalid(format!("has type {other:?}; expected BF16, F16 or F32"))),
+        }
+    }
+
+    /// Reads a vector of `len` finite floats.
+    pub(crate) fn read_floats(&self, len: usize) -> Result<Vec<f32>> {
+        let dtype = self.float_dtype()?;
+        self.expect_shape(&[len])?;
+        let mut bytes = vec![0; self.n_bytes()];
+        self.read(0, &mut bytes)?;
+        let mut floats = vec![0.0; len];
+        dtype.to_f32(&bytes, &mut floats);
+        match floats.iter().position(|x| !x.is_finite()) {
+            Some(at) => Err(self.invalid(format!("holds {} at index {at}", floats[at]))),
+            None => Ok(floats),
+        }
+    }
+
+    /// An [`Error::Invalid`] about it.
+    pub(crate) fn invalid(&self, message: impl std::fmt::Display) -> Error {
+        Error::invalid(&self.file.path, format!("tensor `{}` {message}", self.name))
+    }
+
+    /// An [`Error::Unsupported`] about it.
+    pub(crate) fn unsupported(&self, message: impl std::fmt::Display) -> Error {
+        Error::unsupported(&self.file.path, format!("tensor `{}` {message}", self.name))
+    }
+}
+
+/// The shards that an index names, each with its tensors.
+fn shards(index: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+    let invalid = |message: String| Error::invalid(index, message);
+    let text = std::fs::read(index).map_err(|source| Error::io(index, source))?;
+    let value: Value =
+        serde_json::from_slice(&text).map_err(|error| invalid(format!("is not valid JSON: {error}")))?;
+    let map = value
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .ok_or_else(|| invalid("has no `weight_map` object from tensor names to files".into()))?;
+    let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (tensor, shard) in map {
+        let shard = shard
+            .as_str()
+            .ok_or_else(|| invalid(format!("weight_map[`{tensor}`] is {shard}; expected a file name")))?;
+        let plain = !shard.is_empty()
+            && Path::new(shard)
+                .components()
+                .all(|part| matches!(part, Component::Normal(_)));
+        if !plain {
+            return Err(invalid(format!(
+                "weight_map[`{tensor}`] is `{shard}`, which is not a file inside the folder"
+            )));
+        }
+        shards.entry(shard.into()).or_default().push(tensor.clone());
+    }
+    if shards.is_empty() {
+        return Err(invalid("names no tensors".into()));
+    }
+    Ok(shards)
+}
+
+/// Says what a folder without safetensors holds instead.
+fn no_weights(dir: &Path) -> Error {
+    let names = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name());
+    let names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
+    let with = |suffix: &str| names.iter().find(|name| name.ends_with(suffix));
+    let found = if let Some(name) = with(".gguf") {
+        format!("; {name} is GGUF, which is not read: download the safetensors files of the same model")
+    } else if let Some(name) = with(".bin").or_else(|| with(".pt")).or_else(|| with(".pth")) {
+        format!("; {name} is a PyTorch file, which is not read: download or save the model as safetensors")
+    } else {
+        String::new()
+    };
+    Error::invalid(dir, format!("holds neither {SINGLE} nor {INDEX}{found}"))
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    while !out.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, out, offset)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => {
+                out = &mut out[n..];
+                offset += n as u64;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,2 +1,45 @@
-//! Device code. On the host this crate is its kernels' parameter structs and, for tests, an emulator.
+//! Device code. On the host this crate is its kernels' parameter structs and, with the feature `emulator`, a SIMT
+//! emulator that runs the same source lane by lane.
+//!
+//! A file may use only files whose `mod` line stands above its own, so the list below is also the reading order.
 #![no_std]
+#![cfg_attr(
+    target_arch = "nvptx64",
+    feature(
+        abi_ptx,
+        abi_unadjusted,
+        asm_experimental_arch,
+        link_llvm_intrinsics,
+        stdarch_nvptx
+    ),
+    allow(internal_features)
+)]
+
+#[cfg(feature = "emulator")]
+extern crate std;
+
+#[macro_use]
+mod abi;
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+pub mod intrinsics;
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+pub mod reduce;
+
+pub mod probe;
+
+pub use abi::{Global, Kernel, KernelInfo, Launch};
+
+/// Every kernel of the PTX modules, in the order of the `mod` lines.
+pub const ALL: &[KernelInfo] = &[
+    probe::ProbeWarp::INFO,
+    probe::ProbeMemory::INFO,
+    probe::ProbeBulk::INFO,
+    probe::ProbeDivergence::INFO,
+];
+
+#[cfg(target_arch = "nvptx64")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // SAFETY: `trap` has no precondition.
+    unsafe { core::arch::nvptx::trap() }
+}

@@ -1,0 +1,194 @@
+//! The one place where a kernel's name, parameters and block size meet: the [`kernel!`] macro makes the device entry and
+//! the host's typed parameters from one declaration.
+
+#[cfg(not(target_arch = "nvptx64"))]
+use core::ffi::c_void;
+use core::marker::PhantomData;
+
+/// What the host must know of a kernel before it launches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelInfo {
+    /// Name of the PTX entry.
+    pub name: &'static str,
+    /// Threads of a block: x, y, z.
+    pub block: [u32; 3],
+    /// Blocks that must fit on a multiprocessor at once, which limits registers (`.minnctapersm`); 0 sets no limit.
+    pub min_blocks: u32,
+    /// Lowest compute capability whose module has this kernel: 80, or 90 for one that needs Hopper.
+    pub min_sm: u32,
+    /// Sizes of the parameters in bytes, in order.
+    pub param_sizes: &'static [usize],
+}
+
+/// Grid and shared memory of one launch. Kernels compute it from their parameters in a `launch` method.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks: x, y, z.
+    pub grid: [u32; 3],
+    /// Bytes of dynamic shared memory of a block.
+    pub shared_bytes: u32,
+}
+
+/// A kernel the host can launch: a struct of its parameters.
+///
+/// # Safety
+/// `INFO` describes an entry of the PTX modules and `args` points at its parameters, in order. Only the `kernel!` macro
+/// implements this.
+pub unsafe trait Kernel: Copy {
+    /// Name, block size and parameter sizes.
+    const INFO: KernelInfo;
+    /// Pointers to the parameters.
+    #[cfg(not(target_arch = "nvptx64"))]
+    type Args: AsRef<[*const c_void]>;
+    /// Pointers to the fields of `self`, in parameter order; valid while `self` is borrowed.
+    #[cfg(not(target_arch = "nvptx64"))]
+    fn args(&self) -> Self::Args;
+    /// The kernel's body, for one lane of the emulator.
+    ///
+    /// # Safety
+    /// Only a lane of [`crate::emulator::Emulator`] may call this.
+    #[cfg(feature = "emulator")]
+    unsafe fn run(self);
+}
+
+/// Address of `T`s in device memory; the host cannot read through it.
+///
+/// On the device its methods are loads and stores; in the emulator the same methods are checked.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Global<T> {
+    /// A pointer on the device, where the compiler derives the address space from it; a number on the host.
+    #[cfg(target_arch = "nvptx64")]
+    pub(crate) pointer: *mut T,
+    #[cfg(not(target_arch = "nvptx64"))]
+    address: u64,
+    #[cfg(not(target_arch = "nvptx64"))]
+    element: PhantomData<fn() -> T>,
+    #[cfg(target_arch = "nvptx64")]
+    element: PhantomData<*mut T>,
+}
+
+impl<T> Clone for Global<T> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Global<T> {}
+
+impl<T> Global<T> {
+    /// The address a device allocation returned.
+    #[cfg(not(target_arch = "nvptx64"))]
+    #[must_use]
+    pub const fn new(address: u64) -> Self {
+        Self {
+            address,
+            element: PhantomData,
+        }
+    }
+
+    /// The address in bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn address(self) -> u64 {
+        #[cfg(target_arch = "nvptx64")]
+        return self.pointer as u64;
+        #[cfg(not(target_arch = "nvptx64"))]
+        return self.address;
+    }
+
+    /// The address of element `index`.
+    #[inline(always)]
+    #[must_use]
+    pub fn offset(self, index: usize) -> Self {
+        #[cfg(target_arch = "nvptx64")]
+        return Self {
+            pointer: self.pointer.wrapping_add(index),
+            element: PhantomData,
+        };
+        #[cfg(not(target_arch = "nvptx64"))]
+        return Self::new(self.address.wrapping_add((index * size_of::<T>()) as u64));
+    }
+
+    /// The same address, seen as `U`s.
+    #[inline(always)]
+    #[must_use]
+    pub fn cast<U>(self) -> Global<U> {
+        #[cfg(target_arch = "nvptx64")]
+        return Global {
+            pointer: self.pointer.cast(),
+            element: PhantomData,
+        };
+        #[cfg(not(target_arch = "nvptx64"))]
+        return Global::new(self.address);
+    }
+}
+
+/// `"sm_90"` to 90.
+pub(crate) const fn sm_number(arch: &str) -> u32 {
+    let bytes = arch.as_bytes();
+    let (mut number, mut i) = (0, 3);
+    while i < bytes.len() {
+        number = number * 10 + (bytes[i] - b'0') as u32;
+        i += 1;
+    }
+    number
+}
+
+/// Declares a kernel: `name, block = [x, y, z], min_blocks = n, arch = sm_90, body = path; pub struct Params { .. }`.
+///
+/// `min_blocks` and `arch` may be left out. On the host this is the struct and its [`Kernel`]; on the device an entry with
+/// flat parameters (a struct by value would cost the pointers their address space) that rebuilds the struct and calls
+/// `body`, an `unsafe fn(Params)`.
+macro_rules! kernel {
+    (
+        $(#[$meta:meta])*
+        $name:ident, block = $block:expr, $(min_blocks = $min_blocks:expr,)? $(arch = $arch:ident,)? body = $body:path;
+        pub struct $Params:ident { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug)]
+        pub struct $Params { $( $(#[$field_meta])* pub $field: $type, )* }
+
+        // SAFETY: name, order and types come from this one declaration.
+        unsafe impl $crate::Kernel for $Params {
+            const INFO: $crate::KernelInfo = $crate::KernelInfo {
+                name: stringify!($name),
+                block: $block,
+                min_blocks: 0 $( + $min_blocks )?,
+                min_sm: {
+                    let arch = "sm_80";
+                    $( let _ = arch; let arch = stringify!($arch); )?
+                    $crate::abi::sm_number(arch)
+                },
+                param_sizes: &[$( size_of::<$type>() ),*],
+            };
+            #[cfg(not(target_arch = "nvptx64"))]
+            type Args = [*const core::ffi::c_void; [$( stringify!($field) ),*].len()];
+            #[cfg(not(target_arch = "nvptx64"))]
+            fn args(&self) -> Self::Args {
+                [$( (&raw const self.$field).cast() ),*]
+            }
+            #[cfg(feature = "emulator")]
+            unsafe fn run(self) {
+                // SAFETY: the emulator checks every access the body makes.
+                unsafe { $body(self) }
+            }
+        }
+
+        // Names the body in the modules that leave the entry out, where it would otherwise count as dead code.
+        $(
+            #[cfg(all(target_arch = "nvptx64", not($arch)))]
+            const _: unsafe fn($Params) = $body;
+        )?
+
+        $( #[cfg($arch)] )?
+        #[cfg(target_arch = "nvptx64")]
+        #[unsafe(no_mangle)]
+        unsafe extern "ptx-kernel" fn $name($( $field: $type ),*) {
+            // SAFETY: the launch upholds the contract of the parameters.
+            unsafe { $body($Params { $( $field ),* }) }
+        }
+    };
+}

@@ -202,7 +202,10 @@ mod device {
             let mut i = 0;
             while i < 4 {
                 // Word `lane` of matrix `i`.
-                reversed.store(255 - (warp_id() * 128 + i * 32 + lane_id()), words[i as usize] + flags.load(lane ^ 63) as u32);
+                reversed.store(
+                    255 - (warp_id() * 128 + i * 32 + lane_id()),
+                    words[i as usize] + flags.load(lane ^ 63) as u32,
+                );
                 i += 1;
             }
             // Orders the reversed words before the other warp's loads: arrivals and waits of both.
@@ -210,7 +213,8 @@ mod device {
             let quad = reversed.load_x4(lane * 4);
             p.y.store_x4(block as usize * 256 + lane as usize * 4, quad.map(|w| w - 1));
             if lane == 0 {
-                p.top.fetch_max(0, (row.load_stream(0)[0] as u64) << 32 | block as u64);
+                p.top
+                    .fetch_max(0, (row.load_stream(0)[0] as u64) << 32 | block as u64);
                 p.count.add_release(0, 1);
                 device_fence();
                 p.count.fetch_add(1, 1);

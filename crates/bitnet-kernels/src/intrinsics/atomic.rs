@@ -124,7 +124,9 @@ impl Global<u32> {
                 options(nostack, preserves_flags));
         }
         #[cfg(not(target_arch = "nvptx64"))]
-        lane::atomic_update(self.offset(index).address(), 4, Order::Release, |old| (old as u32).wrapping_add(by).into());
+        lane::atomic_update(self.offset(index).address(), 4, Order::Release, |old| {
+            (old as u32).wrapping_add(by).into()
+        });
     }
 }
 

@@ -112,7 +112,10 @@ pub fn grid_dependency_launch() {
     #[cfg(all(target_arch = "nvptx64", sm_90))]
     // SAFETY: a hint, with no precondition.
     unsafe {
-        asm!("griddepcontrol.launch_dependents;", options(nostack, preserves_flags));
+        asm!(
+            "griddepcontrol.launch_dependents;",
+            options(nostack, preserves_flags)
+        );
     }
 }
 

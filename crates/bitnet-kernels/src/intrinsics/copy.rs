@@ -83,8 +83,10 @@ impl Mbarrier {
         #[cfg(target_arch = "nvptx64")]
         // SAFETY: fences have no precondition.
         unsafe {
-            asm!("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;",
-                options(nostack, preserves_flags));
+            asm!(
+                "fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;",
+                options(nostack, preserves_flags)
+            );
         }
     }
 

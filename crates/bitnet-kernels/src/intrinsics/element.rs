@@ -83,5 +83,7 @@ element!(i8, reg32, u32, "s8", |v| v as u8 as u64, |raw| raw as i8);
 element!(u16, reg32, u32, "u16", |v| v.into(), |raw| raw as u16);
 element!(u32, reg32, u32, "b32", |v| v.into(), |raw| raw as u32);
 element!(i32, reg32, u32, "b32", |v| v as u32 as u64, |raw| raw as i32);
-element!(f32, reg32, u32, "b32", |v| v.to_bits().into(), |raw| f32::from_bits(raw as u32));
+element!(f32, reg32, u32, "b32", |v| v.to_bits().into(), |raw| {
+    f32::from_bits(raw as u32)
+});
 element!(u64, reg64, u64, "b64", |v| v, |raw| raw);

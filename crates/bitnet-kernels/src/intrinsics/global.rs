@@ -57,7 +57,11 @@ impl<T: Element> Global<T> {
         // SAFETY: the caller's promise.
         return unsafe { self.pointer.add(index).read() };
         #[cfg(not(target_arch = "nvptx64"))]
-        return T::from_raw(lane::load(self.offset(index).address(), size_of::<T>(), lane::Access::Plain));
+        return T::from_raw(lane::load(
+            self.offset(index).address(),
+            size_of::<T>(),
+            lane::Access::Plain,
+        ));
     }
 
     /// Writes element `index`. `st.global`, PTX ISA 9.7.9.11.
@@ -73,7 +77,11 @@ impl<T: Element> Global<T> {
             self.pointer.add(index).write(value);
         }
         #[cfg(not(target_arch = "nvptx64"))]
-        lane::store(self.offset(index).address(), &value.to_raw().to_le_bytes()[..size_of::<T>()], lane::Access::Plain);
+        lane::store(
+            self.offset(index).address(),
+            &value.to_raw().to_le_bytes()[..size_of::<T>()],
+            lane::Access::Plain,
+        );
     }
 
     /// Asks for the cache line of element `index` to be brought into L2. `prefetch.global.L2`, PTX ISA 9.7.9.15.
@@ -136,7 +144,11 @@ impl<T: Word> Global<T> {
                 in(reg32) w[1], options(nostack, preserves_flags));
         }
         #[cfg(not(target_arch = "nvptx64"))]
-        lane::store(self.offset(index).address(), &lane::bytes::<8>(&w), lane::Access::Plain);
+        lane::store(
+            self.offset(index).address(),
+            &lane::bytes::<8>(&w),
+            lane::Access::Plain,
+        );
     }
 
     /// Writes four elements. `st.global.v4`, PTX ISA 9.7.9.11.
@@ -154,6 +166,10 @@ impl<T: Word> Global<T> {
                 in(reg32) w[0], in(reg32) w[1], in(reg32) w[2], in(reg32) w[3], options(nostack, preserves_flags));
         }
         #[cfg(not(target_arch = "nvptx64"))]
-        lane::store(self.offset(index).address(), &lane::bytes::<16>(&w), lane::Access::Plain);
+        lane::store(
+            self.offset(index).address(),
+            &lane::bytes::<16>(&w),
+            lane::Access::Plain,
+        );
     }
 }

@@ -25,7 +25,9 @@ pub fn dp4a(a: u32, b: u32, c: i32) -> i32 {
         .to_le_bytes()
         .into_iter()
         .zip(b.to_le_bytes())
-        .fold(c, |c, (a, b)| c.wrapping_add(i32::from(a as i8) * i32::from(b as i8)));
+        .fold(c, |c, (a, b)| {
+            c.wrapping_add(i32::from(a as i8) * i32::from(b as i8))
+        });
 }
 
 /// [`dp4a`] with the bytes of `a` unsigned. `dp4a.u32.s32`, PTX ISA 9.7.1.23.
@@ -54,7 +56,9 @@ pub fn byte_permute(a: u32, b: u32, selector: u32) -> u32 {
     #[cfg(not(target_arch = "nvptx64"))]
     {
         let bytes = (u64::from(b) << 32 | u64::from(a)).to_le_bytes();
-        u32::from_le_bytes(core::array::from_fn(|i| bytes[(selector >> (4 * i) & 7) as usize]))
+        u32::from_le_bytes(core::array::from_fn(|i| {
+            bytes[(selector >> (4 * i) & 7) as usize]
+        }))
     }
 }
 

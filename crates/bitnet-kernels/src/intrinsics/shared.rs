@@ -3,9 +3,9 @@
 use super::{Element, Word};
 #[cfg(not(target_arch = "nvptx64"))]
 use crate::emulator::lane;
-use core::marker::PhantomData;
 #[cfg(target_arch = "nvptx64")]
 use core::arch::asm;
+use core::marker::PhantomData;
 
 #[cfg(target_arch = "nvptx64")]
 core::arch::global_asm!(".extern .shared .align 128 .b8 dynamic_shared[];");
@@ -61,7 +61,9 @@ impl<T> Shared<T> {
     #[must_use]
     pub fn offset(self, index: u32) -> Self {
         Self {
-            address: self.address.wrapping_add(index.wrapping_mul(size_of::<T>() as u32)),
+            address: self
+                .address
+                .wrapping_add(index.wrapping_mul(size_of::<T>() as u32)),
             element: PhantomData,
         }
     }
@@ -119,7 +121,10 @@ impl<T: Element> Shared<T> {
             T::store_shared(self.offset(index).address, value);
         }
         #[cfg(not(target_arch = "nvptx64"))]
-        lane::store_shared(self.offset(index).address, &value.to_raw().to_le_bytes()[..size_of::<T>()]);
+        lane::store_shared(
+            self.offset(index).address,
+            &value.to_raw().to_le_bytes()[..size_of::<T>()],
+        );
     }
 }
 

@@ -10,7 +10,7 @@ use core::marker::PhantomData;
 pub struct KernelInfo {
     /// Name of the PTX entry.
     pub name: &'static str,
-    /// Threads of a block: x, y, z.
+    /// Most threads of a block: x, y, z; a launch may use fewer.
     pub block: [u32; 3],
     /// Blocks that must fit on a multiprocessor at once, which limits registers (`.minnctapersm`); 0 sets no limit.
     pub min_blocks: u32,
@@ -25,6 +25,8 @@ pub struct KernelInfo {
 pub struct Launch {
     /// Blocks: x, y, z.
     pub grid: [u32; 3],
+    /// Threads of a block: x, y, z; no axis above [`KernelInfo::block`].
+    pub block: [u32; 3],
     /// Bytes of dynamic shared memory of a block.
     pub shared_bytes: u32,
 }

@@ -30,6 +30,7 @@ impl ProbeWarp {
     pub fn launch() -> Launch {
         Launch {
             grid: [1, 1, 1],
+            block: [32, 1, 1],
             shared_bytes: 0,
         }
     }
@@ -63,6 +64,7 @@ impl ProbeMemory {
     pub fn launch(rows: u32) -> Launch {
         Launch {
             grid: [rows, 1, 1],
+            block: [64, 1, 1],
             shared_bytes: 4096,
         }
     }
@@ -91,6 +93,7 @@ impl ProbeBulk {
     pub fn launch(rows: u32) -> Launch {
         Launch {
             grid: [rows, 1, 1],
+            block: [64, 1, 1],
             shared_bytes: 1040,
         }
     }
@@ -121,6 +124,7 @@ impl ProbeDivergence {
     pub fn launch() -> Launch {
         Launch {
             grid: [1, 1, 1],
+            block: [64, 1, 1],
             shared_bytes: 256,
         }
     }

@@ -25,12 +25,19 @@ pub mod intrinsics;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub mod reduce;
 
+pub mod bit_gemv;
 pub mod probe;
 
 pub use abi::{Global, Kernel, KernelInfo, Launch};
 
 /// Every kernel of the PTX modules, in the order of the `mod` lines.
 pub const ALL: &[KernelInfo] = &[
+    bit_gemv::BitGemvT2K1::INFO,
+    bit_gemv::BitGemvT4K1::INFO,
+    bit_gemv::BitGemvT2K2::INFO,
+    bit_gemv::BitGemvT4K2::INFO,
+    bit_gemv::BitGemvT2K3::INFO,
+    bit_gemv::BitGemvT2K4::INFO,
     probe::ProbeWarp::INFO,
     probe::ProbeMemory::INFO,
     probe::ProbeBulk::INFO,

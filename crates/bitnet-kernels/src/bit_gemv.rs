@@ -1,0 +1,270 @@
+//! `y = W x` for ternary `W` and up to eight columns of 8-bit activations: the product every decoded token is made of.
+//!
+//! A warp multiplies whole tiles of [`bitnet_layout::mma_tile`] on the int8 tensor cores. One 16-byte load a lane brings 16
+//! rows by 128 columns; masking plane `p` of its four words gives the A fragment of one `mma.m16n8k32` without a shift,
+//! because codes scaled by `4^p` are kept in an accumulator of their own and scaled back once at the end, which is exact.
+//! Codes are `t + 1`, so the sum of the activations is subtracted at the end. Of the 8 columns that the tensor core
+//! computes in any case, `cols` are used.
+//!
+//! The warps of a block split k and keep `T` rows of tiles: every weight that a block will need is requested before it
+//! waits for the kernel that writes `x` (programmatic dependent launch), all in registers, so the loads of one product run
+//! under the arithmetic of the product before it.
+
+use crate::{Global, Launch};
+use bitnet_layout::mma_tile;
+
+/// Widest batch of [`BitGemvT2K1`] and its siblings.
+pub const MAX_COLS: u32 = 8;
+
+/// Most warps of a block.
+const MAX_WARPS: u32 = 20;
+
+macro_rules! bit_gemv {
+    ($($name:ident, $Params:ident, $t:literal, $kpw:literal;)*) => {$(
+        kernel! {
+            /// `y[c][n] = (sum over k of t[n][k] x[c][k]) * scale(n) / s[c]` for `cols` columns c.
+            ///
+            /// - Shapes: `w` tiles of (n, k); `x` (cols, k padded to 128) i8, padded with zeros; `s` (cols); `y` (cols, n).
+            /// - Launch: a block owns
+            #[doc = concat!(stringify!($t), " rows of tiles and its warps split k, ", stringify!($kpw), " tiles a warp at a time;")]
+            ///   grid, warps and shared memory as [`Plan`] says.
+            /// - Layout: [`bitnet_layout::mma_tile`]. Moves: `n k / 4` bytes of weights once, `x` once a block.
+            /// - Bound: latency of the dependent part (x from L2, products, one barrier) below about 4 MB of weights, above
+            ///   that DRAM: 61 % of it at 20480 x 3200 on an H200.
+            ///
+            /// # Safety
+            /// Lengths as above; `w` and `x` 16-byte aligned; `1 <= cols <= 8`; `n`, `k` at least 1; the launch is the plan's.
+            $name, block = [MAX_WARPS * 32, 1, 1], body = device::run::<$t, $kpw>;
+            pub struct $Params {
+                /// Weights in tiles.
+                pub w: Global<u32>,
+                /// Activations, four a word, (cols, k padded / 4).
+                pub x: Global<u32>,
+                /// Scales of the activations: a unit of column c is worth `1 / s[c]`, (cols).
+                pub s: Global<f32>,
+                /// Output, (cols, n).
+                pub y: Global<f32>,
+                /// Rows.
+                pub n: u32,
+                /// Columns.
+                pub k: u32,
+                /// Columns of activations.
+                pub cols: u32,
+                /// First row that has `scale_b`.
+                pub row_b: u32,
+                /// First row that has `scale_c`.
+                pub row_c: u32,
+                /// What a ternary unit of the first rows is worth.
+                pub scale_a: f32,
+                /// What a ternary unit of rows `row_b ..` is worth.
+                pub scale_b: f32,
+                /// What a ternary unit of rows `row_c ..` is worth.
+                pub scale_c: f32,
+            }
+        }
+    )*};
+}
+
+bit_gemv! {
+    bit_gemv_t2k1, BitGemvT2K1, 2, 1;
+    bit_gemv_t4k1, BitGemvT4K1, 4, 1;
+    bit_gemv_t2k2, BitGemvT2K2, 2, 2;
+    bit_gemv_t4k2, BitGemvT4K2, 4, 2;
+    bit_gemv_t2k3, BitGemvT2K3, 2, 3;
+    bit_gemv_t2k4, BitGemvT2K4, 2, 4;
+}
+
+/// The variant and launch for a shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Rows of tiles of a block.
+    pub tile_rows: u32,
+    /// Tiles along k that a warp holds at a time.
+    pub tiles_per_warp: u32,
+    /// Grid, block and shared memory.
+    pub launch: Launch,
+}
+
+impl Plan {
+    /// The variants, as (`tile_rows`, `tiles_per_warp`), in the order of the declarations above.
+    pub const VARIANTS: [(u32, u32); 6] = [(2, 1), (4, 1), (2, 2), (4, 2), (2, 3), (2, 4)];
+
+    /// The fastest variant for an (n, k) matrix and `cols` columns, measured on an H200 with cold caches.
+    ///
+    /// Fewer tiles a warp mean a shorter dependent part; more mean fewer warps, so that the next kernel's blocks find
+    /// room beside this one's and start their loads.
+    #[must_use]
+    pub fn new(n: usize, k: usize, cols: u32) -> Self {
+        let tiles_k = mma_tile::tiles_k(k) as u32;
+        let tiles_per_warp = match tiles_k {
+            0..=20 if n < 4096 => 1,
+            0..=40 => 2,
+            41..=60 => 3,
+            _ => 4,
+        };
+        let tile_rows = if mma_tile::tiles_n(n) >= 200 && tiles_per_warp <= 2 { 4 } else { 2 };
+        Self::with(n, k, cols, tile_rows, tiles_per_warp)
+    }
+
+    /// A launch of one variant, for measuring.
+    #[must_use]
+    pub fn with(n: usize, k: usize, cols: u32, tile_rows: u32, tiles_per_warp: u32) -> Self {
+        let warps = (mma_tile::tiles_k(k) as u32).div_ceil(tiles_per_warp).clamp(1, MAX_WARPS);
+        Self {
+            tile_rows,
+            tiles_per_warp,
+            launch: Launch {
+                grid: [(mma_tile::tiles_n(n) as u32).div_ceil(tile_rows), 1, 1],
+                block: [warps * 32, 1, 1],
+                shared_bytes: warps * cols * (tile_rows * mma_tile::ROWS as u32 + 1) * 4,
+            },
+        }
+    }
+}
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+pub(crate) mod device {
+    use crate::intrinsics::*;
+
+    /// Sums of one row of tiles over the `KPW` tiles of a warp: the four accumulators of the mma, scaled back.
+    ///
+    /// `x[i]` are the eight words of tile i's 32 columns that this lane feeds.
+    #[inline(always)]
+    pub(crate) unsafe fn tile_sums<const KPW: usize>(w: &[[u32; 4]; KPW], x: &[[u32; 8]; KPW]) -> [i32; 4] {
+        let mut plane = [[0i32; 4]; 4];
+        let mut i = 0;
+        while i < KPW {
+            let mut p = 0;
+            while p < 4 {
+                let mask = 0x0303_0303 << (2 * p);
+                let a = [w[i][0] & mask, w[i][1] & mask, w[i][2] & mask, w[i][3] & mask];
+                // SAFETY: the whole warp is here: every branch around this call is uniform.
+                plane[p] = unsafe { mma_m16n8k32_u8_s8(a, [x[i][p], x[i][4 + p]], plane[p]) };
+                p += 1;
+            }
+            i += 1;
+        }
+        core::array::from_fn(|j| plane[0][j] + (plane[1][j] >> 2) + (plane[2][j] >> 4) + (plane[3][j] >> 6))
+    }
+
+    /// Gives the parameter structs of all variants one shape.
+    pub(crate) trait Params: Copy {
+        /// The fields, as the `T2K1` variant.
+        fn get(self) -> super::BitGemvT2K1;
+    }
+
+    macro_rules! params {
+        ($($Params:ident)*) => {$(
+            impl Params for super::$Params {
+                #[inline(always)]
+                fn get(self) -> super::BitGemvT2K1 {
+                    let super::$Params { w, x, s, y, n, k, cols, row_b, row_c, scale_a, scale_b, scale_c } = self;
+                    super::BitGemvT2K1 { w, x, s, y, n, k, cols, row_b, row_c, scale_a, scale_b, scale_c }
+                }
+            }
+        )*};
+    }
+    params! { BitGemvT2K1 BitGemvT4K1 BitGemvT2K2 BitGemvT4K2 BitGemvT2K3 BitGemvT2K4 }
+
+    #[inline(always)]
+    pub(super) unsafe fn run<const T: usize, const KPW: usize>(p: impl Params) {
+        let p = p.get();
+        let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
+        let (g, t) = (lane / 4, lane % 4);
+        let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
+        let first = block_idx_x() * T as u32;
+        // Lanes of unused columns repeat the last one; their results are not stored.
+        let x_row = g.min(p.cols - 1) * tiles_k * 32;
+        let rows = T as u32 * 16;
+        // (warp, column, row of the block), then (warp, column).
+        let parts = Shared::<i32>::at(0);
+        let sums = Shared::<i32>::at(warps * p.cols * rows * 4);
+        let mut sum = 0;
+        let mut chunk = 0;
+        // SAFETY: tile indices are clamped to the matrix, shared indices are below the plan's size; every branch around a
+        // warp or block operation is uniform.
+        unsafe {
+            while chunk < tiles_k {
+                let mut w = [[[0; 4]; KPW]; T];
+                let mut r = 0;
+                while r < T {
+                    let band = (first + r as u32).min(tiles_n - 1) * tiles_k;
+                    let mut i = 0;
+                    while i < KPW {
+                        let tile = (chunk + i as u32 * warps + warp).min(tiles_k - 1);
+                        w[r][i] = p.w.load_stream_x4(((band + tile) * 128 + lane * 4) as usize);
+                        i += 1;
+                    }
+                    r += 1;
+                }
+                if chunk == 0 {
+                    grid_dependency_launch();
+                    grid_dependency_wait();
+                }
+                let mut x = [[0; 8]; KPW];
+                let mut i = 0;
+                while i < KPW {
+                    let tile = chunk + i as u32 * warps + warp;
+                    let at = (x_row + tile.min(tiles_k - 1) * 32 + t * 8) as usize;
+                    let (low, high) = (p.x.load_l2_x4(at), p.x.load_l2_x4(at + 4));
+                    // A tile past the end is the last one again, times zero.
+                    let keep = if tile < tiles_k { u32::MAX } else { 0 };
+                    let mut j = 0;
+                    while j < 4 {
+                        x[i][j] = low[j] & keep;
+                        x[i][4 + j] = high[j] & keep;
+                        sum = dp4a(x[i][j], 0x0101_0101, dp4a(x[i][4 + j], 0x0101_0101, sum));
+                        j += 1;
+                    }
+                    i += 1;
+                }
+                let mut r = 0;
+                while r < T {
+                    let d = tile_sums(&w[r], &x);
+                    let mut j = 0;
+                    while j < 4 {
+                        // d[j]: row g or g + 8, column 2 t or 2 t + 1.
+                        let (row, col) = (r as u32 * 16 + g + j as u32 / 2 * 8, 2 * t + j as u32 % 2);
+                        if col < p.cols {
+                            let at = (warp * p.cols + col) * rows + row;
+                            let before = if chunk == 0 { 0 } else { parts.load(at) };
+                            parts.store(at, before + d[j]);
+                        }
+                        j += 1;
+                    }
+                    r += 1;
+                }
+                chunk += warps * KPW as u32;
+            }
+            sum += warp_shuffle_xor(FULL_MASK, sum, 1);
+            sum += warp_shuffle_xor(FULL_MASK, sum, 2);
+            if t == 0 && g < p.cols {
+                sums.store(warp * p.cols + g, sum);
+            }
+            // Orders every warp's parts and sums before the additions below.
+            sync_threads();
+            let mut at = thread_idx_x();
+            while at < p.cols * rows {
+                let (col, row) = (at / rows, first * 16 + at % rows);
+                let mut total = 0;
+                let mut i = 0;
+                while i < warps {
+                    total += parts.load(i * p.cols * rows + at) - sums.load(i * p.cols + col);
+                    i += 1;
+                }
+                if row < p.n {
+                    let scale = if row >= p.row_c {
+                        p.scale_c
+                    } else if row >= p.row_b {
+                        p.scale_b
+                    } else {
+                        p.scale_a
+                    };
+                    let s = p.s.load_l2(col as usize)[0];
+                    p.y.store((col * p.n + row) as usize, total as f32 * (scale / s));
+                }
+                at += block_dim_x();
+            }
+        }
+    }
+}

@@ -102,14 +102,20 @@ impl Plan {
             41..=60 => 3,
             _ => 4,
         };
-        let tile_rows = if mma_tile::tiles_n(n) >= 200 && tiles_per_warp <= 2 { 4 } else { 2 };
+        let tile_rows = if mma_tile::tiles_n(n) >= 200 && tiles_per_warp <= 2 {
+            4
+        } else {
+            2
+        };
         Self::with(n, k, cols, tile_rows, tiles_per_warp)
     }
 
     /// A launch of one variant, for measuring.
     #[must_use]
     pub fn with(n: usize, k: usize, cols: u32, tile_rows: u32, tiles_per_warp: u32) -> Self {
-        let warps = (mma_tile::tiles_k(k) as u32).div_ceil(tiles_per_warp).clamp(1, MAX_WARPS);
+        let warps = (mma_tile::tiles_k(k) as u32)
+            .div_ceil(tiles_per_warp)
+            .clamp(1, MAX_WARPS);
         Self {
             tile_rows,
             tiles_per_warp,

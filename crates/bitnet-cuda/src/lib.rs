@@ -1,1 +1,3 @@
 //! Host side of the GPU.
+
+pub mod ptx;

@@ -1,0 +1,105 @@
+//! The PTX modules, as `cargo xtask build-ptx` stored them, and the choice between them.
+
+use cuda_driver::CudaVersion;
+
+/// The kernels compiled for one architecture and everything after it.
+#[derive(Clone, Copy, Debug)]
+pub struct PtxModule {
+    /// Compute capability it needs, as in `sm_90`: 10 * major + minor.
+    pub sm: u32,
+    /// The text.
+    pub text: &'static str,
+}
+
+/// Every module, newest architecture first.
+pub const MODULES: [PtxModule; 2] = [
+    PtxModule {
+        sm: 90,
+        text: include_str!("../ptx/sm_90.ptx"),
+    },
+    PtxModule {
+        sm: 80,
+        text: include_str!("../ptx/sm_80.ptx"),
+    },
+];
+
+/// The best module for a GPU of this compute capability; `None` below 8.0.
+#[must_use]
+pub fn choose(compute_capability: (u32, u32)) -> Option<&'static PtxModule> {
+    let sm = 10 * compute_capability.0 + compute_capability.1;
+    MODULES.iter().find(|module| module.sm <= sm)
+}
+
+impl PtxModule {
+    /// The CUDA version whose drivers can load it, from its `.version` line. `None` for a text without one.
+    #[must_use]
+    pub fn needs(&self) -> Option<CudaVersion> {
+        let version = self
+            .text
+            .lines()
+            .find_map(|line| line.strip_prefix(".version "))?;
+        let (major, minor) = version.trim().split_once('.')?;
+        CudaVersion::for_ptx(major.parse().ok()?, minor.parse().ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sizes of the parameters of the entry `name`; `None` where the module has no such entry.
+    fn entry_params(ptx: &str, name: &str) -> Option<Vec<usize>> {
+        let head = format!(".visible .entry {name}(");
+        let list = &ptx[ptx.find(&head)? + head.len()..];
+        let list = &list[..list.find("\n)").or_else(|| list.find(')'))?];
+        list.lines()
+            .filter(|line| line.contains(".param"))
+            .map(|line| {
+                // `.param .u64 .ptr .align 1 name`: the type is the second word and ends in its bits.
+                let bits = line
+                    .split_whitespace()
+                    .nth(1)?
+                    .trim_start_matches(|c: char| !c.is_ascii_digit());
+                Some(bits.parse::<usize>().ok()? / 8)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn entries_take_what_the_host_passes() {
+        for module in &MODULES {
+            for kernel in bitnet_kernels::ALL {
+                let expected = (kernel.min_sm <= module.sm).then(|| kernel.param_sizes.to_vec());
+                assert_eq!(
+                    entry_params(module.text, kernel.name),
+                    expected,
+                    "{} in sm_{}",
+                    kernel.name,
+                    module.sm
+                );
+            }
+            assert!(module.text.contains(&format!(".target sm_{}", module.sm)));
+        }
+    }
+
+    #[test]
+    fn the_newest_module_that_fits_is_chosen() {
+        let sm = |capability| choose(capability).map(|module| module.sm);
+        assert_eq!(sm((7, 5)), None);
+        assert_eq!(sm((8, 0)), Some(80));
+        assert_eq!(sm((8, 9)), Some(80));
+        assert_eq!(sm((9, 0)), Some(90));
+        assert_eq!(sm((12, 0)), Some(90));
+    }
+
+    #[test]
+    fn modules_say_which_driver_they_need() {
+        for module in &MODULES {
+            assert!(
+                module.needs().is_some_and(|cuda| cuda >= cuda_driver::MIN_CUDA),
+                "sm_{}",
+                module.sm
+            );
+        }
+    }
+}

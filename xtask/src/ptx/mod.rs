@@ -1,0 +1,267 @@
+//! `build-ptx`: compiles the kernels with rustc's own NVPTX back end and stores the text beside the code that embeds it.
+
+mod module;
+mod ptxas;
+mod sources;
+mod toolchain;
+
+use anyhow::{Context, Result, bail};
+use bitnet_kernels::KernelInfo;
+use module::Header;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use toolchain::Toolchain;
+
+/// Compile the GPU kernels to PTX and store it under crates/bitnet-cuda/ptx
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Change nothing; fail when the stored PTX is not what the sources compile to
+    #[arg(long)]
+    check: bool,
+    /// Compiler to use; it needs its library source (rust-src)
+    #[arg(long, value_name = "PATH")]
+    rustc: Option<PathBuf>,
+    /// NVIDIA's assembler, to check the result with
+    #[arg(long, value_name = "PATH")]
+    ptxas: Option<PathBuf>,
+}
+
+/// A module: one architecture.
+struct Target {
+    /// Lowest GPU it runs on, the name of its file, and a `cfg` of its sources.
+    sm: &'static str,
+    /// The number in `sm`.
+    sm_number: u32,
+    /// PTX version to write, as a target feature. The lowest that has every instruction the kernels use, since it decides
+    /// which drivers can load the module.
+    ptx: &'static str,
+}
+
+const TARGETS: [Target; 2] = [
+    Target {
+        sm: "sm_80",
+        sm_number: 80,
+        ptx: "+ptx78",
+    },
+    Target {
+        sm: "sm_90",
+        sm_number: 90,
+        ptx: "+ptx80",
+    },
+];
+
+impl Target {
+    /// Compiler flags, for the kernels and for `core` alike.
+    fn flags(&self) -> Vec<String> {
+        vec![
+            format!("-Ctarget-cpu={}", self.sm),
+            format!("-Ctarget-feature={}", self.ptx),
+            format!("--cfg={}", self.sm),
+            // It copies calls, barriers among them, into divergent branches, where they deadlock (rust-lang/rust#137086).
+            "-Zmir-enable-passes=-JumpThreading".to_owned(),
+            // Line numbers in panic messages would make every comment change the output.
+            "-Zlocation-detail=none".to_owned(),
+            // The assembly is the product; there is nothing to link.
+            "-Clinker=true".to_owned(),
+        ]
+    }
+
+    fn stored(&self) -> PathBuf {
+        crate::workspace_root().join(format!("crates/bitnet-cuda/ptx/{}.ptx", self.sm))
+    }
+
+    fn kernels(&self) -> Vec<KernelInfo> {
+        bitnet_kernels::ALL
+            .iter()
+            .filter(|kernel| kernel.min_sm <= self.sm_number)
+            .copied()
+            .collect()
+    }
+
+    fn source_hash(&self) -> Result<String> {
+        sources::hash(
+            &crate::workspace_root(),
+            &format!("{:?} {PROFILE:?}", self.flags()),
+        )
+    }
+}
+
+/// One module: everything in one codegen unit, without line tables.
+const PROFILE: [&str; 7] = [
+    "profile.release.opt-level=3",
+    "profile.release.lto=\"fat\"",
+    "profile.release.codegen-units=1",
+    "profile.release.panic=\"abort\"",
+    "profile.release.debug=0",
+    "profile.release.debug-assertions=false",
+    "profile.release.overflow-checks=false",
+];
+
+/// Builds, checks and stores (or compares) every module.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let root = crate::workspace_root();
+    let stored_compiler = TARGETS
+        .iter()
+        .find_map(|target| Some(read_stored(target).ok()?.0.compiler));
+    if args.check {
+        TARGETS.iter().try_for_each(require_current_source)?;
+    }
+    let toolchain = toolchain::find(args.rustc.as_deref(), stored_compiler.as_deref())?;
+    println!("compiler: {} ({})", toolchain.version, toolchain.rustc.display());
+    let ptxas = ptxas::find(&root, args.ptxas.as_deref())?;
+    if ptxas.is_none() {
+        println!(
+            "not checked with ptxas, which is not installed; this installs it:\n{}",
+            ptxas::INSTALL
+        );
+    }
+    for target in &TARGETS {
+        let body = module::finish(&compile(&toolchain, target)?, &target.kernels())?;
+        let header = Header {
+            source: target.source_hash()?,
+            compiler: toolchain.version.clone(),
+        };
+        let text = header.text() + &body;
+        let built = root.join(format!("target/ptx/{}.ptx", target.sm));
+        fs::write(&built, &text).with_context(|| format!("cannot write {}", built.display()))?;
+        if let Some(ptxas) = &ptxas {
+            println!("{}:", target.sm);
+            let usages = ptxas::assemble(ptxas, &built, target.sm)?;
+            usages.iter().for_each(|usage| println!("  {usage}"));
+            ptxas::require_no_local_memory(&usages).with_context(|| format!("in {}", built.display()))?;
+        }
+        if args.check {
+            compare(target, &text)?;
+        } else {
+            let path = target.stored();
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            println!("wrote {}", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// The compiler's PTX for `target`.
+fn compile(toolchain: &Toolchain, target: &Target) -> Result<String> {
+    // A folder of its own for each, or `core` would be compiled again every time the flags change.
+    let folder = crate::workspace_root().join("target/ptx").join(target.sm);
+    let assembly = folder.join("nvptx64-nvidia-cuda/release/deps");
+    for stale in assembly_files(&assembly) {
+        fs::remove_file(stale)?;
+    }
+    let status = Command::new(&toolchain.cargo)
+        .current_dir(crate::workspace_root())
+        .args([
+            "rustc",
+            "--quiet",
+            "--package",
+            "bitnet-kernels",
+            "--lib",
+            "--release",
+            "--crate-type",
+            "cdylib",
+        ])
+        .args(["--target", "nvptx64-nvidia-cuda", "-Zbuild-std=core"])
+        .args(PROFILE.iter().flat_map(|setting| ["--config", setting]))
+        .args(["--", "--emit=asm"])
+        .env("RUSTC", &toolchain.rustc)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_TARGET_DIR", &folder)
+        .env("CARGO_ENCODED_RUSTFLAGS", target.flags().join("\u{1f}"))
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        .status()
+        .with_context(|| format!("cannot run {}", toolchain.cargo.display()))?;
+    if !status.success() {
+        bail!("the kernels do not compile for {}", target.sm);
+    }
+    match assembly_files(&assembly).as_slice() {
+        [file] => Ok(fs::read_to_string(file)?),
+        files => bail!(
+            "expected one .s file in {}, found {}",
+            assembly.display(),
+            files.len()
+        ),
+    }
+}
+
+fn assembly_files(folder: &Path) -> Vec<PathBuf> {
+    let files = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    files
+        .filter(|path| path.extension().is_some_and(|e| e == "s"))
+        .collect()
+}
+
+fn read_stored(target: &Target) -> Result<(Header, String)> {
+    let path = target.stored();
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let header =
+        Header::parse(&text).with_context(|| format!("{} is not a stored module", path.display()))?;
+    Ok((header, text))
+}
+
+/// Fails when the stored module was built from other sources or flags.
+fn require_current_source(target: &Target) -> Result<()> {
+    let (header, _) = read_stored(target)?;
+    let current = target.source_hash()?;
+    if header.source != current {
+        bail!(
+            "{} is stale: built from source {}, now {current}; run `cargo xtask build-ptx`",
+            target.stored().display(),
+            header.source
+        );
+    }
+    Ok(())
+}
+
+/// Fails when the stored module is not `built`. Another compiler makes another text, so then only the hash counts.
+fn compare(target: &Target, built: &str) -> Result<()> {
+    let (header, stored) = read_stored(target)?;
+    let compiler = Header::parse(built)?.compiler;
+    if header.compiler != compiler {
+        println!(
+            "{}: built by {}, this is {compiler}: sources compared, text not",
+            target.stored().display(),
+            header.compiler
+        );
+        return Ok(());
+    }
+    if let Some((n, (old, new))) = stored
+        .lines()
+        .zip(built.lines())
+        .enumerate()
+        .find(|(_, (old, new))| old != new)
+    {
+        bail!(
+            "{} is not what the sources compile to; run `cargo xtask build-ptx`. First difference, line {}:\n\
+             stored: {old}\nbuilt:  {new}",
+            target.stored().display(),
+            n + 1
+        );
+    }
+    if stored.len() != built.len() {
+        bail!(
+            "{} has a different length than what the sources compile to",
+            target.stored().display()
+        );
+    }
+    println!("{}: current", target.stored().display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ptx_is_current() {
+        for target in &TARGETS {
+            require_current_source(target).unwrap();
+        }
+    }
+}

@@ -20,12 +20,14 @@ mod tensors;
 mod projection;
 
 mod checkpoint;
+mod generate;
 
 pub use chat::{ChatTemplate, Message};
 pub use checkpoint::Checkpoint;
 pub use config::{ActQuant, Activation, Config};
 pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
 pub use error::{Error, Result};
+pub use generate::{Event, FinishReason, GenerateOptions, Generation, Generator, Prompt, Timings};
 pub use sampler::{Sampler, Sampling};
 pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, Tap, Token, check_batch};

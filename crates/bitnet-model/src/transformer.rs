@@ -7,7 +7,8 @@ use crate::{Config, Error, Result};
 pub struct Token {
     /// Vocabulary index.
     pub id: u32,
-    /// Position in its sequence, from 0; positions of a sequence are computed in order, without gaps.
+    /// Position in its sequence, from 0; positions of a sequence are computed in order, without gaps. Going back to an
+    /// earlier position forgets it and what followed.
     pub pos: u32,
     /// Sequence slot, below [`Backend::n_seqs`].
     pub seq: u32,
@@ -79,7 +80,7 @@ pub trait Backend {
     /// # Errors
     /// When the device fails.
     fn down(&mut self, layer: usize) -> Result<()>;
-    /// Final norm and head for the batch rows `rows` (ascending): (rows, vocab) f32, row-major.
+    /// Final norm and head for the batch rows `rows` (ascending, possibly none): (rows, vocab) f32, row-major.
     ///
     /// # Errors
     /// When a row is out of range or the device fails.

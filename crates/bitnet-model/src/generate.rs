@@ -1,0 +1,397 @@
+//! Tokens in, steps, tokens out: prefill, the decode loop, streamed text, and when to stop.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use crate::{
+    Backend, ChatTemplate, Detokenizer, Error, Message, Result, Sampler, Sampling, SpecialTokens,
+    StopStrings, Token, Tokenizer,
+};
+
+/// What to continue.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Prompt<'a> {
+    /// Text, as it is.
+    Text(&'a str),
+    /// A conversation, to be put into the model's chat template; the model answers as the assistant.
+    Chat(&'a [Message]),
+    /// Token ids, as they are; needs no tokenizer.
+    Ids(&'a [u32]),
+}
+
+/// How to continue it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerateOptions {
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Most tokens to generate; `None` goes on until the model stops or the context is full. 0 computes the prompt alone.
+    pub max_tokens: Option<usize>,
+    /// Strings that end the text; they are not part of it.
+    pub stop: Vec<String>,
+    /// Treats end-of-sequence tokens as ordinary ones.
+    pub ignore_eos: bool,
+    /// Which tokens become text.
+    pub special: SpecialTokens,
+}
+
+/// Something that happened while generating.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A part of the prompt was computed.
+    Prefill {
+        /// Prompt tokens in the KV cache by now, reused ones included.
+        done: usize,
+        /// Tokens of the prompt.
+        total: usize,
+    },
+    /// A token was chosen.
+    Token {
+        /// Its id.
+        id: u32,
+        /// The text that is now certain; empty while a character or a possible stop string is incomplete.
+        text: &'a str,
+    },
+    /// The end: text that was held back.
+    End {
+        /// May be empty.
+        text: &'a str,
+    },
+}
+
+impl<'a> Event<'a> {
+    /// The text to append to what was shown so far.
+    #[must_use]
+    pub fn text(&self) -> &'a str {
+        match self {
+            Self::Prefill { .. } => "",
+            Self::Token { text, .. } | Self::End { text } => text,
+        }
+    }
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended the sequence.
+    Stop,
+    /// A stop string appeared.
+    StopString,
+    /// As many tokens as asked for.
+    Length,
+    /// The context is full.
+    Context,
+    /// The caller's callback said so.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// Its name in JSON: `stop`, `stop_string`, `length`, `context`, `cancelled`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::StopString => "stop_string",
+            Self::Length => "length",
+            Self::Context => "context",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Where the time went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timings {
+    /// Prompt tokens computed.
+    pub prefill_tokens: usize,
+    /// Prompt tokens found in the KV cache of the generation before.
+    pub reused_tokens: usize,
+    /// Time to compute the prompt.
+    pub prefill: Duration,
+    /// Time from the call to the first token.
+    pub first_token: Duration,
+    /// Tokens computed one at a time, after the first.
+    pub decode_tokens: usize,
+    /// Time for those.
+    pub decode: Duration,
+}
+
+impl Timings {
+    /// Prompt tokens a second; 0 where none were computed.
+    #[must_use]
+    pub fn prefill_rate(&self) -> f64 {
+        rate(self.prefill_tokens, self.prefill)
+    }
+
+    /// Generated tokens a second, the first apart; 0 where there was only one.
+    #[must_use]
+    pub fn decode_rate(&self) -> f64 {
+        rate(self.decode_tokens, self.decode)
+    }
+}
+
+fn rate(tokens: usize, time: Duration) -> f64 {
+    if tokens == 0 {
+        0.0
+    } else {
+        tokens as f64 / time.as_secs_f64().max(1e-9)
+    }
+}
+
+/// What was generated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// The prompt.
+    pub prompt_ids: Vec<u32>,
+    /// Every token chosen, the end-of-sequence token included.
+    pub ids: Vec<u32>,
+    /// Their text; empty without a tokenizer.
+    pub text: String,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// Continues prompts on one sequence slot of a back end, keeping what two prompts in a row have in common.
+///
+/// A conversation is one `Generator`: each turn passes all the messages so far, and only what is new is computed.
+pub struct Generator<'m> {
+    backend: &'m mut dyn Backend,
+    tokenizer: Option<&'m Tokenizer>,
+    chat: Option<&'m ChatTemplate>,
+    stop_ids: Vec<u32>,
+    /// The tokens whose keys and values stand in the cache of slot 0.
+    cached: Vec<u32>,
+}
+
+impl<'m> Generator<'m> {
+    /// A generator on slot 0 of `backend`. Without a tokenizer it takes and gives token ids alone. It stops at the
+    /// model's end-of-sequence tokens and at `<|eot_id|>`.
+    pub fn new(
+        backend: &'m mut dyn Backend,
+        tokenizer: Option<&'m Tokenizer>,
+        chat: Option<&'m ChatTemplate>,
+    ) -> Self {
+        let mut stop_ids = backend.config().eos.clone();
+        stop_ids.extend(tokenizer.and_then(|t| t.token_to_id("<|eot_id|>")));
+        Self {
+            backend,
+            tokenizer,
+            chat,
+            stop_ids,
+            cached: Vec::new(),
+        }
+    }
+
+    /// The token ids of a prompt; those of text and conversations begin with exactly one beginning-of-sequence token.
+    ///
+    /// # Errors
+    /// When the model has no tokenizer or no chat template and the prompt needs one, or the template refuses.
+    pub fn prompt_ids(&self, prompt: Prompt<'_>) -> Result<Vec<u32>> {
+        let tokenizer = || {
+            self.tokenizer.ok_or_else(|| {
+                Error::Request(
+                    "the model folder has no tokenizer.json: only token ids can be prompts".to_owned(),
+                )
+            })
+        };
+        match prompt {
+            Prompt::Ids(ids) => Ok(ids.to_vec()),
+            Prompt::Text(text) => tokenizer()?.encode_prompt(text),
+            Prompt::Chat(messages) => {
+                let chat = self.chat.ok_or_else(|| {
+                    Error::Request(
+                        "the model folder has no chat template: prompt it with plain text".to_owned(),
+                    )
+                })?;
+                tokenizer()?.encode_prompt(&chat.render(messages)?)
+            }
+        }
+    }
+
+    /// Generates until something ends it, telling `on_event` of every token; [`ControlFlow::Break`] ends it as well.
+    ///
+    /// # Errors
+    /// As for [`Generator::prompt_ids`]; when the prompt is empty or does not fit the context, or an option is out of
+    /// range, before anything is computed; when the back end fails.
+    pub fn generate(
+        &mut self,
+        prompt: Prompt<'_>,
+        options: &GenerateOptions,
+        mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Generation> {
+        let start = Instant::now();
+        let prompt_ids = self.prompt_ids(prompt)?;
+        self.check(&prompt_ids, options)?;
+        let mut sampler = Sampler::new(options.sampling.clone())?;
+        prompt_ids.iter().for_each(|&id| sampler.accept(id));
+        let mut writer = self.tokenizer.map(|tokenizer| Writer {
+            detokenizer: Detokenizer::new(tokenizer, options.special),
+            stops: StopStrings::new(&options.stop),
+        });
+
+        // The last prompt token is computed even if it is cached: its logits are not.
+        let common = self
+            .cached
+            .iter()
+            .zip(&prompt_ids)
+            .take_while(|(a, b)| a == b)
+            .count();
+        let reused = common.min(prompt_ids.len() - 1);
+        self.cached.truncate(reused);
+        let mut run = Generation {
+            ids: Vec::new(),
+            text: String::new(),
+            finish_reason: FinishReason::Length,
+            timings: Timings {
+                reused_tokens: reused,
+                ..Timings::default()
+            },
+            prompt_ids,
+        };
+        // The last token chosen needs no place in the cache.
+        let room = self.backend.context() - run.prompt_ids.len() + 1;
+        let limit = options.max_tokens.unwrap_or(usize::MAX).min(room);
+
+        let first = self.prefill(&run.prompt_ids, limit, &mut sampler, &mut on_event)?;
+        run.timings.prefill_tokens = self.cached.len() - reused;
+        run.timings.prefill = start.elapsed();
+        let Some(mut id) = first else {
+            if limit > 0 {
+                run.finish_reason = FinishReason::Cancelled;
+            }
+            return Ok(run);
+        };
+        run.timings.first_token = start.elapsed();
+        let decoding = Instant::now();
+        run.finish_reason = loop {
+            run.ids.push(id);
+            sampler.accept(id);
+            let ended = !options.ignore_eos && self.stop_ids.contains(&id);
+            let (text, stopped) = match &mut writer {
+                Some(writer) if !ended => writer.push(id)?,
+                _ => (String::new(), false),
+            };
+            run.text.push_str(&text);
+            let flow = on_event(Event::Token { id, text: &text });
+            if ended {
+                break FinishReason::Stop;
+            } else if stopped {
+                break FinishReason::StopString;
+            } else if flow.is_break() {
+                break FinishReason::Cancelled;
+            } else if run.ids.len() == limit {
+                let asked = options.max_tokens == Some(limit);
+                break if asked {
+                    FinishReason::Length
+                } else {
+                    FinishReason::Context
+                };
+            }
+            id = sampler.sample(self.step(&[id], &[0])?)?;
+            run.timings.decode_tokens += 1;
+            run.timings.decode = decoding.elapsed();
+        };
+        if let Some(writer) = writer.filter(|_| run.finish_reason != FinishReason::StopString) {
+            let text = writer.finish()?;
+            run.text.push_str(&text);
+            let _ = on_event(Event::End { text: &text });
+        }
+        Ok(run)
+    }
+
+    /// Refuses what cannot be computed.
+    fn check(&self, ids: &[u32], options: &GenerateOptions) -> Result<()> {
+        let (context, vocab) = (self.backend.context(), self.backend.config().vocab);
+        if ids.is_empty() {
+            return Err(Error::Request(
+                "the prompt is empty; give at least one token".to_owned(),
+            ));
+        }
+        if ids.len() > context {
+            return Err(Error::Request(format!(
+                "the prompt has {} tokens and the context holds {context}; raise it with --ctx-size or shorten the prompt",
+                ids.len()
+            )));
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::Request(format!(
+                "prompt token {id} is not below the model's vocabulary size {vocab}; \
+                 does the tokenizer belong to this model?"
+            )));
+        }
+        if self.tokenizer.is_none() && !options.stop.is_empty() {
+            let message = "stop strings need a tokenizer, and the model folder has none";
+            return Err(Error::Request(message.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Computes what is not cached of the prompt, in batches, and chooses the first token; `None` when `limit` is 0 or
+    /// the callback ended it.
+    fn prefill(
+        &mut self,
+        prompt: &[u32],
+        limit: usize,
+        sampler: &mut Sampler,
+        on_event: &mut impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Option<u32>> {
+        let max_batch = self.backend.max_batch().max(1);
+        while self.cached.len() < prompt.len() {
+            let rest = &prompt[self.cached.len()..];
+            let batch = &rest[..rest.len().min(max_batch)];
+            let chosen = if batch.len() == rest.len() && limit > 0 {
+                Some(sampler.sample(self.step(batch, &[batch.len() - 1])?)?)
+            } else {
+                self.step(batch, &[])?;
+                None
+            };
+            let (done, total) = (self.cached.len(), prompt.len());
+            if on_event(Event::Prefill { done, total }).is_break() {
+                return Ok(None);
+            }
+            if chosen.is_some() {
+                return Ok(chosen);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Appends `ids` to the sequence; the logits of `rows` of them.
+    fn step(&mut self, ids: &[u32], rows: &[usize]) -> Result<&[f32]> {
+        let batch: Vec<Token> = (self.cached.len()..)
+            .zip(ids)
+            .map(|(pos, &id)| Token {
+                id,
+                // Below the context, every position of which takes memory: far from the limit.
+                pos: u32::try_from(pos).unwrap_or(u32::MAX),
+                seq: 0,
+            })
+            .collect();
+        let cached = &mut self.cached;
+        cached.extend_from_slice(ids);
+        // After a failure nobody knows what stands in the cache.
+        self.backend.step(&batch, rows).inspect_err(|_| cached.clear())
+    }
+}
+
+/// Tokens to text, stop strings taken out.
+struct Writer<'t> {
+    detokenizer: Detokenizer<'t>,
+    stops: StopStrings,
+}
+
+impl Writer<'_> {
+    fn push(&mut self, id: u32) -> Result<(String, bool)> {
+        Ok(self.stops.push(&self.detokenizer.push(id)?))
+    }
+
+    fn finish(mut self) -> Result<String> {
+        let (mut text, stopped) = self.stops.push(&self.detokenizer.finish()?);
+        if !stopped {
+            text.push_str(&self.stops.finish());
+        }
+        Ok(text)
+    }
+}

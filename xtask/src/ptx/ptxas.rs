@@ -70,19 +70,6 @@ pub(crate) fn assemble(ptxas: &Path, module: &Path, sm: &str) -> Result<Vec<Usag
     Ok(parse(&text))
 }
 
-/// Fails for kernels that use local memory.
-pub(crate) fn require_no_local_memory(usages: &[Usage]) -> Result<()> {
-    let bad: Vec<&str> = usages
-        .iter()
-        .filter(|u| u.stack_bytes + u.spill_bytes > 0)
-        .map(|u| u.name.as_str())
-        .collect();
-    if !bad.is_empty() {
-        bail!("these use local memory or spill registers: {}", bad.join(", "));
-    }
-    Ok(())
-}
-
 fn parse(report: &str) -> Vec<Usage> {
     let mut usages: Vec<Usage> = Vec::new();
     let mut current = Usage::default();
@@ -125,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_report_is_read_and_local_memory_refused() {
+    fn the_report_is_read() {
         let report = "ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function 'a' for 'sm_90'
 ptxas info    : Function properties for a
@@ -155,13 +142,6 @@ ptxas info    : Used 255 registers, used 0 barriers, 16 bytes cumulative stack s
                     spill_bytes: 12
                 },
             ]
-        );
-        assert!(require_no_local_memory(&usages[..1]).is_ok());
-        assert!(
-            require_no_local_memory(&usages)
-                .unwrap_err()
-                .to_string()
-                .ends_with(": b")
         );
     }
 }

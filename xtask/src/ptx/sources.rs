@@ -4,51 +4,83 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Crates whose code ends up in the PTX.
-const CRATES: [&str; 2] = ["crates/bitnet-kernels", "crates/bitnet-layout"];
+/// The device code.
+const KERNELS: &str = "crates/bitnet-kernels/src";
 
-/// Files and folders of those crates that no kernel uses.
-const HOST_ONLY: [&str; 4] = ["emulator", "tests", "reference", "hf"];
+/// What it shares with the host. Only the files that it names count.
+const LAYOUT: &str = "crates/bitnet-layout/src";
+
+/// Files and folders of the device code's crate that only the host compiles.
+const HOST_ONLY: [&str; 2] = ["emulator", "tests"];
 
 /// Hash of the device sources under `root` and of `build`, the text of everything else that decides the output.
 ///
 /// Comments, the tests at the end of a file, and what rustfmt decides do not count: they cannot change the PTX.
 pub(crate) fn hash(root: &Path, build: &str) -> Result<String> {
+    let mut included = read(&root.join(KERNELS))?;
+    let mut layout = read(&root.join(LAYOUT))?;
+    // The files that a file names are included in turn, until none names another.
+    let mut from = 0;
+    while from < included.len() {
+        let next = included.len();
+        let (named, rest): (Vec<_>, Vec<_>) = layout
+            .into_iter()
+            .partition(|file| included[from..].iter().any(|by| by.names(&file.module)));
+        included.extend(named);
+        layout = rest;
+        from = next;
+    }
+    included.sort_by(|a, b| a.path.cmp(&b.path));
     let mut hash = Fnv::new();
-    for name in CRATES {
-        let mut files = Vec::new();
-        collect(&root.join(name).join("src"), &mut files)?;
-        files.sort();
-        for path in files {
-            let text =
-                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            let relative = path.strip_prefix(root).unwrap_or(&path);
-            hash.write(relative.to_string_lossy().replace('\\', "/").as_bytes());
-            hash.write(b"\0");
-            code_lines(&text).for_each(|line| hash.write(&without_layout(line)));
-        }
+    for file in &included {
+        let relative = file.path.strip_prefix(root).unwrap_or(&file.path);
+        hash.write(relative.to_string_lossy().replace('\\', "/").as_bytes());
+        hash.write(b"\0");
+        code_lines(&file.text).for_each(|line| hash.write(&without_layout(line)));
     }
     hash.write(build.as_bytes());
     Ok(format!("{:016x}", hash.0))
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+struct Source {
+    path: PathBuf,
+    /// The file's name without `.rs`.
+    module: String,
+    text: String,
+}
+
+impl Source {
+    /// Whether the word `module` is anywhere in the code.
+    fn names(&self, module: &str) -> bool {
+        let word = |c: char| c.is_alphanumeric() || c == '_';
+        code_lines(&self.text).any(|line| line.split(|c| !word(c)).any(|found| found == module))
+    }
+}
+
+/// The Rust files under `folder` that are compiled for the device.
+fn read(folder: &Path) -> Result<Vec<Source>> {
+    let mut sources = Vec::new();
     let entries =
         fs::read_dir(folder).with_context(|| format!("cannot read the folder {}", folder.display()))?;
     for entry in entries {
         let path = entry?.path();
-        let host_only = path
+        let module = path
             .file_stem()
-            .is_some_and(|name| HOST_ONLY.iter().any(|host| name == *host));
-        if host_only {
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if HOST_ONLY.contains(&module.as_str()) {
             continue;
-        } else if path.is_dir() {
-            collect(&path, files)?;
+        }
+        if path.is_dir() {
+            sources.extend(read(&path)?);
         } else if path.extension().is_some_and(|e| e == "rs") {
-            files.push(path);
+            let text =
+                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            sources.push(Source { path, module, text });
         }
     }
-    Ok(())
+    Ok(sources)
 }
 
 /// The lines that the compiler sees, without indentation; ends at a `#[cfg(test)]` in the first column, since tests
@@ -91,6 +123,18 @@ mod tests {
         let code = "//! Doc.\n\nfn f() {\n    // why\n    g()\n}\n#[cfg(test)]\nmod tests {}\n";
         assert_eq!(code_lines(code).collect::<Vec<_>>(), ["fn f() {", "g()", "}"]);
         assert_eq!(without_layout("f(a, b,)"), without_layout("f(a,b)"));
+    }
+
+    #[test]
+    fn names_are_whole_words_of_code() {
+        let text = "// act\nuse bitnet_layout::{mma_tile, words};\n".to_owned();
+        let source = Source {
+            path: "kernel.rs".into(),
+            module: "kernel".into(),
+            text,
+        };
+        assert!(source.names("mma_tile") && source.names("words"));
+        assert!(!source.names("act") && !source.names("tile"));
     }
 
     #[test]

@@ -16,15 +16,22 @@ use bitnet_layout::mma_tile;
 /// Widest batch of [`BitGemvT2K1`] and its siblings.
 pub const MAX_COLS: u32 = 8;
 
-/// Most warps of a block.
-const MAX_WARPS: u32 = 20;
+/// Most warps of a block whose warps hold `tiles_per_warp` tiles of each of their rows, so that the registers suffice.
+#[must_use]
+pub const fn max_warps(tiles_per_warp: u32) -> u32 {
+    match tiles_per_warp {
+        1 | 2 => 20,
+        3 => 18,
+        _ => 16,
+    }
+}
 
 macro_rules! bit_gemv {
     ($($name:ident, $Params:ident, $t:literal, $kpw:literal;)*) => {$(
         kernel! {
-            /// `y[c][n] = (sum over k of t[n][k] x[c][k]) * scale(n) / s[c]` for `cols` columns c.
+            /// `y[c][n] = (sum over k of t[n][k] x[c][k]) * (scale(n) * unit[c])` for `cols` columns c.
             ///
-            /// - Shapes: `w` tiles of (n, k); `x` (cols, k padded to 128) i8, padded with zeros; `s` (cols); `y` (cols, n).
+            /// - Shapes: `w` tiles of (n, k); `x` (cols, k padded to 128) i8, padded with zeros; `unit` (cols); `y` (cols, n).
             /// - Launch: a block owns
             #[doc = concat!(stringify!($t), " rows of tiles and its warps split k, ", stringify!($kpw), " tiles a warp at a time;")]
             ///   grid, warps and shared memory as [`Plan`] says.
@@ -34,14 +41,14 @@ macro_rules! bit_gemv {
             ///
             /// # Safety
             /// Lengths as above; `w` and `x` 16-byte aligned; `1 <= cols <= 8`; `n`, `k` at least 1; the launch is the plan's.
-            $name, block = [MAX_WARPS * 32, 1, 1], body = device::run::<$t, $kpw>;
+            $name, block = [max_warps($kpw) * 32, 1, 1], body = device::run::<$t, $kpw>;
             pub struct $Params {
                 /// Weights in tiles.
                 pub w: Global<u32>,
                 /// Activations, four a word, (cols, k padded / 4).
                 pub x: Global<u32>,
-                /// Scales of the activations: a unit of column c is worth `1 / s[c]`, (cols).
-                pub s: Global<f32>,
+                /// What a unit of the activations of column c is worth, (cols).
+                pub unit: Global<f32>,
                 /// Output, (cols, n).
                 pub y: Global<f32>,
                 /// Rows.
@@ -71,7 +78,7 @@ bit_gemv! {
     bit_gemv_t2k2, BitGemvT2K2, 2, 2;
     bit_gemv_t4k2, BitGemvT4K2, 4, 2;
     bit_gemv_t2k3, BitGemvT2K3, 2, 3;
-    bit_gemv_t2k4, BitGemvT2K4, 2, 4;
+    bit_gemv_t1k5, BitGemvT1K5, 1, 5;
 }
 
 /// The variant and launch for a shape.
@@ -87,7 +94,7 @@ pub struct Plan {
 
 impl Plan {
     /// The variants, as (`tile_rows`, `tiles_per_warp`), in the order of the declarations above.
-    pub const VARIANTS: [(u32, u32); 6] = [(2, 1), (4, 1), (2, 2), (4, 2), (2, 3), (2, 4)];
+    pub const VARIANTS: [(u32, u32); 6] = [(2, 1), (4, 1), (2, 2), (4, 2), (2, 3), (1, 5)];
 
     /// The fastest variant for an (n, k) matrix and `cols` columns, measured on an H200 with cold caches.
     ///
@@ -99,13 +106,13 @@ impl Plan {
         let tiles_per_warp = match tiles_k {
             0..=20 if n < 4096 => 1,
             0..=40 => 2,
-            41..=60 => 3,
-            _ => 4,
+            41..=54 => 3,
+            _ => 5,
         };
-        let tile_rows = if mma_tile::tiles_n(n) >= 200 && tiles_per_warp <= 2 {
-            4
-        } else {
-            2
+        let tile_rows = match tiles_per_warp {
+            5 => 1,
+            1 | 2 if mma_tile::tiles_n(n) >= 200 => 4,
+            _ => 2,
         };
         Self::with(n, k, cols, tile_rows, tiles_per_warp)
     }
@@ -115,7 +122,7 @@ impl Plan {
     pub fn with(n: usize, k: usize, cols: u32, tile_rows: u32, tiles_per_warp: u32) -> Self {
         let warps = (mma_tile::tiles_k(k) as u32)
             .div_ceil(tiles_per_warp)
-            .clamp(1, MAX_WARPS);
+            .min(max_warps(tiles_per_warp));
         Self {
             tile_rows,
             tiles_per_warp,
@@ -164,13 +171,13 @@ pub(crate) mod device {
             impl Params for super::$Params {
                 #[inline(always)]
                 fn get(self) -> super::BitGemvT2K1 {
-                    let super::$Params { w, x, s, y, n, k, cols, row_b, row_c, scale_a, scale_b, scale_c } = self;
-                    super::BitGemvT2K1 { w, x, s, y, n, k, cols, row_b, row_c, scale_a, scale_b, scale_c }
+                    let super::$Params { w, x, unit, y, n, k, cols, row_b, row_c, scale_a, scale_b, scale_c } = self;
+                    super::BitGemvT2K1 { w, x, unit, y, n, k, cols, row_b, row_c, scale_a, scale_b, scale_c }
                 }
             }
         )*};
     }
-    params! { BitGemvT2K1 BitGemvT4K1 BitGemvT2K2 BitGemvT4K2 BitGemvT2K3 BitGemvT2K4 }
+    params! { BitGemvT2K1 BitGemvT4K1 BitGemvT2K2 BitGemvT4K2 BitGemvT2K3 BitGemvT1K5 }
 
     #[inline(always)]
     pub(super) unsafe fn run<const T: usize, const KPW: usize>(p: impl Params) {
@@ -266,8 +273,8 @@ pub(crate) mod device {
                     } else {
                         p.scale_a
                     };
-                    let s = p.s.load_l2(col as usize)[0];
-                    p.y.store((col * p.n + row) as usize, total as f32 * (scale / s));
+                    let unit = p.unit.load_l2(col as usize)[0];
+                    p.y.store((col * p.n + row) as usize, total as f32 * (scale * unit));
                 }
                 at += block_dim_x();
             }

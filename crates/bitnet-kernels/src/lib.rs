@@ -26,6 +26,7 @@ pub mod intrinsics;
 pub mod reduce;
 
 pub mod bit_gemv;
+pub mod decode_linear;
 pub mod probe;
 
 pub use abi::{Global, Kernel, KernelInfo, Launch};
@@ -37,7 +38,16 @@ pub const ALL: &[KernelInfo] = &[
     bit_gemv::BitGemvT2K2::INFO,
     bit_gemv::BitGemvT4K2::INFO,
     bit_gemv::BitGemvT2K3::INFO,
-    bit_gemv::BitGemvT2K4::INFO,
+    bit_gemv::BitGemvT1K5::INFO,
+    decode_linear::DecodeStoreK2::INFO,
+    decode_linear::DecodeStoreK3::INFO,
+    decode_linear::DecodeStoreK4::INFO,
+    decode_linear::DecodeAddK2::INFO,
+    decode_linear::DecodeAddK3::INFO,
+    decode_linear::DecodeAddK4::INFO,
+    decode_linear::DecodeGatedK2::INFO,
+    decode_linear::DecodeGatedK3::INFO,
+    decode_linear::DecodeGatedK4::INFO,
     probe::ProbeWarp::INFO,
     probe::ProbeMemory::INFO,
     probe::ProbeBulk::INFO,

@@ -60,6 +60,8 @@ impl Target {
             format!("--cfg={}", self.sm),
             // It copies calls, barriers among them, into divergent branches, where they deadlock (rust-lang/rust#137086).
             "-Zmir-enable-passes=-JumpThreading".to_owned(),
+            // Arrays live in registers only when every loop over them is unrolled; the default gives up at some lengths.
+            "-Cllvm-args=-unroll-threshold=8000".to_owned(),
             // Line numbers in panic messages would make every comment change the output.
             "-Zlocation-detail=none".to_owned(),
             // The assembly is the product; there is nothing to link.

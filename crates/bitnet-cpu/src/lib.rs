@@ -1,1 +1,46 @@
-//! CPU kernels.
+//! CPU kernels of BitNet b1.58: ternary weights times 8-bit activations, and everything around them.
+//!
+//! Knows matrices, rows and caches, no model. [`Cpu`] chooses an instruction set once and owns the threads; every
+//! operation is a method on it, over plain slices. Results do not depend on the instruction set, on the number of
+//! threads, or on what else is in a batch: integers are exact, and every float sum has one order.
+//!
+//! ```
+//! use bitnet_cpu::{Activations, Cpu, Output, Precision, TernaryMatrix, Write};
+//!
+//! # fn main() -> bitnet_cpu::Result<()> {
+//! let cpu = Cpu::new(None, Some(1))?;
+//! // One row of 16 weights, all +1 (code 2), each worth 0.5.
+//! let w = TernaryMatrix::new(1, 16, &[0xaaaa_aaaa], &[(1, 0.5)])?;
+//! let mut x = Activations::new(Precision::Int8, cpu.n_threads(), 1, 16)?;
+//! cpu.prepare(&[2.0; 16], 16, &[], &mut x);
+//! let mut y = [0.0];
+//! cpu.matmul(&w, &x, Output { data: &mut y, stride: 1, first: 0, write: Write::Replace });
+//! assert_eq!(y, [16.0]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A file may use only files whose `mod` line stands above its own, so the list below is also the reading order; the
+//! exception is that [`Error`] names [`Simd`].
+
+mod error;
+mod simd;
+
+mod memory;
+mod pool;
+
+mod dot;
+mod float;
+
+mod activations;
+mod matrix;
+
+mod cpu;
+mod kv;
+
+pub use activations::{Activations, Norm, Precision};
+pub use cpu::{Angles, Cpu, Gate, Heads, Output, Write};
+pub use error::{Error, Result};
+pub use kv::{KvCache, KvShape, KvType, Place, Queries};
+pub use matrix::{DenseMatrix, DenseType, TernaryMatrix};
+pub use simd::Simd;

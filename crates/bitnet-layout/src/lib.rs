@@ -14,6 +14,7 @@ pub mod hf;
 pub mod mma_tile;
 pub mod reference;
 pub mod reference_tile;
+pub mod row_tiles;
 
 #[cfg(test)]
 extern crate std;

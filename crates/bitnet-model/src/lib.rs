@@ -20,11 +20,14 @@ mod tensors;
 mod projection;
 
 mod checkpoint;
+mod cpu;
 mod generate;
 
+pub use bitnet_cpu::{KvType, Simd};
 pub use chat::{ChatTemplate, Message};
 pub use checkpoint::Checkpoint;
 pub use config::{ActQuant, Activation, Config};
+pub use cpu::{CpuBackend, CpuOptions};
 pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
 pub use error::{Error, Result};
 pub use generate::{Event, FinishReason, GenerateOptions, Generation, Generator, Prompt, Timings};

@@ -1,0 +1,84 @@
+//! The input of ternary matrices: a row for each token, normed and quantized.
+
+use crate::memory::{Buffer, Pages};
+use crate::{Error, Result};
+
+/// What the rows are multiplied as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// 8-bit integers, one scale a row.
+    Int8,
+    /// Floats as they are.
+    F32,
+}
+
+/// An RMSNorm: `w * (x / sqrt(mean(x^2) + eps))`.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// One weight a column.
+    pub weight: &'a [f32],
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// Rows of activations, filled by [`crate::Cpu::prepare`] and read by [`crate::Cpu::matmul`]; allocated once for the
+/// largest batch.
+#[derive(Debug)]
+pub struct Activations {
+    pub(crate) precision: Precision,
+    pub(crate) max_tokens: usize,
+    pub(crate) max_k: usize,
+    pub(crate) n_tokens: usize,
+    pub(crate) k: usize,
+    /// Int8: scratch, a row for each thread. F32: the rows.
+    pub(crate) x: Buffer<f32>,
+    /// The rows, `stride(k)` apart; zeros between a row's end and the next row.
+    pub(crate) q: Buffer<i8>,
+    /// By row, what an 8-bit unit is worth.
+    pub(crate) inverse: Vec<f32>,
+    /// By row, the sum of its 8-bit values.
+    pub(crate) sum: Vec<i32>,
+}
+
+impl Activations {
+    /// Rows begin at multiples of this, so that kernels may read whole vectors and tiles of columns.
+    pub(crate) const ALIGN: usize = 64;
+
+    /// Room for `max_tokens` rows of `max_k` columns, to be filled by `n_threads` threads.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn new(precision: Precision, n_threads: usize, max_tokens: usize, max_k: usize) -> Result<Self> {
+        let what = "activations";
+        let size = |rows: usize, cols: usize| {
+            let bytes = usize::MAX;
+            rows.checked_mul(cols).ok_or(Error::Memory { what, bytes })
+        };
+        let (x_rows, q_rows) = match precision {
+            Precision::Int8 => (n_threads, max_tokens),
+            Precision::F32 => (max_tokens, 0),
+        };
+        Ok(Self {
+            precision,
+            max_tokens,
+            max_k,
+            n_tokens: 0,
+            k: 0,
+            x: Buffer::zeroed(what, size(x_rows, max_k)?, Pages::Lazy)?,
+            q: Buffer::zeroed(what, size(q_rows, stride(max_k))?, Pages::Lazy)?,
+            inverse: vec![0.0; q_rows],
+            sum: vec![0; q_rows],
+        })
+    }
+
+    /// Size in memory.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.x.bytes() + self.q.bytes() + (self.sum.len() * 8) as u64
+    }
+}
+
+/// Elements from one row of `k` 8-bit values to the next.
+pub(crate) fn stride(k: usize) -> usize {
+    k.next_multiple_of(Activations::ALIGN)
+}

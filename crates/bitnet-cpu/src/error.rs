@@ -1,0 +1,67 @@
+//! The crate's error type.
+
+use crate::Simd;
+
+/// What can go wrong while setting up; the arithmetic itself does not fail.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The instruction set asked for does not exist on this processor.
+    #[error("this processor cannot run {wanted}; it can run {}", Simd::names(available))]
+    Simd {
+        /// The one asked for.
+        wanted: Simd,
+        /// The ones this processor has.
+        available: Vec<Simd>,
+    },
+    /// A name that is no instruction set.
+    #[error("unknown instruction set {found:?}; known are {}", Simd::names(&Simd::ALL))]
+    SimdName {
+        /// What was given.
+        found: String,
+    },
+    /// The system did not give memory.
+    #[error("{bytes} bytes of memory for {what} cannot be had")]
+    Memory {
+        /// What it was for.
+        what: &'static str,
+        /// The size asked for.
+        bytes: usize,
+    },
+    /// Sizes that do not fit each other.
+    #[error("{what}: found {found}, expected {expected}")]
+    Shape {
+        /// Which size.
+        what: &'static str,
+        /// What was given.
+        found: usize,
+        /// What fits.
+        expected: usize,
+    },
+    /// A thread could not be started.
+    #[error("worker thread {index} of {n_threads} cannot be started: {source}")]
+    Thread {
+        /// Which one.
+        index: usize,
+        /// Threads asked for.
+        n_threads: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// A result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Fails unless `found` is `expected`.
+pub(crate) fn check_size(what: &'static str, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(Error::Shape {
+            what,
+            found,
+            expected,
+        })
+    }
+}

@@ -1,0 +1,200 @@
+//! Large blocks of memory: zeroed, aligned, and weights on huge pages where the system has them.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+use crate::{Error, Result};
+
+/// Alignment of every buffer: a cache line, and the widest SIMD load.
+const ALIGN: usize = 64;
+
+/// Types for which every bit pattern is a value, zero included.
+///
+/// # Safety
+/// The type must have no invalid bit pattern, no padding and nothing to drop.
+pub(crate) unsafe trait Plain: Copy + Send + Sync + 'static {}
+// SAFETY: every bit pattern is an integer or a float.
+unsafe impl Plain for u8 {}
+// SAFETY: as above.
+unsafe impl Plain for i8 {}
+// SAFETY: as above.
+unsafe impl Plain for u16 {}
+// SAFETY: as above.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for i32 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+// SAFETY: an array of plain values is plain.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
+
+/// How a buffer is paged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pages {
+    /// Huge pages where the system allows: for what is streamed in full, like weights.
+    Huge,
+    /// Pages that cost nothing until they are touched: for what may never be filled, like a KV cache.
+    Lazy,
+}
+
+/// A zeroed slice on the heap that does not grow; unlike `Vec` it is 64-byte aligned, its pages are chosen, and running
+/// out of memory is an error.
+#[derive(Debug)]
+pub(crate) struct Buffer<T: Plain> {
+    data: NonNull<T>,
+    len: usize,
+    block: Block,
+}
+
+/// What was asked of the system, and must be given back.
+#[derive(Debug)]
+enum Block {
+    Empty,
+    Heap(Layout),
+    #[cfg(target_os = "linux")]
+    Map {
+        base: NonNull<libc::c_void>,
+        bytes: usize,
+    },
+}
+
+// SAFETY: a buffer owns its memory, and `T` is Send and Sync (a bound of `Plain`).
+unsafe impl<T: Plain> Send for Buffer<T> {}
+// SAFETY: as above.
+unsafe impl<T: Plain> Sync for Buffer<T> {}
+
+impl<T: Plain> Buffer<T> {
+    /// `len` zeros for `what`.
+    pub(crate) fn zeroed(what: &'static str, len: usize, pages: Pages) -> Result<Self> {
+        let bytes = len.checked_mul(size_of::<T>());
+        let memory = |bytes| Error::Memory { what, bytes };
+        let bytes = bytes.ok_or_else(|| memory(usize::MAX))?;
+        if bytes == 0 {
+            return Ok(Self {
+                data: NonNull::dangling(),
+                len,
+                block: Block::Empty,
+            });
+        }
+        #[cfg(target_os = "linux")]
+        if bytes >= linux::HUGE_PAGE {
+            let (base, mapped, data) = linux::map(bytes, pages).ok_or_else(|| memory(bytes))?;
+            return Ok(Self {
+                data: data.cast(),
+                len,
+                block: Block::Map { base, bytes: mapped },
+            });
+        }
+        let _ = pages;
+        let align = ALIGN.max(align_of::<T>());
+        let layout = Layout::from_size_align(bytes, align).map_err(|_| memory(bytes))?;
+        // SAFETY: `bytes` is not 0, checked above.
+        let data = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(|| memory(bytes))?;
+        Ok(Self {
+            data: data.cast(),
+            len,
+            block: Block::Heap(layout),
+        })
+    }
+
+    /// Size in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.len * size_of::<T>()) as u64
+    }
+}
+
+impl<T: Plain> Deref for Buffer<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `data` is aligned and `len` zeroed or written values follow it; `T` has no invalid bit pattern.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Plain> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Plain> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        match self.block {
+            Block::Empty => {}
+            // SAFETY: `data` came from `alloc_zeroed` with this layout and is not used after this.
+            Block::Heap(layout) => unsafe { dealloc(self.data.as_ptr().cast(), layout) },
+            #[cfg(target_os = "linux")]
+            Block::Map { base, bytes } => linux::unmap(base, bytes),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::ptr::NonNull;
+
+    use super::Pages;
+
+    /// Size and alignment of a huge page on x86-64 and (with 4 KB pages) AArch64.
+    pub(super) const HUGE_PAGE: usize = 2 << 20;
+
+    /// Maps `bytes` zeros at a multiple of [`HUGE_PAGE`]: the mapping, its size, and the first aligned byte.
+    pub(super) fn map(
+        bytes: usize,
+        pages: Pages,
+    ) -> Option<(NonNull<libc::c_void>, usize, NonNull<libc::c_void>)> {
+        let mapped = bytes.checked_add(HUGE_PAGE)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new anonymous mapping at an address of the system's choice touches no memory of ours.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), mapped, protection, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return None;
+        }
+        let base = NonNull::new(base)?;
+        let skip = base.as_ptr().align_offset(HUGE_PAGE);
+        // SAFETY: `skip` is below `HUGE_PAGE`, and `mapped` is `bytes` plus that.
+        let data = unsafe { base.byte_add(skip) };
+        if pages == Pages::Huge {
+            // A refusal leaves small pages, which are slower and just as right.
+            // SAFETY: `data` and the `bytes` after it lie in the mapping made above.
+            unsafe { libc::madvise(data.as_ptr(), bytes, libc::MADV_HUGEPAGE) };
+        }
+        Some((base, mapped, data))
+    }
+
+    /// Gives back a mapping made by [`map`].
+    pub(super) fn unmap(base: NonNull<libc::c_void>, bytes: usize) {
+        // SAFETY: `map` returned `base` and `bytes`; the only caller is the drop of the buffer that owns them.
+        unsafe { libc::munmap(base.as_ptr(), bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_zeroed_and_aligned() {
+        for len in [0, 1, 63, 4097, 3 << 20] {
+            for pages in [Pages::Huge, Pages::Lazy] {
+                let mut buffer = Buffer::<u32>::zeroed("test", len, pages).unwrap();
+                assert_eq!(buffer.len(), len);
+                assert!(buffer.iter().all(|&x| x == 0));
+                assert!(len == 0 || buffer.as_ptr().addr().is_multiple_of(ALIGN));
+                buffer.fill(u32::MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_had_are_errors() {
+        for len in [usize::MAX, usize::MAX / 4, 1 << 55] {
+            let error = Buffer::<u32>::zeroed("the test", len, Pages::Lazy).unwrap_err();
+            assert!(error.to_string().contains("the test"), "{error}");
+        }
+    }
+}

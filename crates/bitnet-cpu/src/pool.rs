@@ -1,0 +1,344 @@
+//! Threads that run one loop at a time: chunks are claimed one by one, idle threads spin briefly and then sleep.
+//!
+//! A loop ends when every chunk is done, not when every thread has come: a worker that the system runs late, or not at
+//! all, costs nothing, so two threads on a busy machine are no slower than one. Only a chunk that was begun is waited for.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::{Error, Result};
+
+/// How long an idle thread polls before it sleeps: longer than the serial work between two loops of a step, shorter
+/// than anyone would notice in a process list.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// Low bits of the ticket that count the chunks left; the rest number the loops, and never wrap.
+const LEFT_BITS: u32 = 16;
+
+/// Chunks that a ticket can count.
+const MAX_CHUNKS: usize = (1 << LEFT_BITS) - 1;
+
+/// The threads of a [`crate::Cpu`].
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held while a loop runs: the shared state describes one loop.
+    turn: Mutex<()>,
+}
+
+struct Shared {
+    /// Loop number and, below it, chunks not yet claimed. Claiming takes one off by compare-exchange, which fails when
+    /// the loop number has changed: a claim that succeeds proves that its loop is still running.
+    ticket: AtomicU64,
+    /// The running loop; valid for whoever holds a claim on it.
+    job: AtomicPtr<Job<'static>>,
+    /// Chunks not yet finished.
+    pending: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+    /// Threads asleep, or about to be: they count themselves before they look at the ticket for the last time.
+    sleepers: AtomicUsize,
+    owner_sleeps: AtomicBool,
+    lock: Mutex<()>,
+    work: Condvar,
+    done: Condvar,
+}
+
+struct Job<'a> {
+    n_chunks: usize,
+    body: &'a (dyn Fn(usize, usize) + Sync),
+}
+
+impl Pool {
+    /// A pool of `n_threads` threads, the caller of [`Pool::run`] among them.
+    pub(crate) fn new(n_threads: usize) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            ticket: AtomicU64::new(0),
+            job: AtomicPtr::new(std::ptr::null_mut()),
+            pending: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            sleepers: AtomicUsize::new(0),
+            owner_sleeps: AtomicBool::new(false),
+            lock: Mutex::new(()),
+            work: Condvar::new(),
+            done: Condvar::new(),
+        });
+        let mut pool = Self {
+            shared,
+            workers: Vec::with_capacity(n_threads.saturating_sub(1)),
+            turn: Mutex::new(()),
+        };
+        for index in 1..n_threads {
+            let shared = Arc::clone(&pool.shared);
+            let worker = std::thread::Builder::new()
+                .name(format!("bitnet-{index}"))
+                .spawn(move || shared.work(index));
+            pool.workers.push(worker.map_err(|source| Error::Thread {
+                index,
+                n_threads,
+                source,
+            })?);
+        }
+        Ok(pool)
+    }
+
+    /// Threads that run chunks.
+    pub(crate) fn n_threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `body(chunk, thread)` once for every chunk below `n_chunks`, on any thread in any order, and returns when
+    /// all calls have. Two calls at one time have different `thread`s, below [`Pool::n_threads`].
+    ///
+    /// # Panics
+    /// When a call panicked.
+    pub(crate) fn run(&self, n_chunks: usize, body: &(dyn Fn(usize, usize) + Sync)) {
+        if n_chunks > MAX_CHUNKS {
+            let per_claim = n_chunks.div_ceil(MAX_CHUNKS);
+            return self.run(n_chunks.div_ceil(per_claim), &|claim, thread| {
+                let first = claim * per_claim;
+                (first..n_chunks.min(first + per_claim)).for_each(|chunk| body(chunk, thread));
+            });
+        }
+        if self.workers.is_empty() || n_chunks < 2 {
+            (0..n_chunks).for_each(|chunk| body(chunk, 0));
+            return;
+        }
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &*self.shared;
+        let job = Job { n_chunks, body };
+        // The lifetime ends here, at the end of this function: it waits until no claim is left.
+        shared
+            .job
+            .store((&raw const job).cast_mut().cast(), Ordering::Relaxed);
+        shared.pending.store(n_chunks, Ordering::Relaxed);
+        let epoch = (shared.ticket.load(Ordering::Relaxed) >> LEFT_BITS) + 1;
+        let ticket = epoch << LEFT_BITS | n_chunks as u64;
+        // SeqCst orders this store before the look at `sleepers`: a worker counts itself there and then looks at the
+        // ticket again, so one of the two sees the other.
+        shared.ticket.store(ticket, Ordering::SeqCst);
+        if shared.sleepers.load(Ordering::SeqCst) > 0 {
+            let _guard = shared.lock();
+            shared.work.notify_all();
+        }
+        shared.run_chunks(epoch, 0);
+        shared.wait_until_done();
+        drop(turn);
+        assert!(
+            !shared.panicked.swap(false, Ordering::Relaxed),
+            "a chunk of a parallel loop panicked"
+        );
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        {
+            let _guard = self.shared.lock();
+            self.shared.work.notify_all();
+        }
+        for worker in self.workers.drain(..) {
+            // A worker catches the panics of chunks, so there is nothing to learn from joining it.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker's life.
+    fn work(&self, thread: usize) {
+        let mut epoch = 0;
+        while self.wait_for_work(epoch) {
+            epoch = self.ticket.load(Ordering::Acquire) >> LEFT_BITS;
+            self.run_chunks(epoch, thread);
+        }
+    }
+
+    /// Claims and runs chunks of loop `epoch` until none is left or the loop is over.
+    fn run_chunks(&self, epoch: u64, thread: usize) {
+        let mut ticket = self.ticket.load(Ordering::Acquire);
+        loop {
+            let left = (ticket & MAX_CHUNKS as u64) as usize;
+            if ticket >> LEFT_BITS != epoch || left == 0 {
+                return;
+            }
+            // Read between two sights of the same loop number, so it is that loop's job.
+            let job = self.job.load(Ordering::Relaxed);
+            let claim =
+                self.ticket
+                    .compare_exchange_weak(ticket, ticket - 1, Ordering::AcqRel, Ordering::Acquire);
+            if let Err(found) = claim {
+                ticket = found;
+                continue;
+            }
+            // SAFETY: the claim succeeded, so `pending` is at least 1 and the owner waits inside `run`, where the job
+            // lives, until this chunk is taken off `pending` below.
+            let job = unsafe { &*job };
+            let chunk = job.n_chunks - left;
+            if catch_unwind(AssertUnwindSafe(|| (job.body)(chunk, thread))).is_err() {
+                self.panicked.store(true, Ordering::Relaxed);
+            }
+            // SeqCst against `owner_sleeps`, as for `sleepers` in `run`; Release publishes what the chunk wrote.
+            if self.pending.fetch_sub(1, Ordering::SeqCst) == 1 && self.owner_sleeps.load(Ordering::SeqCst) {
+                let _guard = self.lock();
+                self.done.notify_one();
+            }
+            ticket = self.ticket.load(Ordering::Acquire);
+        }
+    }
+
+    /// Waits for a loop other than `epoch`; false when the pool ends.
+    fn wait_for_work(&self, epoch: u64) -> bool {
+        let ready =
+            || self.stop.load(Ordering::SeqCst) || self.ticket.load(Ordering::SeqCst) >> LEFT_BITS != epoch;
+        if !spin_until(ready) {
+            let mut guard = self.lock();
+            self.sleepers.fetch_add(1, Ordering::SeqCst);
+            while !ready() {
+                guard = self.work.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            }
+            self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        }
+        !self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Waits until every chunk has finished.
+    fn wait_until_done(&self) {
+        let ready = || self.pending.load(Ordering::SeqCst) == 0;
+        if !spin_until(ready) {
+            let mut guard = self.lock();
+            self.owner_sleeps.store(true, Ordering::SeqCst);
+            while !ready() {
+                guard = self.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            }
+            self.owner_sleeps.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Polls `ready` for at most [`SPIN`].
+fn spin_until(ready: impl Fn() -> bool) -> bool {
+    if ready() {
+        return true;
+    }
+    let start = Instant::now();
+    while start.elapsed() < SPIN {
+        for _ in 0..16 {
+            if ready() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+    }
+    false
+}
+
+/// A mutable slice that the chunks of a loop share, each taking parts of it that no other chunk takes.
+pub(crate) struct Shards<'a, T> {
+    data: *mut T,
+    len: usize,
+    slice: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a shared `Shards` only gives out disjoint `&mut [T]` (the contract of `get`), which may be sent when T may.
+unsafe impl<T: Send> Sync for Shards<'_, T> {}
+
+impl<'a, T> Shards<'a, T> {
+    /// Takes the slice for as long as the loop lasts.
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Self {
+            data: slice.as_mut_ptr(),
+            len: slice.len(),
+            slice: std::marker::PhantomData,
+        }
+    }
+
+    /// The part from `first` of `len` elements.
+    ///
+    /// # Safety
+    /// - No two calls whose results live at the same time may overlap.
+    ///
+    /// # Panics
+    /// When the part is not inside the slice.
+    #[allow(clippy::mut_from_ref, reason = "disjoint by the contract above")]
+    pub(crate) unsafe fn get(&self, first: usize, len: usize) -> &mut [T] {
+        let inside = first.checked_add(len).is_some_and(|end| end <= self.len);
+        assert!(inside, "{len} elements from {first} of {}", self.len);
+        // SAFETY: inside the slice that `new` took, asserted above; disjoint by this function's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(first), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_chunk_runs_once() {
+        for n_threads in [1, 2, 5] {
+            let pool = Pool::new(n_threads).unwrap();
+            for n_chunks in (0..40).chain([MAX_CHUNKS, MAX_CHUNKS + 1, 3 * MAX_CHUNKS]) {
+                let counts: Vec<AtomicUsize> = (0..n_chunks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(n_chunks, &|chunk, thread| {
+                    assert!(thread < n_threads);
+                    counts[chunk].fetch_add(1, Ordering::Relaxed);
+                });
+                let wrong = counts.iter().position(|count| count.load(Ordering::Relaxed) != 1);
+                assert_eq!(wrong, None, "{n_threads} threads, {n_chunks} chunks");
+            }
+        }
+    }
+
+    #[test]
+    fn loops_run_after_the_threads_have_slept() {
+        let pool = Pool::new(3).unwrap();
+        let sum = AtomicUsize::new(0);
+        for _ in 0..20 {
+            std::thread::sleep(4 * SPIN);
+            pool.run(8, &|chunk, _| {
+                std::thread::sleep(SPIN / 4 * (chunk % 3) as u32 * 4);
+                sum.fetch_add(chunk, Ordering::Relaxed);
+            });
+        }
+        assert_eq!(sum.into_inner(), 20 * 28);
+    }
+
+    #[test]
+    fn a_panic_in_a_chunk_reaches_the_caller_and_the_pool_survives() {
+        let pool = Pool::new(2).unwrap();
+        let run = || pool.run(16, &|chunk, _| assert_ne!(chunk, 11, "on purpose"));
+        assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        let count = AtomicUsize::new(0);
+        pool.run(16, &|_, _| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.into_inner(), 16);
+    }
+
+    #[test]
+    fn callers_on_several_threads_take_turns() {
+        let pool = Pool::new(2).unwrap();
+        let count = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        pool.run(7, &|_, _| {
+                            count.fetch_add(1, Ordering::Relaxed);
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(count.into_inner(), 4 * 200 * 7);
+    }
+}

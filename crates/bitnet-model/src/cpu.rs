@@ -1,0 +1,615 @@
+//! The CPU back end: a model's weights in the hands of [`bitnet_cpu`], which knows no model.
+
+use bitnet_cpu::{
+    Activations, Angles, Cpu, DenseMatrix, DenseType, Gate, Heads, KvCache, KvShape, KvType, Norm, Output,
+    Place, Precision, Queries, Simd, TernaryMatrix, Write,
+};
+
+use crate::transformer::check_batch;
+use crate::{
+    ActQuant, Activation, Backend, Config, Dense, DenseDtype, Error, LayerWeights, Result, Tap,
+    TernaryTensor, Token, WeightSource,
+};
+
+/// How a model is run on the CPU.
+#[derive(Clone, Debug)]
+pub struct CpuOptions {
+    /// Threads; `None`: as many as the system lets this process use.
+    pub threads: Option<usize>,
+    /// Instruction set; `None`: the best this processor has.
+    pub simd: Option<Simd>,
+    /// Positions of a sequence slot.
+    pub context: usize,
+    /// Sequence slots.
+    pub n_seqs: usize,
+    /// Tokens one step can take.
+    pub max_batch: usize,
+    /// Element type of the KV cache.
+    pub kv_type: KvType,
+}
+
+impl Default for CpuOptions {
+    fn default() -> Self {
+        Self {
+            threads: None,
+            simd: None,
+            context: 4096,
+            n_seqs: 1,
+            max_batch: 512,
+            kv_type: KvType::default(),
+        }
+    }
+}
+
+/// A model on the CPU. Its results depend on the request alone: not on the instruction set, the number of threads, the
+/// rest of the batch, or how a prompt was cut.
+pub struct CpuBackend {
+    cpu: Cpu,
+    config: Config,
+    max_batch: usize,
+    embedding: DenseMatrix,
+    layers: Vec<Layer>,
+    final_norm: Vec<f32>,
+    /// `None` where the head is the embedding.
+    head: Option<DenseMatrix>,
+    kv: KvCache,
+    scratch: Scratch,
+    /// Where the tokens of the batch stand.
+    places: Vec<Place>,
+    /// By slot, positions that hold a token.
+    filled: Vec<usize>,
+    /// The layer whose verb ran last.
+    layer: usize,
+}
+
+struct Layer {
+    attn_norm: Vec<f32>,
+    qkv: Linear,
+    attn_sub_norm: Option<Vec<f32>>,
+    o: Linear,
+    ffn_norm: Vec<f32>,
+    gate_up: Linear,
+    ffn_sub_norm: Option<Vec<f32>>,
+    down: Linear,
+}
+
+/// Projections of one input: one matrix, or one for each projection where each norms that input in its own way.
+struct Linear {
+    n: usize,
+    k: usize,
+    parts: Vec<Part>,
+}
+
+struct Part {
+    first_row: usize,
+    matrix: TernaryMatrix,
+    input_norm: Option<Vec<f32>>,
+}
+
+/// Rows of f32, one for each token of a batch.
+struct Scratch {
+    activations: Activations,
+    /// (tokens, d_model)
+    residual: Vec<f32>,
+    /// (tokens, d_q + 2 d_kv)
+    qkv: Vec<f32>,
+    /// (tokens, d_q)
+    attention: Vec<f32>,
+    /// (tokens, 2 d_ffn)
+    gate_up: Vec<f32>,
+    /// (tokens, d_ffn)
+    gated: Vec<f32>,
+    /// (tokens, d_model), input of the head.
+    last: Vec<f32>,
+    /// (rows, vocab); reserved for every row of a batch, grown as rows are asked for.
+    logits: Vec<f32>,
+    /// (tokens, head_dim / 2)
+    cos: Vec<f32>,
+    /// (tokens, head_dim / 2)
+    sin: Vec<f32>,
+    /// By element of a head below `head_dim / 2`, radians a position.
+    frequencies: Vec<f32>,
+}
+
+impl CpuBackend {
+    /// Loads a model and allocates everything that running it needs.
+    ///
+    /// # Errors
+    /// When the source fails, a tensor does not have the shape that the config says, the instruction set is not there, or
+    /// memory cannot be had.
+    pub fn new(source: &dyn WeightSource, options: CpuOptions) -> Result<Self> {
+        let config = source.config().clone();
+        for (value, name) in [
+            (options.context, "context"),
+            (options.n_seqs, "sequence slots"),
+            (options.max_batch, "batch size"),
+        ] {
+            if value == 0 {
+                return Err(Error::Request(format!("the {name} must be at least 1, not 0")));
+            }
+        }
+        let cpu = Cpu::new(options.simd, options.threads).map_err(device)?;
+        let shape = KvShape {
+            n_layers: config.n_layers,
+            n_seqs: options.n_seqs,
+            n_kv_heads: config.n_kv_heads,
+            n_heads: config.n_heads,
+            head_dim: config.head_dim,
+            context: options.context,
+        };
+        let kv = KvCache::new(&cpu, options.kv_type, shape).map_err(|error| {
+            Error::Device(format!(
+                "{error}: {} sequences of {} tokens; lower --ctx-size or the number of sequences",
+                options.n_seqs, options.context
+            ))
+        })?;
+        let scratch = Scratch::new(&config, &cpu, options.max_batch)?;
+        let expected = (config.vocab, config.d_model);
+        let embedding = dense(&*source.embedding()?, "the embedding", expected)?;
+        let layers = (0..config.n_layers)
+            .map(|index| Layer::new(&config, index, source.layer(index)?))
+            .collect::<Result<_>>()?;
+        let final_norm = source.final_norm()?;
+        check_len("the final norm", final_norm.len(), config.d_model)?;
+        let head = match source.head()? {
+            Some(head) => Some(dense(&*head, "the output head", expected)?),
+            None => None,
+        };
+        Ok(Self {
+            cpu,
+            max_batch: options.max_batch,
+            embedding,
+            layers,
+            final_norm,
+            head,
+            kv,
+            scratch,
+            places: Vec::with_capacity(options.max_batch),
+            filled: vec![0; options.n_seqs],
+            layer: 0,
+            config,
+        })
+    }
+
+    /// Checks that the tokens of each sequence follow each other, the first of them at or before the end of what the
+    /// slot holds, and notes where they stand.
+    fn place(&mut self, batch: &[Token]) -> Result<()> {
+        self.places.clear();
+        for token in batch {
+            let (seq, pos) = (token.seq as usize, token.pos as usize);
+            let before = self.places.iter().rev().find(|place| place.seq == seq);
+            let legal = match before {
+                Some(before) => pos == before.pos + 1,
+                None => pos <= self.filled[seq],
+            };
+            if !legal {
+                let next = before.map_or(self.filled[seq], |before| before.pos + 1);
+                self.places.clear();
+                return Err(Error::Request(format!(
+                    "position {pos} of sequence {seq}: the next one to compute is {next}"
+                )));
+            }
+            self.places.push(Place { seq, pos });
+        }
+        for place in &self.places {
+            self.filled[place.seq] = place.pos + 1;
+        }
+        Ok(())
+    }
+
+    fn start_layer(&mut self, layer: usize) -> Result<()> {
+        if layer >= self.layers.len() {
+            return Err(Error::Request(format!("layer {layer} of {}", self.layers.len())));
+        }
+        self.layer = layer;
+        Ok(())
+    }
+}
+
+impl Backend for CpuBackend {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn name(&self) -> String {
+        let threads = self.cpu.n_threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("cpu ({}, {threads} thread{plural})", self.cpu.simd())
+    }
+
+    fn n_seqs(&self) -> usize {
+        self.kv.shape().n_seqs
+    }
+
+    fn context(&self) -> usize {
+        self.kv.shape().context
+    }
+
+    fn max_batch(&self) -> usize {
+        self.max_batch
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        let layers: u64 = self.layers.iter().map(Layer::bytes).sum();
+        let head = self.head.as_ref().map_or(0, DenseMatrix::bytes);
+        self.embedding.bytes() + layers + head + self.kv.bytes() + self.scratch.bytes()
+    }
+
+    fn embed(&mut self, batch: &[Token]) -> Result<()> {
+        check_batch(self, batch)?;
+        self.place(batch)?;
+        let s = &mut self.scratch;
+        let ids = batch.iter().map(|token| token.id as usize);
+        let residual = &mut s.residual[..batch.len() * self.config.d_model];
+        self.cpu.gather(&self.embedding, ids, residual);
+        let angles = s
+            .cos
+            .chunks_exact_mut(s.frequencies.len())
+            .zip(s.sin.chunks_exact_mut(s.frequencies.len()));
+        for ((cos, sin), place) in angles.zip(&self.places) {
+            for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&s.frequencies) {
+                // The angle is an f32, as it is in transformers; its cosine and sine are rounded once.
+                let angle = f64::from(place.pos as f32 * frequency);
+                (*cos, *sin) = (angle.cos() as f32, angle.sin() as f32);
+            }
+        }
+        Ok(())
+    }
+
+    fn qkv(&mut self, layer: usize) -> Result<()> {
+        self.start_layer(layer)?;
+        let (c, s, n_tokens) = (&self.config, &mut self.scratch, self.places.len());
+        let Layer { attn_norm, qkv, .. } = &self.layers[layer];
+        let input = Input {
+            x: &s.residual[..n_tokens * c.d_model],
+            norm: Some(attn_norm),
+        };
+        let rows = &mut s.qkv[..n_tokens * qkv.n];
+        qkv.apply(&self.cpu, c, &mut s.activations, input, rows, Write::Replace);
+        // Queries and keys stand side by side, so one call rotates both.
+        let heads = Heads {
+            stride: qkv.n,
+            first: 0,
+            count: c.n_heads + c.n_kv_heads,
+            dim: c.head_dim,
+        };
+        let n_angles = n_tokens * s.frequencies.len();
+        let angles = Angles {
+            cos: &s.cos[..n_angles],
+            sin: &s.sin[..n_angles],
+        };
+        self.cpu.rotate(rows, heads, angles);
+        for (row, &place) in rows.chunks_exact(qkv.n).zip(&self.places) {
+            let (key, value) = row[c.d_q()..].split_at(c.d_kv());
+            self.kv.store(layer, place, key, value);
+        }
+        Ok(())
+    }
+
+    fn attention(&mut self, layer: usize) -> Result<()> {
+        self.start_layer(layer)?;
+        let (c, s, n_tokens) = (&self.config, &mut self.scratch, self.places.len());
+        let queries = Queries {
+            q: &s.qkv,
+            stride: self.layers[layer].qkv.n,
+            places: &self.places,
+            out: &mut s.attention[..n_tokens * c.d_q()],
+        };
+        self.cpu.attention(&mut self.kv, layer, queries);
+        Ok(())
+    }
+
+    fn out_proj(&mut self, layer: usize) -> Result<()> {
+        self.start_layer(layer)?;
+        let (c, s, n_tokens) = (&self.config, &mut self.scratch, self.places.len());
+        let Layer { attn_sub_norm, o, .. } = &self.layers[layer];
+        let input = Input {
+            x: &s.attention[..n_tokens * c.d_q()],
+            norm: attn_sub_norm.as_deref(),
+        };
+        let residual = &mut s.residual[..n_tokens * c.d_model];
+        o.apply(&self.cpu, c, &mut s.activations, input, residual, Write::Add);
+        Ok(())
+    }
+
+    fn up_gate(&mut self, layer: usize) -> Result<()> {
+        self.start_layer(layer)?;
+        let (c, s, n_tokens) = (&self.config, &mut self.scratch, self.places.len());
+        let Layer {
+            ffn_norm, gate_up, ..
+        } = &self.layers[layer];
+        let input = Input {
+            x: &s.residual[..n_tokens * c.d_model],
+            norm: Some(ffn_norm),
+        };
+        let rows = &mut s.gate_up[..n_tokens * gate_up.n];
+        gate_up.apply(&self.cpu, c, &mut s.activations, input, rows, Write::Replace);
+        let gate = match c.activation {
+            Activation::Relu2 => Gate::Relu2,
+            Activation::Silu => Gate::Silu,
+        };
+        self.cpu
+            .gate(gate, rows, c.d_ffn, &mut s.gated[..n_tokens * c.d_ffn]);
+        Ok(())
+    }
+
+    fn down(&mut self, layer: usize) -> Result<()> {
+        self.start_layer(layer)?;
+        let (c, s, n_tokens) = (&self.config, &mut self.scratch, self.places.len());
+        let Layer {
+            ffn_sub_norm, down, ..
+        } = &self.layers[layer];
+        let input = Input {
+            x: &s.gated[..n_tokens * c.d_ffn],
+            norm: ffn_sub_norm.as_deref(),
+        };
+        let residual = &mut s.residual[..n_tokens * c.d_model];
+        down.apply(&self.cpu, c, &mut s.activations, input, residual, Write::Add);
+        Ok(())
+    }
+
+    fn logits(&mut self, rows: &[usize]) -> Result<&[f32]> {
+        let (c, s, n_tokens) = (&self.config, &mut self.scratch, self.places.len());
+        if rows.len() > n_tokens || rows.iter().any(|&row| row >= n_tokens) {
+            return Err(Error::Request(format!(
+                "logits of rows {rows:?} of a batch of {n_tokens} tokens"
+            )));
+        }
+        let last = &mut s.last[..rows.len() * c.d_model];
+        for (&row, last) in rows.iter().zip(last.chunks_exact_mut(c.d_model)) {
+            last.copy_from_slice(&s.residual[row * c.d_model..][..c.d_model]);
+        }
+        let norm = Norm {
+            weight: &self.final_norm,
+            eps: c.rms_eps,
+        };
+        self.cpu.rms_norm(last, norm);
+        let len = rows.len() * c.vocab;
+        if s.logits.len() < len {
+            s.logits.resize(len, 0.0);
+        }
+        let logits = &mut s.logits[..len];
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        self.cpu.dense(head, last, logits).map_err(device)?;
+        Ok(logits)
+    }
+
+    fn read(&mut self, tap: Tap) -> Result<Vec<f32>> {
+        let (c, s, n_tokens) = (&self.config, &self.scratch, self.places.len());
+        let cached = || self.places.iter().map(|&place| self.kv.load(self.layer, place));
+        Ok(match tap {
+            Tap::Residual => s.residual[..n_tokens * c.d_model].to_vec(),
+            Tap::Query => {
+                let rows = s.qkv.chunks_exact(c.d_q() + 2 * c.d_kv()).take(n_tokens);
+                rows.flat_map(|row| &row[..c.d_q()]).copied().collect()
+            }
+            Tap::Key => cached().flat_map(|(keys, _)| keys).collect(),
+            Tap::Value => cached().flat_map(|(_, values)| values).collect(),
+            Tap::Attention => s.attention[..n_tokens * c.d_q()].to_vec(),
+            Tap::Gated => s.gated[..n_tokens * c.d_ffn].to_vec(),
+        })
+    }
+}
+
+impl Layer {
+    fn new(c: &Config, index: usize, w: LayerWeights) -> Result<Self> {
+        let name = |part: &str| format!("{part} of layer {index}");
+        check_len(&name("attn_norm"), w.attn_norm.len(), c.d_model)?;
+        check_len(&name("ffn_norm"), w.ffn_norm.len(), c.d_model)?;
+        for (norm, part, k) in [
+            (&w.attn_sub_norm, "attn_sub_norm", c.d_q()),
+            (&w.ffn_sub_norm, "ffn_sub_norm", c.d_ffn),
+        ] {
+            if let Some(norm) = norm {
+                check_len(&name(part), norm.len(), k)?;
+            }
+        }
+        let linear = |part: &str, tensor, n, k| Linear::new(c, &name(part), tensor, (n, k));
+        Ok(Self {
+            qkv: linear("q, k, v", w.qkv, c.d_q() + 2 * c.d_kv(), c.d_model)?,
+            o: linear("o", w.o, c.d_model, c.d_q())?,
+            gate_up: linear("gate, up", w.gate_up, 2 * c.d_ffn, c.d_model)?,
+            down: linear("down", w.down, c.d_model, c.d_ffn)?,
+            attn_norm: w.attn_norm,
+            attn_sub_norm: w.attn_sub_norm,
+            ffn_norm: w.ffn_norm,
+            ffn_sub_norm: w.ffn_sub_norm,
+        })
+    }
+
+    fn bytes(&self) -> u64 {
+        let linears = [&self.qkv, &self.o, &self.gate_up, &self.down];
+        let parts = linears.into_iter().flat_map(|linear| &linear.parts);
+        parts.map(|part| part.matrix.bytes()).sum()
+    }
+}
+
+/// The rows a linear layer is applied to, and the norm before it.
+struct Input<'a> {
+    x: &'a [f32],
+    norm: Option<&'a [f32]>,
+}
+
+impl Linear {
+    fn new(c: &Config, name: &str, w: TernaryTensor, (n, k): (usize, usize)) -> Result<Self> {
+        check_len(&format!("rows of {name}"), w.n, n)?;
+        check_len(&format!("columns of {name}"), w.k, k)?;
+        let build = |rows: usize, words: &[u32], segments: &[(usize, f32)]| {
+            TernaryMatrix::new(rows, k, words, segments)
+                .map_err(|error| Error::Device(format!("{name}: {error}")))
+        };
+        let mut parts = Vec::new();
+        if w.segments.iter().all(|segment| segment.input_norm.is_none()) {
+            let segments: Vec<_> = w.segments.iter().map(|s| (s.rows, s.scale)).collect();
+            parts.push(Part {
+                first_row: 0,
+                matrix: build(n, &w.words, &segments)?,
+                input_norm: None,
+            });
+        } else {
+            if c.linear_norm_eps.is_none() {
+                return Err(Error::Request(format!(
+                    "{name} has a norm of its own, and the config no epsilon for it"
+                )));
+            }
+            let mut first_row = 0;
+            for segment in w.segments {
+                let end = first_row + segment.rows;
+                let words = w.words.get(first_row * k / 16..end * k / 16).ok_or_else(|| {
+                    Error::Request(format!("rows {first_row}..{end} of {name}, which has {n}"))
+                })?;
+                if let Some(norm) = &segment.input_norm {
+                    check_len(&format!("an input norm of {name}"), norm.len(), k)?;
+                }
+                parts.push(Part {
+                    first_row,
+                    matrix: build(segment.rows, words, &[(segment.rows, segment.scale)])?,
+                    input_norm: segment.input_norm,
+                });
+                first_row = end;
+            }
+            check_len(&format!("rows of the projections of {name}"), first_row, n)?;
+        }
+        Ok(Self { n, k, parts })
+    }
+
+    /// Norms, quantizes and multiplies the rows of `input` into `rows`, (tokens, n).
+    fn apply(
+        &self,
+        cpu: &Cpu,
+        c: &Config,
+        activations: &mut Activations,
+        input: Input<'_>,
+        rows: &mut [f32],
+        write: Write,
+    ) {
+        for part in &self.parts {
+            let block = input.norm.map(|weight| Norm {
+                weight,
+                eps: c.rms_eps,
+            });
+            let own = part.input_norm.as_deref().zip(c.linear_norm_eps);
+            let own = own.map(|(weight, eps)| Norm { weight, eps });
+            let norms = match (block, own) {
+                (Some(block), Some(own)) => &[block, own][..],
+                (Some(norm), None) | (None, Some(norm)) => &[norm],
+                (None, None) => &[],
+            };
+            cpu.prepare(input.x, self.k, norms, activations);
+            let output = Output {
+                data: &mut *rows,
+                stride: self.n,
+                first: part.first_row,
+                write,
+            };
+            cpu.matmul(&part.matrix, activations, output);
+        }
+    }
+}
+
+impl Scratch {
+    fn new(c: &Config, cpu: &Cpu, max_batch: usize) -> Result<Self> {
+        let reserve = |what: &str, width: usize| -> Result<Vec<f32>> {
+            let error = || {
+                Error::Device(format!(
+                    "memory for {what} of {max_batch} tokens a step cannot be had; lower the batch size"
+                ))
+            };
+            let len = max_batch.checked_mul(width).ok_or_else(error)?;
+            let mut rows = Vec::new();
+            rows.try_reserve_exact(len).map_err(|_| error())?;
+            Ok(rows)
+        };
+        let zeros = |what: &str, width: usize| -> Result<Vec<f32>> {
+            let mut rows = reserve(what, width)?;
+            rows.resize(max_batch * width, 0.0);
+            Ok(rows)
+        };
+        let precision = match c.act_quant {
+            ActQuant::Int8 => Precision::Int8,
+            ActQuant::None => Precision::F32,
+        };
+        let max_k = c.d_model.max(c.d_q()).max(c.d_ffn);
+        let half = c.head_dim / 2;
+        Ok(Self {
+            activations: Activations::new(precision, cpu.n_threads(), max_batch, max_k).map_err(device)?,
+            residual: zeros("the residual stream", c.d_model)?,
+            qkv: zeros("queries, keys and values", c.d_q() + 2 * c.d_kv())?,
+            attention: zeros("the output of attention", c.d_q())?,
+            gate_up: zeros("the feed-forward block", 2 * c.d_ffn)?,
+            gated: zeros("the feed-forward block", c.d_ffn)?,
+            last: zeros("the input of the head", c.d_model)?,
+            logits: reserve("the logits", c.vocab)?,
+            cos: zeros("the rotary embedding", half)?,
+            sin: zeros("the rotary embedding", half)?,
+            frequencies: (0..half)
+                .map(|i| {
+                    // As transformers has it: 1 / theta^(2 i / d) in f32, each operation rounded.
+                    let exponent = (2 * i) as f32 / c.head_dim as f32;
+                    1.0 / (f64::from(c.rope_theta).powf(f64::from(exponent)) as f32)
+                })
+                .collect(),
+        })
+    }
+
+    fn bytes(&self) -> u64 {
+        let Self {
+            activations,
+            residual,
+            qkv,
+            attention,
+            gate_up,
+            gated,
+            last,
+            logits,
+            cos,
+            sin,
+            frequencies,
+        } = self;
+        let rows = [
+            residual,
+            qkv,
+            attention,
+            gate_up,
+            gated,
+            last,
+            logits,
+            cos,
+            sin,
+            frequencies,
+        ];
+        let bytes: usize = rows.iter().map(|rows| rows.len() * size_of::<f32>()).sum();
+        activations.bytes() + bytes as u64
+    }
+}
+
+fn dense(w: &dyn Dense, name: &str, expected: (usize, usize)) -> Result<DenseMatrix> {
+    check_len(&format!("rows of {name}"), w.shape().0, expected.0)?;
+    check_len(&format!("columns of {name}"), w.shape().1, expected.1)?;
+    let kind = match w.dtype() {
+        DenseDtype::Bf16 => DenseType::Bf16,
+        DenseDtype::F16 => DenseType::F16,
+        DenseDtype::F32 => DenseType::F32,
+    };
+    DenseMatrix::read(kind, expected, |first, bytes| w.read_rows(first, bytes))
+}
+
+fn check_len(what: &str, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(Error::Request(format!(
+            "{what}: found {found}, expected {expected}"
+        )))
+    }
+}
+
+fn device(error: bitnet_cpu::Error) -> Error {
+    Error::Device(error.to_string())
+}
+
+impl From<bitnet_cpu::Error> for Error {
+    fn from(error: bitnet_cpu::Error) -> Self {
+        device(error)
+    }
+}

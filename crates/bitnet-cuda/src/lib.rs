@@ -1,3 +1,20 @@
-//! Host side of the GPU.
+//! Host side of the GPU: opens it, holds its memory, loads the kernels of [`bitnet_kernels`] and launches them.
+//!
+//! [`Stream::launch`] is the only launch; [`Gpu`] resolves every kernel once. The PTX is stored beside this crate
+//! ([`ptx`]) and embedded, so that a program needs neither CUDA nor a special compiler to build, and a driver only to use
+//! a GPU. `docs/gpu.md` tells how the PTX is made. A file may use only files whose `mod` line stands above its own.
 
+mod error;
 pub mod ptx;
+
+mod gpu;
+mod graph;
+mod memory;
+mod stream;
+
+pub use cuda_driver::{CudaVersion, ProbeError, probe};
+pub use error::{Error, Result};
+pub use gpu::{Gpu, KernelUsage, Properties, Reporting};
+pub use graph::{Event, Graph};
+pub use memory::{DeviceBuffer, Element, SharedWords};
+pub use stream::{LaunchConfig, Stream};

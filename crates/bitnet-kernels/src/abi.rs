@@ -110,7 +110,10 @@ impl<T> Global<T> {
             element: PhantomData,
         };
         #[cfg(not(target_arch = "nvptx64"))]
-        return Self::new(self.address.wrapping_add((index * size_of::<T>()) as u64));
+        return Self::new(
+            self.address
+                .wrapping_add(index.wrapping_mul(size_of::<T>()) as u64),
+        );
     }
 
     /// The same address, seen as `U`s.

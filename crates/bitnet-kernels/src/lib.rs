@@ -20,6 +20,8 @@ extern crate std;
 
 #[macro_use]
 mod abi;
+#[cfg(feature = "emulator")]
+pub mod emulator;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub mod intrinsics;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]

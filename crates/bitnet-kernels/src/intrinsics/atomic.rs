@@ -52,7 +52,7 @@ macro_rules! atomic_stores {
                     options(nostack, preserves_flags));
             }
             #[cfg(not(target_arch = "nvptx64"))]
-            lane::atomic_update(self.offset(index).address(), size_of::<$type>(), Order::$order, |_| value as u64);
+            lane::atomic_store(self.offset(index).address(), size_of::<$type>(), Order::$order, value as u64);
         }
     )*};
 }

@@ -1,0 +1,395 @@
+//! The host side of the intrinsics: what a running lane calls.
+
+use super::fault::FaultKind;
+use super::memory::{Refusal, Use};
+use super::state::{InFlight, Place, State, Status, with};
+use super::sync::Next;
+use core::ops::{Add, Mul};
+use core::panic::Location;
+use std::format;
+
+/// How a load reaches memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Plain,
+    /// Through the read-only path.
+    Constant,
+}
+
+/// Memory order of an atomic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    Relaxed,
+    Acquire,
+    Release,
+    AcqRel,
+}
+
+/// Back to the scheduler, until it picks this lane again.
+fn suspend() {
+    let yielder = with(|state| state.lane().yielder);
+    // SAFETY: the scheduler runs this lane, inside the coroutine whose live yielder its closure stored at its start.
+    unsafe { (*yielder).suspend(()) }
+}
+
+/// Stops here for good: the scheduler ends the launch when it sees the fault.
+fn stop() -> ! {
+    loop {
+        suspend();
+    }
+}
+
+/// Runs `f`; a refusal becomes a fault of this lane.
+fn checked<R>(caller: &'static Location<'static>, f: impl FnOnce(&mut State) -> Result<R, Refusal>) -> R {
+    let result = with(|state| f(state).map_err(|(kind, detail)| state.fail(kind, Some(caller), detail)));
+    match result {
+        Ok(value) => value,
+        Err(()) => stop(),
+    }
+}
+
+/// As [`checked`], for calls that may have to wait.
+fn meet(
+    caller: &'static Location<'static>,
+    name: &'static str,
+    f: impl FnOnce(&mut State) -> Result<Next, Refusal>,
+) -> Next {
+    let next = checked(caller, f);
+    if next == Next::Wait {
+        with(|state| {
+            let lane = state.lane();
+            lane.status = Status::Waiting(name);
+            lane.location = Some(caller);
+        });
+        suspend();
+    }
+    next
+}
+
+pub(crate) fn place() -> Place {
+    with(|state| state.lane().place)
+}
+
+#[track_caller]
+pub(crate) fn barrier(id: u32, count: Option<u32>, waits: bool) {
+    let caller = Location::caller();
+    meet(caller, "a barrier", |state| {
+        state.barrier(id, count, waits, caller)
+    });
+}
+
+#[track_caller]
+fn collective(
+    name: &'static str,
+    mask: u32,
+    data: [u32; 10],
+    resolve: impl FnOnce(&[[u32; 10]; 32]) -> [[u32; 4]; 32],
+) -> [u32; 4] {
+    meet(Location::caller(), name, |state| {
+        state.warp(name, mask, data, resolve)
+    });
+    with(|state| state.lane().result)
+}
+
+#[track_caller]
+pub(crate) fn sync_warp(mask: u32) {
+    meet(Location::caller(), "sync_warp", |state| {
+        let next = state.warp("sync_warp", mask, [0; 10], |_| [[0; 4]; 32])?;
+        if next == Next::Go {
+            state.order_warp(mask);
+        }
+        Ok(next)
+    });
+}
+
+#[track_caller]
+pub(crate) fn shuffle(name: &'static str, mask: u32, word: u32, source: impl FnOnce(u32) -> u32) -> u32 {
+    let lane = with(|state| state.current.1 as u32 % 32);
+    let source = Some(source(lane)).filter(|&s| s < 32).unwrap_or(lane);
+    if mask >> source & 1 == 0 {
+        checked(Location::caller(), |_| -> Result<(), _> {
+            let detail = format!("{name} reads lane {source}, which mask {mask:#010x} leaves out");
+            Err((FaultKind::Misuse, detail))
+        });
+    }
+    let data = [word, source, 0, 0, 0, 0, 0, 0, 0, 0];
+    let pick = |data: &[[u32; 10]; 32]| core::array::from_fn(|i| [data[data[i][1] as usize][0], 0, 0, 0]);
+    collective(name, mask, data, pick)[0]
+}
+
+#[track_caller]
+pub(crate) fn reduce(
+    name: &'static str,
+    mask: u32,
+    word: u32,
+    fold: fn(Option<u32>, u32, u32) -> u32,
+) -> u32 {
+    let data = [word, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let resolve = |data: &[[u32; 10]; 32]| {
+        let members = (0..32).filter(|i| mask >> i & 1 == 1);
+        let total = members.fold(None, |total, i| Some(fold(total, i, data[i as usize][0])));
+        [[total.unwrap_or(0), 0, 0, 0]; 32]
+    };
+    collective(name, mask, data, resolve)[0]
+}
+
+/// `C + A B` with a `k` of 32 (bytes) or 16 (halves); `a` and `b` turn an operand's bits into a number.
+#[track_caller]
+pub(crate) fn mma<T>(
+    name: &'static str,
+    k: usize,
+    a: [u32; 4],
+    b: [u32; 2],
+    c: [T; 4],
+    of_a: fn(u32) -> T,
+    of_b: fn(u32) -> T,
+) -> [T; 4]
+where
+    T: crate::intrinsics::Word + Add<Output = T> + Mul<Output = T>,
+{
+    let w = c.map(T::to_word);
+    let data = [a[0], a[1], a[2], a[3], b[0], b[1], w[0], w[1], w[2], w[3]];
+    let in_word = k / 8;
+    let element = |word: u32, i: usize| {
+        let bits = 32 / in_word;
+        word >> (bits * i) & (u32::MAX >> (32 - bits))
+    };
+    // (row, column) of A and (row, column) of B, as the module `intrinsics::mma` describes the fragments.
+    let at_a = |data: &[[u32; 10]; 32], row: usize, col: usize| {
+        let register = row / 8 + 2 * (col / (k / 2));
+        let within = col % (k / 2);
+        of_a(element(
+            data[row % 8 * 4 + within / in_word][register],
+            within % in_word,
+        ))
+    };
+    let at_b = |data: &[[u32; 10]; 32], row: usize, col: usize| {
+        let within = row % (k / 2);
+        of_b(element(
+            data[col * 4 + within / in_word][4 + row / (k / 2)],
+            within % in_word,
+        ))
+    };
+    let resolve = |data: &[[u32; 10]; 32]| {
+        core::array::from_fn(|lane| {
+            core::array::from_fn(|i| {
+                let (row, col) = (lane / 4 + 8 * (i / 2), lane % 4 * 2 + i % 2);
+                let c = T::from_word(data[lane][6 + i]);
+                let sum = (0..k).fold(c, |sum, j| sum + at_a(data, row, j) * at_b(data, j, col));
+                sum.to_word()
+            })
+        })
+    };
+    collective(name, u32::MAX, data, resolve).map(T::from_word)
+}
+
+#[track_caller]
+pub(crate) fn load_matrix(row: u32) -> [u32; 4] {
+    let words: [u32; 4] = load_shared_words(row);
+    let data = [words[0], words[1], words[2], words[3], 0, 0, 0, 0, 0, 0];
+    let resolve = |data: &[[u32; 10]; 32]| {
+        core::array::from_fn(|lane| core::array::from_fn(|matrix| data[8 * matrix + lane / 4][lane % 4]))
+    };
+    collective("load_matrix_x4", u32::MAX, data, resolve)
+}
+
+#[track_caller]
+fn load_bytes<const N: usize>(address: u64, len: usize, access: Access) -> [u8; N] {
+    let caller = Location::caller();
+    checked(caller, |state| {
+        let (id, offset) = state.global_access(address, len, Use::Read, access, caller)?;
+        let mut out = [0; N];
+        out[..len].copy_from_slice(&state.memory.buffers[id].space.bytes[offset..offset + len]);
+        Ok(out)
+    })
+}
+
+#[track_caller]
+pub(crate) fn load(address: u64, len: usize, access: Access) -> u64 {
+    u64::from_le_bytes(load_bytes(address, len, access))
+}
+
+#[track_caller]
+pub(crate) fn load_words<const N: usize>(address: u64, access: Access) -> [u32; N] {
+    words(load_bytes(address, 4 * N, access))
+}
+
+#[track_caller]
+pub(crate) fn store(address: u64, bytes: &[u8], access: Access) {
+    let caller = Location::caller();
+    checked(caller, |state| {
+        let (id, offset) = state.global_access(address, bytes.len(), Use::Write, access, caller)?;
+        state.memory.buffers[id].space.bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    });
+}
+
+/// Checks that a hint names memory that exists.
+#[track_caller]
+pub(crate) fn check_readable(address: u64, len: usize) {
+    checked(Location::caller(), |state| {
+        state.memory.find(address, len).map(|_| ())
+    });
+}
+
+#[track_caller]
+fn load_shared_bytes<const N: usize>(address: u32, len: usize) -> [u8; N] {
+    checked(Location::caller(), |state| {
+        let start = state.shared_access(address, len, Use::Read)?;
+        let mut out = [0; N];
+        out[..len].copy_from_slice(&state.block().shared.bytes[start..start + len]);
+        Ok(out)
+    })
+}
+
+#[track_caller]
+pub(crate) fn load_shared(address: u32, len: usize) -> u64 {
+    u64::from_le_bytes(load_shared_bytes(address, len))
+}
+
+#[track_caller]
+pub(crate) fn load_shared_words<const N: usize>(address: u32) -> [u32; N] {
+    words(load_shared_bytes(address, 4 * N))
+}
+
+#[track_caller]
+pub(crate) fn store_shared(address: u32, bytes: &[u8]) {
+    checked(Location::caller(), |state| {
+        let start = state.shared_access(address, bytes.len(), Use::Write)?;
+        state.block().shared.bytes[start..start + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    });
+}
+
+#[track_caller]
+pub(crate) fn atomic_load(address: u64, len: usize, order: Order) -> u64 {
+    let caller = Location::caller();
+    // Others run first: a lane that spins here must not keep them from what it waits for.
+    with(|state| {
+        let lane = state.lane();
+        lane.status = Status::Polling;
+        lane.location = Some(caller);
+    });
+    suspend();
+    checked(caller, |state| {
+        state.atomic(address, len, order, Use::AtomicRead, caller, |value| value)
+    })
+}
+
+#[track_caller]
+pub(crate) fn atomic_store(address: u64, len: usize, order: Order, value: u64) {
+    let caller = Location::caller();
+    checked(caller, |state| {
+        state.atomic(address, len, order, Use::AtomicWrite, caller, |_| value)
+    });
+}
+
+#[track_caller]
+pub(crate) fn atomic_update(address: u64, len: usize, order: Order, update: impl FnOnce(u64) -> u64) -> u64 {
+    let caller = Location::caller();
+    checked(caller, |state| {
+        let (id, offset) = state.memory.find(address, len)?;
+        if let Some(byte) = state.memory.buffers[id].space.first_unwritten(offset, len) {
+            let detail = format!("buffer {id}: updates byte {byte}, which nobody wrote");
+            return Err((FaultKind::Unwritten, detail));
+        }
+        state.atomic(address, len, order, Use::AtomicWrite, caller, update)
+    })
+}
+
+pub(crate) fn fence() {
+    with(State::fence);
+}
+
+#[track_caller]
+pub(crate) fn grid_dependency_wait() {
+    let caller = Location::caller();
+    checked(caller, |state| match state.lane().early.take() {
+        None => Ok(()),
+        Some((what, line)) => {
+            let detail = format!("{what} at {line}, before this wait");
+            Err((FaultKind::Dependency, detail))
+        }
+    });
+}
+
+#[track_caller]
+pub(crate) fn async_copy(destination: u32, source: u64, bytes: u32) {
+    let caller = Location::caller();
+    checked(caller, |state| {
+        let copy = InFlight {
+            destination,
+            source,
+            bytes,
+            lane: state.current.1 as u32,
+        };
+        state.start_copy(copy, caller)?;
+        state.lane().open_copies.push(copy);
+        Ok(())
+    });
+}
+
+pub(crate) fn async_copy_commit() {
+    with(|state| {
+        let lane = state.lane();
+        let group = core::mem::take(&mut lane.open_copies);
+        lane.copies.push_back(group);
+    });
+}
+
+#[track_caller]
+pub(crate) fn async_copy_wait(pending: usize) {
+    checked(Location::caller(), |state| {
+        while state.lane().copies.len() > pending {
+            for copy in state.lane().copies.pop_front().unwrap_or_default() {
+                state.finish_copy(copy)?;
+                // Others may read from now on, once a barrier orders them after this wait: not after the start.
+                state.shared_access(copy.destination, copy.bytes as usize, Use::Write)?;
+            }
+        }
+        Ok(())
+    });
+}
+
+#[track_caller]
+pub(crate) fn mbarrier_init(address: u32, arrivals: u32) {
+    checked(Location::caller(), |state| state.mbarrier_init(address, arrivals));
+}
+
+#[track_caller]
+pub(crate) fn mbarrier_arrive(address: u32, bytes: u32) {
+    checked(Location::caller(), |state| state.mbarrier_arrive(address, bytes));
+}
+
+#[track_caller]
+pub(crate) fn mbarrier_wait(address: u32, parity: u32) {
+    let caller = Location::caller();
+    while meet(caller, "Mbarrier::wait", |state| {
+        state.mbarrier_wait(address, parity)
+    }) == Next::Wait
+    {}
+}
+
+#[track_caller]
+pub(crate) fn bulk_copy(destination: u32, source: u64, bytes: u32, barrier: u32) {
+    let caller = Location::caller();
+    checked(caller, |state| {
+        let lane = state.current.1 as u32;
+        let copy = InFlight {
+            destination,
+            source,
+            bytes,
+            lane,
+        };
+        state.bulk_copy(copy, barrier, caller)
+    });
+}
+
+/// Words to bytes, little endian.
+pub(crate) fn bytes<const N: usize>(words: &[u32]) -> [u8; N] {
+    core::array::from_fn(|i| words[i / 4].to_le_bytes()[i % 4])
+}
+
+fn words<const N: usize>(bytes: [u8; 16]) -> [u32; N] {
+    core::array::from_fn(|i| u32::from_le_bytes(core::array::from_fn(|j| bytes[4 * i + j])))
+}

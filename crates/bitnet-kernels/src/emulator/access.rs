@@ -136,7 +136,11 @@ impl State {
         caller: &'static Location<'static>,
     ) -> Result<(), Refusal> {
         let len = copy.bytes as usize;
-        if len == 0 || !len.is_multiple_of(16) || !copy.destination.is_multiple_of(16) || !copy.source.is_multiple_of(16) {
+        if len == 0
+            || !len.is_multiple_of(16)
+            || !copy.destination.is_multiple_of(16)
+            || !copy.source.is_multiple_of(16)
+        {
             let detail = format!(
                 "a copy of {len} bytes from {:#x} to shared byte {}: all must be multiples of 16",
                 copy.source, copy.destination

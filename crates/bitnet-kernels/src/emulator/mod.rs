@@ -133,8 +133,19 @@ impl Emulator {
         params: &K,
         residency: Residency,
     ) -> Result<(), Fault> {
+        let crate::KernelInfo { name, block, .. } = K::INFO;
+        if (0..3).any(|axis| launch.block[axis] == 0 || launch.block[axis] > block[axis]) {
+            return Err(Fault {
+                kernel: name,
+                kind: FaultKind::Misuse,
+                block: 0,
+                lane: 0,
+                location: None,
+                detail: format!("launched with {:?} lanes a block; it has at most {block:?}", launch.block),
+            });
+        }
         let state = State {
-            kernel: K::INFO.name,
+            kernel: name,
             memory: core::mem::take(&mut self.memory),
             blocks: Vec::new(),
             current: (0, 0),
@@ -189,7 +200,7 @@ impl Scheduler {
         params: &K,
         numbers: core::ops::Range<u32>,
     ) -> bool {
-        let block_dim = K::INFO.block;
+        let block_dim = launch.block;
         let n_lanes = block_dim.iter().product::<u32>() as usize;
         with(|state| {
             state.blocks = numbers

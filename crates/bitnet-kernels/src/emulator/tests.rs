@@ -188,6 +188,7 @@ fn run<K: Kernel + 'static>(
     let flags = emulator.buffer(&[0; 4]);
     let launch = Launch {
         grid: [blocks, 1, 1],
+        block: [64, 1, 1],
         shared_bytes: 520,
     };
     let params = make(x, y, flags, bug);
@@ -315,6 +316,7 @@ fn dependent_launches_wait_before_they_read() {
         let flags = emulator.buffer(&[0; 4]);
         let launch = Launch {
             grid: [1, 1, 1],
+            block: [64, 1, 1],
             shared_bytes: 520,
         };
         let first = SharedMemory { x, y, flags, bug: 0 };

@@ -141,7 +141,10 @@ impl Emulator {
                 block: 0,
                 lane: 0,
                 location: None,
-                detail: format!("launched with {:?} lanes a block; it has at most {block:?}", launch.block),
+                detail: format!(
+                    "launched with {:?} lanes a block; it has at most {block:?}",
+                    launch.block
+                ),
             });
         }
         let state = State {

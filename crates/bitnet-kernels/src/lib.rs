@@ -29,7 +29,9 @@ pub mod reduce;
 
 pub mod bit_gemv;
 pub mod decode_linear;
+pub mod embed;
 pub mod probe;
+pub mod rope;
 
 pub use abi::{Global, Kernel, KernelInfo, Launch};
 
@@ -50,10 +52,14 @@ pub const ALL: &[KernelInfo] = &[
     decode_linear::DecodeGatedK2::INFO,
     decode_linear::DecodeGatedK3::INFO,
     decode_linear::DecodeGatedK4::INFO,
+    embed::EmbedBf16::INFO,
+    embed::EmbedF16::INFO,
+    embed::EmbedF32::INFO,
     probe::ProbeWarp::INFO,
     probe::ProbeMemory::INFO,
     probe::ProbeBulk::INFO,
     probe::ProbeDivergence::INFO,
+    rope::RopeAppend::INFO,
 ];
 
 #[cfg(target_arch = "nvptx64")]

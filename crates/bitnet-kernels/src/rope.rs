@@ -1,0 +1,285 @@
+//! Rotary embedding of queries and keys, and the layout of the key-value cache that they go into.
+//!
+//! The cache of a layer is two arrays of bfloat16, made for the fragments of the tensor cores: keys as
+//! (sequence, kv head, position, dim), values in blocks of [`BLOCK_KEYS`] positions, (sequence, kv head, block, dim, position
+//! in the block), so that consecutive positions of one dimension lie together. `dim` is the head's dimension padded with
+//! zeros to [`padded_head_dim`].
+
+use crate::{Global, Launch};
+
+/// Positions of a block of the value cache, and keys of one step of attention.
+pub const BLOCK_KEYS: u32 = 64;
+
+/// Tokens of a block of [`RopeAppend`].
+const TOKENS: u32 = 32;
+/// Threads of a block of [`RopeAppend`].
+const THREADS: u32 = 256;
+
+/// The dimensions that a head occupies in the cache: 32, 64, 128 or 256; none where a head is too wide, or not a multiple
+/// of 4, which the kernels' vector loads need.
+#[must_use]
+pub const fn padded_head_dim(head_dim: u32) -> Option<u32> {
+    match head_dim {
+        0 => None,
+        _ if !head_dim.is_multiple_of(4) => None,
+        1..=32 => Some(32),
+        33..=64 => Some(64),
+        65..=128 => Some(128),
+        129..=256 => Some(256),
+        _ => None,
+    }
+}
+
+/// The bfloat16 elements of the keys (and again of the values) of one layer; `context` is a multiple of [`BLOCK_KEYS`].
+#[must_use]
+pub const fn cache_len(sequences: usize, n_kv_heads: usize, context: usize, padded_head_dim: usize) -> usize {
+    sequences * n_kv_heads * context * padded_head_dim
+}
+
+kernel! {
+    /// `q = rotate(q, pos) * q_scale`, `k_cache[pos] = rotate(k, pos)`, `v_cache[pos] = v` for every token and head.
+    ///
+    /// `rotate` turns the pair (x[d], x[d + head_dim / 2]) by the angle whose cosine and sine are `cos[pos][d]` and
+    /// `sin[pos][d]`: the half-split convention, each product rounded on its own.
+    ///
+    /// - Shapes: `qkv` (batch, n_heads + 2 n_kv_heads, head_dim) f32; `positions`, `sequences` (batch); `cos`, `sin`
+    ///   (context, head_dim / 2); `q` (batch, n_heads, padded) bfloat16; caches as this module says.
+    /// - Launch: [`RopeAppend::launch`]; a block owns one head of 32 tokens.
+    /// - Moves: `qkv` once, half of its bytes out.
+    /// - Bound: L2; values pass through shared memory so that both sides move whole sectors.
+    ///
+    /// # Safety
+    /// Lengths as above; `head_dim` a multiple of 4, `padded` its [`padded_head_dim`]; `qkv`, `cos`, `sin` 16-byte aligned;
+    /// every position below `context`, a multiple of 64; no two tokens with the same sequence and position.
+    rope_append, block = [THREADS, 1, 1], body = device::run;
+    pub struct RopeAppend {
+        /// Output of the fused linear layer.
+        pub qkv: Global<f32>,
+        /// Position of every token in its sequence.
+        pub positions: Global<u32>,
+        /// Sequence of every token: its place in the cache.
+        pub sequences: Global<u32>,
+        /// Cosines.
+        pub cos: Global<f32>,
+        /// Sines.
+        pub sin: Global<f32>,
+        /// Queries, two dimensions a word.
+        pub q: Global<u32>,
+        /// Keys of the layer, two dimensions a word.
+        pub k_cache: Global<u32>,
+        /// Values of the layer.
+        pub v_cache: Global<u16>,
+        /// Tokens.
+        pub batch: u32,
+        /// Query heads.
+        pub n_heads: u32,
+        /// Key and value heads.
+        pub n_kv_heads: u32,
+        /// Dimensions of a head.
+        pub head_dim: u32,
+        /// Dimensions of a head in `q` and in the caches.
+        pub padded: u32,
+        /// Positions a sequence has in the cache.
+        pub context: u32,
+        /// Factor of the queries: `log2(e) / sqrt(head_dim)`, see [`q_scale`].
+        pub q_scale: f32,
+    }
+}
+
+/// What queries are multiplied by, so that `2^(q k)` is the softmax's exponential.
+#[cfg(not(target_arch = "nvptx64"))]
+#[must_use]
+pub fn q_scale(head_dim: u32) -> f32 {
+    // libm's square root is not in `core`, and one place must decide the bits.
+    let mut root = f64::from(head_dim).max(1.0);
+    for _ in 0..64 {
+        root = 0.5 * (root + f64::from(head_dim) / root);
+    }
+    (core::f64::consts::LOG2_E / root) as f32
+}
+
+impl RopeAppend {
+    /// The launch for these parameters.
+    #[must_use]
+    pub const fn launch(&self) -> Launch {
+        Launch {
+            grid: [
+                self.batch.div_ceil(TOKENS),
+                self.n_heads + 2 * self.n_kv_heads,
+                1,
+            ],
+            block: [THREADS, 1, 1],
+            shared_bytes: TOKENS * (self.head_dim + 1) * 4,
+        }
+    }
+}
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+pub(crate) mod device {
+    use super::{BLOCK_KEYS, RopeAppend, THREADS, TOKENS};
+    use crate::Global;
+    use crate::intrinsics::*;
+
+    /// Where keys and values of one sequence and kv head lie in a cache.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Head {
+        /// Element of the first key and of the first value.
+        pub(crate) base: usize,
+        /// Dimensions of a head in the cache.
+        pub(crate) padded: u32,
+    }
+
+    impl Head {
+        #[inline(always)]
+        pub(crate) fn new(sequence: u32, n_kv_heads: u32, kv_head: u32, context: u32, padded: u32) -> Self {
+            let head = sequence as usize * n_kv_heads as usize + kv_head as usize;
+            Self {
+                base: head * context as usize * padded as usize,
+                padded,
+            }
+        }
+
+        /// Element of dimension 0 of the key at `position`.
+        #[inline(always)]
+        pub(crate) fn key(self, position: u32) -> usize {
+            self.base + position as usize * self.padded as usize
+        }
+
+        /// Element of dimension `dim` of the value at `position`.
+        #[inline(always)]
+        pub(crate) fn value(self, position: u32, dim: u32) -> usize {
+            let block = (position / BLOCK_KEYS) as usize * (BLOCK_KEYS * self.padded) as usize;
+            self.base + block + (dim * BLOCK_KEYS + position % BLOCK_KEYS) as usize
+        }
+    }
+
+    /// Dimensions d, d + 1 of a head, and the two half a head further.
+    pub(crate) struct Pairs {
+        pub(crate) low: [f32; 2],
+        pub(crate) high: [f32; 2],
+    }
+
+    /// The rotated dimensions; `x` is the head, `angle` the position's first element in `cos` and `sin`, `d` even.
+    ///
+    /// # Safety
+    /// The elements are readable, `x` is 8-byte aligned, `half` even.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    pub(crate) unsafe fn rotate(
+        x: Global<f32>,
+        cos: Global<f32>,
+        sin: Global<f32>,
+        angle: usize,
+        d: u32,
+        half: u32,
+    ) -> Pairs {
+        // SAFETY: the caller's promise.
+        let (low, high, c, s) = unsafe {
+            (
+                x.load_l2_x2(d as usize),
+                x.load_l2_x2((half + d) as usize),
+                cos.load_x2(angle + d as usize),
+                sin.load_x2(angle + d as usize),
+            )
+        };
+        Pairs {
+            low: [low[0] * c[0] - high[0] * s[0], low[1] * c[1] - high[1] * s[1]],
+            high: [high[0] * c[0] + low[0] * s[0], high[1] * c[1] + low[1] * s[1]],
+        }
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn run(p: RopeAppend) {
+        let head = block_idx_y();
+        let first = block_idx_x() * TOKENS;
+        let tokens = (p.batch - first).min(TOKENS);
+        let heads = p.n_heads + 2 * p.n_kv_heads;
+        // Element of a token's first dimension.
+        let row = |token: u32| (token as usize * heads as usize + head as usize) * p.head_dim as usize;
+        grid_dependency_launch();
+        grid_dependency_wait();
+        // SAFETY: tokens are below the batch, dimensions below the head's, positions below the context.
+        unsafe {
+            if head >= p.n_heads + p.n_kv_heads {
+                // A row of the tile is a token; the odd width keeps the lanes of a column in different banks.
+                let (tile, width) = (Shared::<f32>::at(0), p.head_dim + 1);
+                let mut i = thread_idx_x();
+                while i < tokens * p.head_dim {
+                    let (token, d) = (i / p.head_dim, i % p.head_dim);
+                    tile.store(
+                        token * width + d,
+                        p.qkv.load_l2(row(first + token) + d as usize)[0],
+                    );
+                    i += THREADS;
+                }
+                // Orders the stores of the tile before the loads below.
+                sync_threads();
+                let token = first + lane_id();
+                if lane_id() < tokens {
+                    let (position, sequence) = (
+                        p.positions.load(token as usize),
+                        p.sequences.load(token as usize),
+                    );
+                    let kv_head = head - p.n_heads - p.n_kv_heads;
+                    let to = Head::new(sequence, p.n_kv_heads, kv_head, p.context, p.padded);
+                    let mut d = warp_id();
+                    while d < p.padded {
+                        let value = if d < p.head_dim {
+                            tile.load(lane_id() * width + d)
+                        } else {
+                            0.0
+                        };
+                        p.v_cache.store(to.value(position, d), f32_to_bf16(value));
+                        d += THREADS / WARP_SIZE;
+                    }
+                }
+                return;
+            }
+            let (half, words) = (p.head_dim / 2, p.padded / 2);
+            let is_query = head < p.n_heads;
+            let scale = if is_query { p.q_scale } else { 1.0 };
+            // A thread makes two words of a rotated head, or one of the padding.
+            let items = half / 2 + words - half;
+            let mut i = thread_idx_x();
+            while i < tokens * items {
+                let (token, item) = (first + i / items, i % items);
+                let position = p.positions.load(token as usize);
+                let (out, to) = if is_query {
+                    (p.q, (token as usize * p.n_heads as usize + head as usize) * words as usize)
+                } else {
+                    let sequence = p.sequences.load(token as usize);
+                    let cache = Head::new(
+                        sequence,
+                        p.n_kv_heads,
+                        head - p.n_heads,
+                        p.context,
+                        p.padded,
+                    );
+                    (p.k_cache, cache.key(position) / 2)
+                };
+                if item < half / 2 {
+                    let angle = position as usize * half as usize;
+                    let x = rotate(
+                        p.qkv.offset(row(token)),
+                        p.cos,
+                        p.sin,
+                        angle,
+                        2 * item,
+                        half,
+                    );
+                    out.store(
+                        to + item as usize,
+                        f32_to_bf16x2(x.low[0] * scale, x.low[1] * scale),
+                    );
+                    out.store(
+                        to + (half / 2 + item) as usize,
+                        f32_to_bf16x2(x.high[0] * scale, x.high[1] * scale),
+                    );
+                } else {
+                    out.store(to + (half / 2 + item) as usize, 0);
+                }
+                i += THREADS;
+            }
+        }
+    }
+}

@@ -103,11 +103,7 @@ impl RopeAppend {
     #[must_use]
     pub const fn launch(&self) -> Launch {
         Launch {
-            grid: [
-                self.batch.div_ceil(TOKENS),
-                self.n_heads + 2 * self.n_kv_heads,
-                1,
-            ],
+            grid: [self.batch.div_ceil(TOKENS), self.n_heads + 2 * self.n_kv_heads, 1],
             block: [THREADS, 1, 1],
             shared_bytes: TOKENS * (self.head_dim + 1) * 4,
         }
@@ -216,10 +212,8 @@ pub(crate) mod device {
                 sync_threads();
                 let token = first + lane_id();
                 if lane_id() < tokens {
-                    let (position, sequence) = (
-                        p.positions.load(token as usize),
-                        p.sequences.load(token as usize),
-                    );
+                    let (position, sequence) =
+                        (p.positions.load(token as usize), p.sequences.load(token as usize));
                     let kv_head = head - p.n_heads - p.n_kv_heads;
                     let to = Head::new(sequence, p.n_kv_heads, kv_head, p.context, p.padded);
                     let mut d = warp_id();
@@ -245,28 +239,18 @@ pub(crate) mod device {
                 let (token, item) = (first + i / items, i % items);
                 let position = p.positions.load(token as usize);
                 let (out, to) = if is_query {
-                    (p.q, (token as usize * p.n_heads as usize + head as usize) * words as usize)
+                    (
+                        p.q,
+                        (token as usize * p.n_heads as usize + head as usize) * words as usize,
+                    )
                 } else {
                     let sequence = p.sequences.load(token as usize);
-                    let cache = Head::new(
-                        sequence,
-                        p.n_kv_heads,
-                        head - p.n_heads,
-                        p.context,
-                        p.padded,
-                    );
+                    let cache = Head::new(sequence, p.n_kv_heads, head - p.n_heads, p.context, p.padded);
                     (p.k_cache, cache.key(position) / 2)
                 };
                 if item < half / 2 {
                     let angle = position as usize * half as usize;
-                    let x = rotate(
-                        p.qkv.offset(row(token)),
-                        p.cos,
-                        p.sin,
-                        angle,
-                        2 * item,
-                        half,
-                    );
+                    let x = rotate(p.qkv.offset(row(token)), p.cos, p.sin, angle, 2 * item, half);
                     out.store(
                         to + item as usize,
                         f32_to_bf16x2(x.low[0] * scale, x.low[1] * scale),

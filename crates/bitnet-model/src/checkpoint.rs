@@ -87,6 +87,16 @@ impl Checkpoint {
         &self.hf.architecture
     }
 
+    /// The configuration as it stands in config.json, and how it is understood.
+    pub(crate) fn hf(&self) -> &HfConfig {
+        &self.hf
+    }
+
+    /// The tensors of the folder.
+    pub(crate) fn tensors(&self) -> &TensorFiles {
+        &self.tensors
+    }
+
     /// The linear layers of layer `layer`, in the order of [`PROJECTIONS`].
     pub(crate) fn projection(&self, layer: usize, which: &str) -> Result<Projection<'_>> {
         let name = format!("model.layers.{layer}.{which}");
@@ -293,19 +303,33 @@ impl Dense for DenseTensor<'_> {
             )));
         }
         self.tensor.read(first * row_bytes, out)?;
-        match first_not_finite(self.dtype, out) {
-            None => Ok(()),
-            Some(at) => Err(self.tensor.invalid(format!(
-                "holds NaN or infinity at row {}, column {}; the file is damaged",
-                first + at / cols,
-                at % cols
-            ))),
-        }
+        check_finite(&self.tensor, self.dtype, first * row_bytes, out)
     }
 }
 
+/// Refuses NaN and infinity among the bytes of a dense tensor from `offset` on.
+pub(crate) fn check_finite(
+    tensor: &Tensor<'_>,
+    dtype: DenseDtype,
+    offset: usize,
+    bytes: &[u8],
+) -> Result<()> {
+    let Some(at) = first_not_finite(dtype, bytes) else {
+        return Ok(());
+    };
+    let (index, cols) = (
+        offset / dtype.size() + at,
+        tensor.shape().last().copied().unwrap_or(1),
+    );
+    Err(tensor.invalid(format!(
+        "holds NaN or infinity at row {}, column {}; the file is damaged",
+        index / cols,
+        index % cols
+    )))
+}
+
 /// Index of the first element that is NaN or infinite: its exponent bits are all ones.
-pub(crate) fn first_not_finite(dtype: DenseDtype, bytes: &[u8]) -> Option<usize> {
+fn first_not_finite(dtype: DenseDtype, bytes: &[u8]) -> Option<usize> {
     fn find<const N: usize>(bytes: &[u8], exponent: u32, value: impl Fn([u8; N]) -> u32) -> Option<usize> {
         let all_ones = |&bytes: &[u8; N]| value(bytes) & exponent == exponent;
         let elements = bytes.as_chunks().0;

@@ -3,10 +3,11 @@
 //! Missing keys take the defaults of transformers' `BitNetConfig` and `LlamaConfig`. Whatever would change the numbers and
 //! is not implemented is an error, never ignored.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::fields::Fields;
 use crate::{ActQuant, Activation, Config, Error, Result};
 
 /// `quant_method` of folders written by [`crate::convert`].
@@ -41,8 +42,10 @@ pub(crate) struct HfConfig {
     pub(crate) storage: Storage,
     /// Names of the norms before o_proj and down_proj inside a layer, in models that have them.
     pub(crate) sub_norms: Option<[&'static str; 2]>,
-    /// `architectures[0]`, else `model_type`.
+    /// `architectures[0]`, else the family's.
     pub(crate) architecture: String,
+    /// All of config.json.
+    pub(crate) json: Map<String, Value>,
 }
 
 /// Reads the configuration files of `dir`.
@@ -65,6 +68,7 @@ pub(crate) fn read(dir: &Path) -> Result<HfConfig> {
 
 /// What differs between the families; sizes are the defaults of missing keys.
 struct Family {
+    architecture: &'static str,
     sub_norms: Option<[&'static str; 2]>,
     vocab: usize,
     d_model: usize,
@@ -80,6 +84,7 @@ struct Family {
 }
 
 const BITNET: Family = Family {
+    architecture: "BitNetForCausalLM",
     sub_norms: Some(["self_attn.attn_sub_norm.weight", "mlp.ffn_sub_norm.weight"]),
     vocab: 128_256,
     d_model: 2560,
@@ -95,6 +100,7 @@ const BITNET: Family = Family {
 };
 
 const LLAMA: Family = Family {
+    architecture: "LlamaForCausalLM",
     sub_norms: None,
     vocab: 32_000,
     d_model: 4096,
@@ -111,6 +117,7 @@ const LLAMA: Family = Family {
 
 /// The first reproductions of the paper, `BitnetForCausalLM` of 1bitLLM: Llama with norms of other names.
 const ONE_BIT: Family = Family {
+    architecture: "BitnetForCausalLM",
     sub_norms: Some(["self_attn.inner_attn_ln.weight", "mlp.ffn_layernorm.weight"]),
     ..LLAMA
 };
@@ -187,7 +194,8 @@ fn parse(fields: &Fields, generation: Option<&Fields>) -> Result<HfConfig> {
         config,
         storage: quantization.storage,
         sub_norms: family.sub_norms,
-        architecture: architecture(fields)?.unwrap_or_else(|| "BitNetForCausalLM".into()),
+        architecture: architecture(fields)?.unwrap_or_else(|| family.architecture.into()),
+        json: fields.map.clone(),
     })
 }
 
@@ -439,97 +447,4 @@ fn eos(fields: &Fields, generation: Option<&Fields>, default: u32, vocab: usize)
         eos.push(default);
     }
     Ok(eos)
-}
-
-/// A JSON object and the file it stands in.
-struct Fields {
-    path: PathBuf,
-    map: Map<String, Value>,
-}
-
-impl Fields {
-    /// Reads a file into a [`Value`], in which the last of two equal keys wins: published files have such pairs.
-    fn read(path: PathBuf) -> Result<Self> {
-        let text = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
-        match serde_json::from_slice(&text) {
-            Ok(Value::Object(map)) => Ok(Self { path, map }),
-            Ok(_) => Err(Error::invalid(path, "is not a JSON object")),
-            Err(error) => Err(Error::invalid(path, format!("is not valid JSON: {error}"))),
-        }
-    }
-
-    fn nested(&self, key: &str, value: &Value) -> Result<Self> {
-        let path = self.path.clone();
-        match value.as_object() {
-            Some(map) => Ok(Self {
-                path,
-                map: map.clone(),
-            }),
-            None => Err(self.invalid(format!("{key} is {value}; expected an object"))),
-        }
-    }
-
-    /// A value that is there and not null.
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.map.get(key).filter(|value| !value.is_null())
-    }
-
-    fn size(&self, key: &str, default: usize) -> Result<usize> {
-        let Some(value) = self.get(key) else {
-            return Ok(default);
-        };
-        match value.as_u64() {
-            Some(size @ 1..=0xffff_ffff) => Ok(size as usize),
-            _ => Err(self.invalid(format!(
-                "{key} is {value}; expected a whole number from 1 to 2^32 - 1"
-            ))),
-        }
-    }
-
-    fn positive(&self, key: &str, default: f64) -> Result<f32> {
-        let number = self.get(key).map_or(Some(default), Value::as_f64);
-        match number.map(|number| number as f32) {
-            Some(number) if number > 0.0 && number.is_finite() => Ok(number),
-            _ => Err(self.invalid(format!("{key} is {}; expected a positive number", self.map[key]))),
-        }
-    }
-
-    fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        match self.get(key) {
-            None => Ok(default),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => Err(self.invalid(format!("{key} is {other}; expected true or false"))),
-        }
-    }
-
-    fn text<'a>(&'a self, key: &str, default: &'a str) -> Result<&'a str> {
-        match self.get(key) {
-            None => Ok(default),
-            Some(Value::String(text)) => Ok(text),
-            Some(other) => Err(self.invalid(format!("{key} is {other}; expected a string"))),
-        }
-    }
-
-    /// Token ids: a number, a list or null; -1 stands for none in some files.
-    fn ids(&self, key: &str) -> Result<Vec<u32>> {
-        let values = match self.get(key) {
-            None => &[][..],
-            Some(Value::Array(values)) => values,
-            Some(value) => std::slice::from_ref(value),
-        };
-        let ids = values.iter().filter(|value| value.as_i64() != Some(-1));
-        ids.map(|value| {
-            let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-            id.ok_or_else(|| self.invalid(format!("{key} has {value}; expected token ids")))
-        })
-        .collect()
-    }
-
-    fn invalid(&self, message: impl Into<String>) -> Error {
-        Error::invalid(&self.path, message)
-    }
-
-    fn unsupported(&self, message: impl Into<String>) -> Error {
-        Error::unsupported(&self.path, message)
-    }
 }

@@ -14,6 +14,7 @@ mod sampler;
 mod transformer;
 mod weights;
 
+mod fields;
 mod hf_config;
 mod tensors;
 
@@ -23,14 +24,23 @@ mod checkpoint;
 mod cpu;
 mod generate;
 
+mod staging;
+
+mod convert;
+mod inspect;
+
 pub use bitnet_cpu::{KvType, Simd};
 pub use chat::{ChatTemplate, Message};
 pub use checkpoint::Checkpoint;
 pub use config::{ActQuant, Activation, Config};
+pub use convert::{ConvertProgress, Converted, Existing, convert};
 pub use cpu::{CpuBackend, CpuOptions};
 pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
 pub use error::{Error, Result};
 pub use generate::{Event, FinishReason, GenerateOptions, Generation, Generator, Prompt, Timings};
+pub use inspect::{
+    Inspection, ScaleSummary, ShapeSummary, TensorSummary, TernaryCounts, Verification, inspect, verify,
+};
 pub use sampler::{Sampler, Sampling};
 pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, Tap, Token, check_batch};

@@ -111,11 +111,12 @@ impl<'a> Projection<'a> {
         let Some(tensor) = self.scale_tensor()? else {
             unreachable!("only storages with a scale tensor ask for it")
         };
-        let mut bytes = [0; 4];
-        let bytes = &mut bytes[..tensor.n_bytes()];
-        tensor.read(0, bytes)?;
+        let dtype = tensor.float_dtype()?;
         let mut stored = [0.0];
-        tensor.float_dtype()?.to_f32(bytes, &mut stored);
+        tensor.read_all(|bytes| {
+            dtype.to_f32(bytes, &mut stored);
+            Ok(())
+        })?;
         let scale = match self.storage {
             Storage::PackedDivide => 1.0 / stored[0],
             _ => stored[0],
@@ -136,15 +137,15 @@ impl<'a> Projection<'a> {
         }
     }
 
-    /// Canonical words, as they are.
+    /// Canonical words, as they are; one thread, because the checksum is taken in order.
     fn copy(&self, words: &mut [u32]) -> Result<()> {
-        let blocks = words.chunks_mut(BLOCK_BYTES / 4).enumerate();
-        in_parallel(blocks, |(block, words), scratch| {
-            let bytes = scratch.bytes(words.len() * 4);
-            self.weight.read(block * BLOCK_BYTES, bytes)?;
-            for (word, &bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+        let mut rest = words;
+        self.weight.read_all(|bytes| {
+            let (copied, later) = std::mem::take(&mut rest).split_at_mut(bytes.len() / 4);
+            for (word, &bytes) in copied.iter_mut().zip(bytes.as_chunks().0) {
                 *word = u32::from_le_bytes(bytes);
             }
+            rest = later;
             Ok(())
         })
     }

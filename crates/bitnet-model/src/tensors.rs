@@ -2,13 +2,14 @@
 //!
 //! Knows nothing of models. Only headers are held in memory, and nothing is allocated for a size that a file merely claims.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::{DenseDtype, Error, Result};
 
@@ -18,6 +19,9 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// What the safetensors format allows a header to be, in bytes.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Bytes that [`Tensor::read_all`] reads at a time.
+const BLOCK_BYTES: usize = 1 << 20;
 
 /// Every tensor of a folder.
 #[derive(Debug)]
@@ -32,6 +36,7 @@ struct TensorFile {
     file: File,
     /// Where the tensors' bytes begin.
     data_start: u64,
+    metadata: HashMap<String, String>,
 }
 
 /// One tensor, still in its file.
@@ -164,10 +169,12 @@ impl TensorFile {
                 size - data_start
             )));
         }
+        let metadata = header.metadata().clone().unwrap_or_default();
         let opened = Self {
             path,
             file,
             data_start,
+            metadata,
         };
         Ok((opened, header))
     }
@@ -205,6 +212,37 @@ impl<'a> Tensor<'a> {
         read_exact_at(&self.file.file, out, start).map_err(|source| Error::io(&self.file.path, source))
     }
 
+    /// Hands out all of its bytes in order, in blocks of `BLOCK_BYTES` and a last one, and then compares them with the
+    /// checksum where the file has one.
+    pub(crate) fn read_all<E: From<Error>>(
+        &self,
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut block = vec![0; self.n_bytes().min(BLOCK_BYTES)];
+        let mut hash = Xxh3::new();
+        let expected = self.file.metadata.get(&checksum_key(self.name));
+        for offset in (0..self.n_bytes()).step_by(BLOCK_BYTES) {
+            let block = &mut block[..(self.n_bytes() - offset).min(BLOCK_BYTES)];
+            self.read(offset, block)?;
+            if expected.is_some() {
+                hash.update(block);
+            }
+            take(block)?;
+        }
+        match expected {
+            Some(expected) if *expected != checksum_text(&hash) => Err(E::from(self.invalid(format!(
+                "does not match its checksum: {} found, {expected} recorded; the file is damaged, convert or copy it again",
+                checksum_text(&hash)
+            )))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether its file has a checksum of it.
+    pub(crate) fn has_checksum(&self) -> bool {
+        self.file.metadata.contains_key(&checksum_key(self.name))
+    }
+
     /// Checks its shape.
     pub(crate) fn expect_shape(&self, shape: &[usize]) -> Result<()> {
         if self.shape() == shape {
@@ -230,10 +268,14 @@ impl<'a> Tensor<'a> {
     pub(crate) fn read_floats(&self, len: usize) -> Result<Vec<f32>> {
         let dtype = self.float_dtype()?;
         self.expect_shape(&[len])?;
-        let mut bytes = vec![0; self.n_bytes()];
-        self.read(0, &mut bytes)?;
         let mut floats = vec![0.0; len];
-        dtype.to_f32(&bytes, &mut floats);
+        let mut rest = &mut floats[..];
+        self.read_all(|bytes| {
+            let (converted, later) = std::mem::take(&mut rest).split_at_mut(bytes.len() / dtype.size());
+            dtype.to_f32(bytes, converted);
+            rest = later;
+            Result::Ok(())
+        })?;
         match floats.iter().position(|x| !x.is_finite()) {
             Some(at) => Err(self.invalid(format!("holds {} at index {at}", floats[at]))),
             None => Ok(floats),
@@ -249,6 +291,16 @@ impl<'a> Tensor<'a> {
     pub(crate) fn unsupported(&self, message: impl std::fmt::Display) -> Error {
         Error::unsupported(&self.file.path, format!("tensor `{}` {message}", self.name))
     }
+}
+
+/// Key of a tensor's checksum in `__metadata__`.
+pub(crate) fn checksum_key(tensor: &str) -> String {
+    format!("xxh3.{tensor}")
+}
+
+/// A checksum as `__metadata__` holds it: XXH3 of 64 bits over the tensor's bytes, 16 hexadecimal digits.
+pub(crate) fn checksum_text(hash: &Xxh3) -> String {
+    format!("{:016x}", hash.digest())
 }
 
 /// The shards that an index names, each with its tensors.

@@ -1,0 +1,371 @@
+//! Writes a checkpoint as one file of canonical words, beside everything else that a model folder needs.
+//!
+//! The output is a folder like those of the Hub: config.json with the original keys, tokenizer files as they were, and one
+//! valid safetensors file. In it a projection is `<name>.weight`, U32 (n, k / 16) in the layout of
+//! [`bitnet_layout::words`], and `<name>.weight_scale`, F32 (1), with `w = t * weight_scale`; every other tensor is as it was
+//! in the source. `quantization_config` names the format and its version:
+//!
+//! ```json
+//! {"quant_method": "bitnet-words", "format_version": 1, "activations": "int8"}
+//! ```
+//!
+//! (`activations` is `none` for models whose linear layers take float inputs; `use_rms_norm` and `rms_norm_eps` are kept.)
+//! `__metadata__` holds `format`, `format_version`, and for each tensor `xxh3.<tensor>`, the 64-bit XXH3 of its bytes in
+//! hexadecimal. Loading a model checks those of all projections and norms, which it reads whole; the embedding and the
+//! head, which back ends read in pieces of their own choice, are checked by [`crate::verify`].
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::checkpoint::{PROJECTIONS, check_finite, linear_norm};
+use crate::hf_config::{WORDS_METHOD, WORDS_VERSION};
+use crate::projection::Projection;
+use crate::staging::{Staging, is_vacant};
+use crate::tensors::{Tensor, checksum_key, checksum_text};
+use crate::{ActQuant, Checkpoint, Error, Result, WeightSource};
+
+const WEIGHTS: &str = "model.safetensors";
+const CONFIG: &str = "config.json";
+
+/// What a folder holds beside configuration and weights; copied as it is.
+const COPIED: [&str; 10] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+];
+
+/// What to do where the output folder holds something already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// Refuse.
+    Keep,
+    /// Replace the files of a model; others are left alone.
+    Replace,
+}
+
+/// How far a conversion has come.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvertProgress<'a> {
+    /// The tensor that was just written.
+    pub tensor: &'a str,
+    /// Bytes of source tensors that are done.
+    pub done_bytes: u64,
+    /// Bytes of all source tensors that are needed.
+    pub total_bytes: u64,
+}
+
+/// What a conversion did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Converted {
+    /// Bytes of the source's tensors.
+    pub source_bytes: u64,
+    /// Size of the weights file written.
+    pub written_bytes: u64,
+}
+
+/// Writes `source` to the folder `out` and calls `progress` after each tensor.
+///
+/// Tensors pass one at a time. The files appear under their names when all are complete and on the disk; after a failure
+/// nothing of them is left.
+///
+/// # Errors
+/// When `out` is the source's folder, is not a folder or (with [`Existing::Keep`]) is not empty; when a tensor of the source
+/// is damaged; when a file cannot be read or written.
+pub fn convert(
+    source: &Checkpoint,
+    out: &Path,
+    existing: Existing,
+    mut progress: impl FnMut(ConvertProgress<'_>),
+) -> Result<Converted> {
+    check_output(source.dir(), out, existing)?;
+    let parts = parts(source)?;
+    let mut staging = Staging::begin(out)?;
+    let file = staging.create(WEIGHTS)?;
+    let written_bytes = Writer::new(file, &parts)
+        .and_then(|mut writer| {
+            let total_bytes = parts.iter().map(Part::source_bytes).sum();
+            let mut done_bytes = 0;
+            for part in &parts {
+                writer.part(part)?;
+                done_bytes += part.source_bytes();
+                progress(ConvertProgress {
+                    tensor: part.tensor().name(),
+                    done_bytes,
+                    total_bytes,
+                });
+            }
+            writer.finish()
+        })
+        .map_err(|error| error.at(&out.join(WEIGHTS)))?;
+    let mut obsolete = vec![CONFIG, "model.safetensors.index.json"];
+    for name in COPIED {
+        let path = source.dir().join(name);
+        match std::fs::read(&path) {
+            Ok(content) => staging.write(name, &content)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => obsolete.push(name),
+            Err(error) => return Err(Error::io(path, error)),
+        }
+    }
+    // Last, so that a folder is never taken for a model before all of it is there.
+    staging.write(CONFIG, config_json(source).as_bytes())?;
+    staging.commit(&obsolete)?;
+    Ok(Converted {
+        source_bytes: parts.iter().map(Part::source_bytes).sum(),
+        written_bytes,
+    })
+}
+
+fn check_output(source: &Path, out: &Path, existing: Existing) -> Result<()> {
+    let Ok(attributes) = std::fs::metadata(out) else {
+        return Ok(());
+    };
+    let refuse = |message: &str| Err(Error::Request(format!("{}: {message}", out.display())));
+    if !attributes.is_dir() {
+        return refuse("is a file; name a folder to write the model to");
+    }
+    let canonical = |path: &Path| std::fs::canonicalize(path).map_err(|source| Error::io(path, source));
+    if canonical(source)? == canonical(out)? {
+        return refuse("is the folder to convert; name another one to write to");
+    }
+    if existing == Existing::Keep && !is_vacant(out)? {
+        return refuse("is not empty; name a new folder, or replace the model in it with --force");
+    }
+    Ok(())
+}
+
+/// config.json of the output: the source's, with our own quantization_config.
+fn config_json(source: &Checkpoint) -> String {
+    let mut config = source.hf().json.clone();
+    let mut quantization = Map::new();
+    for key in ["use_rms_norm", "rms_norm_eps"] {
+        if let Some(value) = config
+            .get("quantization_config")
+            .and_then(|original| original.get(key))
+        {
+            quantization.insert(key.into(), value.clone());
+        }
+    }
+    quantization.insert("quant_method".into(), WORDS_METHOD.into());
+    quantization.insert("format_version".into(), WORDS_VERSION.into());
+    let activations = match source.config().act_quant {
+        ActQuant::Int8 => "int8",
+        ActQuant::None => "none",
+    };
+    quantization.insert("activations".into(), activations.into());
+    config.insert("quantization_config".into(), quantization.into());
+    format!("{:#}\n", Value::Object(config))
+}
+
+/// What becomes of one tensor of the source.
+enum Part<'a> {
+    /// It is written as it is.
+    Dense(Tensor<'a>),
+    /// It becomes words and a scale.
+    Ternary(Projection<'a>),
+}
+
+/// Everything of a model, in the order in which a back end reads it.
+fn parts(source: &Checkpoint) -> Result<Vec<Part<'_>>> {
+    let dense = |name: &str| source.tensors().get(name).map(Part::Dense);
+    let outer = source.outer_tensors();
+    let (embedding, rest) = outer.split_first().expect("every model has an embedding");
+    let mut parts = vec![dense(embedding.0)?];
+    for layer in 0..source.config().n_layers {
+        for (name, _) in source.layer_norms(layer) {
+            parts.push(dense(&name)?);
+        }
+        for which in PROJECTIONS {
+            if source.config().linear_norm_eps.is_some() {
+                parts.push(dense(&linear_norm(layer, which))?);
+            }
+            parts.push(Part::Ternary(source.projection(layer, which)?));
+        }
+    }
+    for (name, _) in rest {
+        parts.push(dense(name)?);
+    }
+    Ok(parts)
+}
+
+impl<'a> Part<'a> {
+    fn tensor(&self) -> Tensor<'a> {
+        match self {
+            Self::Dense(tensor) => *tensor,
+            Self::Ternary(projection) => projection.weight(),
+        }
+    }
+
+    fn source_bytes(&self) -> u64 {
+        self.tensor().n_bytes() as u64
+    }
+}
+
+/// A tensor of the output.
+struct Entry {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: usize,
+    hash: Xxh3,
+}
+
+/// Why writing stopped: the source's fault, or the output's, whose name the writer does not know.
+enum Failure {
+    Source(Error),
+    Output(std::io::Error),
+}
+
+impl Failure {
+    fn at(self, path: &Path) -> Error {
+        match self {
+            Self::Source(error) => error,
+            Self::Output(error) => Error::io(path, error),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Source(error)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Output(error)
+    }
+}
+
+/// Writes a safetensors file front to back. The header comes first with empty checksums, and once more at the end with the
+/// real ones, which take as many bytes.
+struct Writer {
+    file: File,
+    entries: Vec<Entry>,
+    /// Entries whose bytes are written.
+    written: usize,
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    fn new(file: File, parts: &[Part<'_>]) -> Result<Self, Failure> {
+        let mut entries = Vec::new();
+        let mut add = |name: String, dtype, shape: &[usize], bytes| {
+            entries.push(Entry {
+                name,
+                dtype,
+                shape: shape.into(),
+                bytes,
+                hash: Xxh3::new(),
+            });
+        };
+        for part in parts {
+            let name = part.tensor().name();
+            match part {
+                Part::Dense(tensor) => add(name.into(), tensor.dtype(), tensor.shape(), tensor.n_bytes()),
+                Part::Ternary(projection) => {
+                    let shape = projection.shape();
+                    add(
+                        name.into(),
+                        Dtype::U32,
+                        &[shape.n(), shape.words_per_row()],
+                        shape.words() * 4,
+                    );
+                    add(format!("{name}_scale"), Dtype::F32, &[1], 4);
+                }
+            }
+        }
+        let mut writer = Self {
+            file,
+            entries,
+            written: 0,
+            buffer: Vec::new(),
+        };
+        writer.file.write_all(&writer.header())?;
+        Ok(writer)
+    }
+
+    fn part(&mut self, part: &Part<'_>) -> Result<(), Failure> {
+        match part {
+            Part::Dense(tensor) => self.dense(tensor),
+            Part::Ternary(projection) => {
+                let mut words = vec![0; projection.shape().words()];
+                let scale = projection.read(&mut words)?;
+                let mut buffer = std::mem::take(&mut self.buffer);
+                for block in words.chunks(1 << 18) {
+                    buffer.clear();
+                    buffer.extend(block.iter().flat_map(|word| word.to_le_bytes()));
+                    self.append(&buffer)?;
+                }
+                self.buffer = buffer;
+                self.written += 1;
+                self.append(&scale.to_le_bytes())?;
+                self.written += 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn dense(&mut self, tensor: &Tensor<'_>) -> Result<(), Failure> {
+        let dtype = tensor.float_dtype()?;
+        let mut done = 0;
+        tensor.read_all(|bytes| {
+            check_finite(tensor, dtype, done, bytes)?;
+            done += bytes.len();
+            self.append(bytes).map_err(Failure::Output)
+        })?;
+        self.written += 1;
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.entries[self.written].hash.update(bytes);
+        self.file.write_all(bytes)
+    }
+
+    /// Writes the checksums and waits for the disk; returns the size of the file.
+    fn finish(mut self) -> Result<u64, Failure> {
+        assert_eq!(self.written, self.entries.len());
+        let size = self.file.stream_position()?;
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(&self.header())?;
+        self.file.sync_all()?;
+        Ok(size)
+    }
+
+    /// The file up to the first tensor. Its length does not depend on the checksums.
+    fn header(&self) -> Vec<u8> {
+        let mut metadata = Map::new();
+        metadata.insert("format".into(), WORDS_METHOD.into());
+        metadata.insert("format_version".into(), WORDS_VERSION.to_string().into());
+        let mut header = Map::new();
+        let mut start = 0;
+        for entry in &self.entries {
+            metadata.insert(checksum_key(&entry.name), checksum_text(&entry.hash).into());
+            let end = start + entry.bytes;
+            let description =
+                json!({"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [start, end]});
+            header.insert(entry.name.clone(), description);
+            start = end;
+        }
+        header.insert("__metadata__".into(), metadata.into());
+        let mut text = Value::Object(header).to_string();
+        // Tensors begin at a multiple of their elements' size: all have a multiple of 4 bytes.
+        text.extend(std::iter::repeat_n(
+            ' ',
+            text.len().next_multiple_of(8) - text.len(),
+        ));
+        [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+    }
+}

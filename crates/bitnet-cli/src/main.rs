@@ -2,7 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod convert;
 mod failure;
+mod inspect;
+mod progress;
 mod tokenize;
 
 use std::process::ExitCode;
@@ -20,11 +23,15 @@ struct Cli {
 /// One file a subcommand: its `Args`, and `run`.
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Convert(convert::Args),
+    Inspect(inspect::Args),
     Tokenize(tokenize::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Convert(args) => convert::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
     };
     failure::report(result)

@@ -1,0 +1,51 @@
+//! A bar for work that is measured in bytes: on a terminal only, on stderr, gone when the work ends.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// A bar; dropping it clears it. Where stderr is not a terminal it draws nothing.
+pub(crate) struct Bytes(ProgressBar);
+
+impl Bytes {
+    /// A bar for `what`.
+    pub(crate) fn new(what: &'static str) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
+        let style = ProgressStyle::with_template(
+            "{prefix} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} eta {eta} {wide_msg}",
+        );
+        bar.set_style(
+            style
+                .expect("the template names known fields")
+                .progress_chars("=> "),
+        );
+        bar.set_prefix(what);
+        Self(bar)
+    }
+
+    /// Shows how much is done.
+    pub(crate) fn set(&self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done);
+    }
+
+    /// Shows what was last done.
+    pub(crate) fn say(&self, message: &str) {
+        self.0.set_message(message.to_owned());
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// A size for people: `1.19 GB`.
+pub(crate) fn human_bytes(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        ..1e3 => format!("{bytes} B"),
+        ..1e6 => format!("{:.1} kB", bytes / 1e3),
+        ..1e9 => format!("{:.1} MB", bytes / 1e6),
+        _ => format!("{:.2} GB", bytes / 1e9),
+    }
+}

@@ -6,7 +6,7 @@ use crate::checkpoint::{PROJECTIONS, check_finite};
 use crate::hf_config::Storage;
 use crate::projection::Projection;
 use crate::tensors::Tensor;
-use crate::{ActQuant, Activation, Checkpoint, Config, Result, WeightSource};
+use crate::{ActQuant, Activation, Checkpoint, Config, Error, Result, WeightSource};
 
 /// A description of a checkpoint, for people and (as JSON) for programs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -197,7 +197,7 @@ pub fn verify(checkpoint: &Checkpoint, mut progress: impl FnMut(u64, u64)) -> Re
         tensor.read_all(|bytes| {
             check_finite(&tensor, dtype, offset, bytes)?;
             offset += bytes.len();
-            Result::Ok(())
+            Ok::<_, Error>(())
         })?;
         passed(&tensor);
     }

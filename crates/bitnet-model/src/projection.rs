@@ -115,7 +115,7 @@ impl<'a> Projection<'a> {
         let mut stored = [0.0];
         tensor.read_all(|bytes| {
             dtype.to_f32(bytes, &mut stored);
-            Ok(())
+            Ok::<_, Error>(())
         })?;
         let scale = match self.storage {
             Storage::PackedDivide => 1.0 / stored[0],

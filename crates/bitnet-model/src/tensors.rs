@@ -274,7 +274,7 @@ impl<'a> Tensor<'a> {
             let (converted, later) = std::mem::take(&mut rest).split_at_mut(bytes.len() / dtype.size());
             dtype.to_f32(bytes, converted);
             rest = later;
-            Result::Ok(())
+            Ok::<_, Error>(())
         })?;
         match floats.iter().position(|x| !x.is_finite()) {
             Some(at) => Err(self.invalid(format!("holds {} at index {at}", floats[at]))),

@@ -184,28 +184,35 @@ impl<'m> Generator<'m> {
         }
     }
 
+    /// Tokens that prompt and answer together may have.
+    #[must_use]
+    pub fn context(&self) -> usize {
+        self.backend.context()
+    }
+
+    /// The text of `ids`, special tokens spelled out.
+    ///
+    /// # Errors
+    /// When the model has no tokenizer.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.tokenizer()?.decode(ids)
+    }
+
     /// The token ids of a prompt; those of text and conversations begin with exactly one beginning-of-sequence token.
     ///
     /// # Errors
     /// When the model has no tokenizer or no chat template and the prompt needs one, or the template refuses.
     pub fn prompt_ids(&self, prompt: Prompt<'_>) -> Result<Vec<u32>> {
-        let tokenizer = || {
-            self.tokenizer.ok_or_else(|| {
-                Error::Request(
-                    "the model folder has no tokenizer.json: only token ids can be prompts".to_owned(),
-                )
-            })
-        };
         match prompt {
             Prompt::Ids(ids) => Ok(ids.to_vec()),
-            Prompt::Text(text) => tokenizer()?.encode_prompt(text),
+            Prompt::Text(text) => self.tokenizer()?.encode_prompt(text),
             Prompt::Chat(messages) => {
                 let chat = self.chat.ok_or_else(|| {
                     Error::Request(
                         "the model folder has no chat template: prompt it with plain text".to_owned(),
                     )
                 })?;
-                tokenizer()?.encode_prompt(&chat.render(messages)?)
+                self.tokenizer()?.encode_prompt(&chat.render(messages)?)
             }
         }
     }
@@ -299,6 +306,12 @@ impl<'m> Generator<'m> {
             let _ = on_event(Event::End { text: &text });
         }
         Ok(run)
+    }
+
+    fn tokenizer(&self) -> Result<&'m Tokenizer> {
+        self.tokenizer.ok_or_else(|| {
+            Error::Request("the model folder has no tokenizer.json: only token ids can be prompts".to_owned())
+        })
     }
 
     /// Refuses what cannot be computed.

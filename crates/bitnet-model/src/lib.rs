@@ -28,6 +28,7 @@ mod staging;
 
 mod convert;
 mod inspect;
+mod model;
 
 pub use bitnet_cpu::{KvType, Simd};
 pub use chat::{ChatTemplate, Message};
@@ -41,6 +42,7 @@ pub use generate::{Event, FinishReason, GenerateOptions, Generation, Generator, 
 pub use inspect::{
     Inspection, ScaleSummary, ShapeSummary, TensorSummary, TernaryCounts, Verification, inspect, verify,
 };
+pub use model::{Device, LoadOptions, Model, open_backend};
 pub use sampler::{Sampler, Sampling};
 pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, Tap, Token, check_batch};

@@ -1,0 +1,236 @@
+//! A model ready to generate: weights on a device, tokenizer, chat template and the model's own settings.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::{
+    Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, GenerateOptions, Generator,
+    KvType, Result, Sampling, Simd, Tokenizer, WeightSource,
+};
+
+/// Tokens of context where neither the caller nor a smaller limit of the model says otherwise.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The best device this build can use.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The CUDA GPU of this index.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// Reads `auto`, `cpu`, `cuda` (the first GPU) or `cuda:N`.
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => name
+                .strip_prefix("cuda:")
+                .and_then(|index| index.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| {
+                    Error::Request(format!(
+                        "{name:?} is not a device; expected auto, cpu, cuda or cuda:N"
+                    ))
+                }),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+/// How to load a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoadOptions {
+    /// Where it runs.
+    pub device: Device,
+    /// Threads of the processor to use; `None` is all of its cores.
+    pub threads: Option<usize>,
+    /// Instruction set to use; `None` is the best this processor has. The results are the same.
+    pub simd: Option<Simd>,
+    /// Tokens a sequence can hold; `None` is what the model was trained for, but at most 4096, and 0 is all of that.
+    pub context: Option<usize>,
+    /// Sequences that can be computed side by side.
+    pub n_seqs: usize,
+    /// Most tokens of one step; prompts are cut into batches of this size, which changes nothing but speed and memory.
+    pub max_batch: usize,
+    /// How keys and values are kept.
+    pub kv_type: KvType,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            device: Device::Auto,
+            threads: None,
+            simd: None,
+            context: None,
+            n_seqs: 1,
+            max_batch: 512,
+            kv_type: KvType::Bf16,
+        }
+    }
+}
+
+impl From<Device> for LoadOptions {
+    fn from(device: Device) -> Self {
+        Self {
+            device,
+            ..Self::default()
+        }
+    }
+}
+
+/// A loaded model.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+/// use bitnet_model::{Device, Message, Model, Prompt};
+///
+/// let mut model = Model::load("models/bitnet-b1.58-2B-4T", Device::Auto)?;
+/// let options = model.generate_options();
+/// let question = [Message::user("What is a ternary weight?")];
+/// let answer = model.generator().generate(Prompt::Chat(&question), &options, |event| {
+///     print!("{}", event.text());
+///     ControlFlow::Continue(())
+/// })?;
+/// println!("\n{:.1} tokens/s", answer.timings.decode_rate());
+/// # Ok::<(), bitnet_model::Error>(())
+/// ```
+pub struct Model {
+    folder: PathBuf,
+    backend: Box<dyn Backend>,
+    tokenizer: Option<Tokenizer>,
+    chat: Option<ChatTemplate>,
+    sampling: Sampling,
+}
+
+impl Model {
+    /// Loads the model in `folder`: a Hugging Face checkpoint as downloaded, or what [`crate::convert`] wrote.
+    ///
+    /// # Errors
+    /// When a file is missing, damaged or of an unsupported kind, or the device cannot hold the model.
+    pub fn load(folder: impl AsRef<Path>, options: impl Into<LoadOptions>) -> Result<Self> {
+        let (folder, options) = (folder.as_ref(), options.into());
+        // The small files first: what is wrong with them shows before gigabytes are read.
+        let checkpoint = Checkpoint::open(folder)?;
+        let config = checkpoint.config();
+        let tokenizer = if folder.join("tokenizer.json").exists() {
+            Some(Tokenizer::from_folder(folder, config.bos, &config.eos)?)
+        } else {
+            None
+        };
+        let chat = match &tokenizer {
+            Some(tokenizer) => ChatTemplate::from_folder(folder, tokenizer)?,
+            None => None,
+        };
+        let sampling = Sampling::from_folder(folder)?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            backend: open_backend(&checkpoint, &options)?,
+            tokenizer,
+            chat,
+            sampling,
+        })
+    }
+
+    /// The folder it came from.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        self.backend.config()
+    }
+
+    /// What runs it.
+    #[must_use]
+    pub fn backend(&self) -> &dyn Backend {
+        self.backend.as_ref()
+    }
+
+    /// What runs it, for those who drive its steps themselves.
+    pub fn backend_mut(&mut self) -> &mut dyn Backend {
+        self.backend.as_mut()
+    }
+
+    /// Its tokenizer, where the folder has one.
+    #[must_use]
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// Its chat template, where there is one.
+    #[must_use]
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat.as_ref()
+    }
+
+    /// Replaces its chat template.
+    pub fn set_chat_template(&mut self, template: ChatTemplate) {
+        self.chat = Some(template);
+    }
+
+    /// The model's own settings, from generation_config.json, for [`Generator::generate`].
+    #[must_use]
+    pub fn generate_options(&self) -> GenerateOptions {
+        GenerateOptions {
+            sampling: self.sampling.clone(),
+            ..GenerateOptions::default()
+        }
+    }
+
+    /// Generates text; one generator serves all the turns of a conversation.
+    pub fn generator(&mut self) -> Generator<'_> {
+        Generator::new(self.backend.as_mut(), self.tokenizer.as_ref(), self.chat.as_ref())
+    }
+}
+
+/// Puts the weights of `source` on a device.
+///
+/// # Errors
+/// When this build does not know the device, or the device cannot hold the model.
+pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<Box<dyn Backend>> {
+    let trained = source.config().max_context;
+    let context = match options.context {
+        None => trained.min(DEFAULT_CONTEXT),
+        Some(0) => trained,
+        Some(context) => context,
+    };
+    match options.device {
+        Device::Auto | Device::Cpu => {
+            let options = CpuOptions {
+                threads: options.threads,
+                simd: options.simd,
+                context,
+                n_seqs: options.n_seqs,
+                max_batch: options.max_batch.min(context),
+                kv_type: options.kv_type,
+            };
+            Ok(Box::new(CpuBackend::new(source, options)?))
+        }
+        Device::Cuda(index) => Err(Error::Device(format!(
+            "cuda:{index}: this build of bitnet cannot run models on a GPU; use the device cpu"
+        ))),
+    }
+}

@@ -4,6 +4,9 @@ use std::fmt;
 use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
+/// Exit status of a program that Ctrl-C ended: 128 + SIGINT, as shells report it.
+pub(crate) const INTERRUPTED: u8 = 130;
+
 /// An error that comes with advice.
 #[derive(Debug)]
 struct Hinted {

@@ -1,11 +1,19 @@
 //! The `bitnet` program: chat with, convert, inspect and measure BitNet b1.58 models.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod args;
 mod convert;
 mod failure;
+mod generate;
 mod inspect;
+mod interrupt;
+mod line;
+mod model;
 mod progress;
+mod repl;
+mod report;
+mod terminal;
 mod tokenize;
 
 use std::process::ExitCode;
@@ -23,6 +31,8 @@ struct Cli {
 /// One file a subcommand: its `Args`, and `run`.
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Chat(generate::ChatArgs),
+    Generate(generate::Args),
     Convert(convert::Args),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
@@ -30,6 +40,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Chat(args) => generate::chat(&args),
+        Command::Generate(args) => generate::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),

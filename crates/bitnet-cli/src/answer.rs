@@ -1,0 +1,75 @@
+//! One answer: generated, streamed to stdout, measured on stderr.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+
+use bitnet_model::{Event, GenerateOptions, Generation, Generator, Prompt};
+
+use crate::interrupt::Answering;
+use crate::report::{self, Facts};
+use crate::terminal::Terminal;
+
+/// What all the answers of a run of the program share.
+pub(crate) struct Answerer<'m> {
+    pub(crate) generator: Generator<'m>,
+    pub(crate) options: GenerateOptions,
+    pub(crate) facts: Facts,
+    pub(crate) terminal: Terminal,
+    /// Whether statistics follow each answer.
+    pub(crate) statistics: bool,
+}
+
+impl Answerer<'_> {
+    /// Generates without printing.
+    pub(crate) fn collect(&mut self, prompt: Prompt<'_>) -> anyhow::Result<Generation> {
+        let answering = Answering::begin();
+        let generation = self
+            .generator
+            .generate(prompt, &self.options, |_| flow(&answering))?;
+        Ok(generation)
+    }
+
+    /// Generates and prints the text as it comes.
+    pub(crate) fn stream(&mut self, prompt: Prompt<'_>) -> anyhow::Result<Generation> {
+        let (answering, terminal) = (Answering::begin(), self.terminal);
+        let spinner = terminal.spinner("reading the prompt".to_owned());
+        let mut out = std::io::stdout().lock();
+        let mut written = Ok(());
+        let generation = self.generator.generate(prompt, &self.options, |event| {
+            if let Event::Prefill { done, total } = event {
+                spinner.set_message(format!("reading the prompt {done}/{total}"));
+            } else if !spinner.is_finished() {
+                spinner.finish_and_clear();
+            }
+            if !event.text().is_empty() {
+                written = out
+                    .write_all(terminal.printable(event.text()).as_bytes())
+                    .and_then(|()| out.flush());
+            }
+            if written.is_err() {
+                ControlFlow::Break(())
+            } else {
+                flow(&answering)
+            }
+        });
+        spinner.finish_and_clear();
+        // A reader that is gone outranks what it no longer waits for.
+        written?;
+        Ok(generation?)
+    }
+
+    /// The statistics of an answer, if they are wanted.
+    pub(crate) fn report(&self, generation: &Generation) {
+        if self.statistics {
+            eprintln!("{}", self.terminal.dim(&report::line(generation, &self.facts)));
+        }
+    }
+}
+
+fn flow(answering: &Answering) -> ControlFlow<()> {
+    if answering.stopped() {
+        ControlFlow::Break(())
+    } else {
+        ControlFlow::Continue(())
+    }
+}

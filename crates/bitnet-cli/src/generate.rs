@@ -1,0 +1,268 @@
+//! `bitnet generate` and `bitnet chat`: continue a prompt, or hold a conversation.
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use bitnet_model::{ChatTemplate, FinishReason, GenerateOptions, Message, Model, Prompt, SpecialTokens};
+
+use crate::answer::Answerer;
+use crate::args::{self, DeviceArgs, ModelArgs, SamplingArgs};
+use crate::failure::{INTERRUPTED, hinted};
+use crate::report::{self, Facts};
+use crate::terminal::Terminal;
+use crate::{interrupt, model, repl};
+
+/// Continue a prompt
+///
+/// The prompt is used exactly as it is, a newline at its end included. Generated text, and nothing else, goes to stdout;
+/// statistics go to stderr. Ctrl-C stops the answer; pressed again it leaves.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    text: TextArgs,
+    /// Token ids to continue, such as 1,2,3; needs no tokenizer
+    #[arg(long, value_name = "IDS", conflicts_with_all = ["prompt", "file", "chat_format", "interactive"])]
+    prompt_ids: Option<String>,
+    /// Put the prompt into the model's chat template, as a user's message
+    #[arg(long)]
+    chat_format: bool,
+    /// Go on asking for prompts
+    #[arg(short, long)]
+    interactive: bool,
+    /// Print the prompt before the text
+    #[arg(long, conflicts_with_all = ["json", "interactive"])]
+    echo: bool,
+    /// Print one JSON object instead of text: prompt_ids, ids, text, finish_reason, timings
+    #[arg(long, conflicts_with = "interactive")]
+    json: bool,
+}
+
+/// Chat with the model: `generate --chat-format --interactive`
+///
+/// -p or -f give the first message. /help lists the commands. History is kept in the file that BITNET_HISTORY names, by
+/// default bitnet/history in the folder for state; an empty BITNET_HISTORY keeps none.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    text: TextArgs,
+}
+
+/// The flags of both.
+#[derive(Debug, clap::Args)]
+struct TextArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The prompt; without -p and -f it is read from stdin
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// Read the prompt from a file
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    file: Option<PathBuf>,
+    /// Most tokens to generate; -1 goes on until the model stops or the context is full
+    #[arg(
+        short,
+        long,
+        visible_alias = "max-tokens",
+        value_name = "N",
+        default_value = "-1",
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i64).range(-1..)
+    )]
+    n_predict: i64,
+    /// Stop at this text; may be repeated
+    #[arg(
+        long,
+        visible_alias = "reverse-prompt",
+        value_name = "TEXT",
+        allow_hyphen_values = true
+    )]
+    stop: Vec<String>,
+    /// Go on past end-of-sequence tokens and show them
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Show special tokens in the text
+    #[arg(long)]
+    special: bool,
+    /// System message of a chat
+    #[arg(long, visible_alias = "sys", value_name = "TEXT", allow_hyphen_values = true)]
+    system: Option<String>,
+    /// Jinja chat template to use instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    chat_template_file: Option<PathBuf>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Plain input and output: no line editing, colors or spinner
+    #[arg(long)]
+    simple_io: bool,
+    /// Print no statistics
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Runs `bitnet generate`.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let text = &args.text;
+    let ids = args.prompt_ids.as_deref().map(args::parse_ids).transpose();
+    let ids = ids.map_err(|e| anyhow::anyhow!("--prompt-ids: {e}"))?;
+    if text.system.is_some() && !args.chat_format {
+        return Err(hinted(
+            "--system has no place in plain text",
+            "add --chat-format, or put it into the prompt",
+        ));
+    }
+    if args.interactive {
+        return converse(text, args.chat_format);
+    }
+    // Before the model is loaded: a missing prompt shows at once.
+    let folder = text.model.folder()?;
+    let prompt = match &ids {
+        Some(_) => String::new(),
+        None => text.prompt()?.map_or_else(read_stdin, Ok)?,
+    };
+    let terminal = Terminal::detect(text.simple_io);
+    interrupt::install()?;
+    let mut model = model::load(folder, text.device.options(), terminal)?;
+    let mut messages = Vec::new();
+    if args.chat_format {
+        text.prepare_chat(&mut model)?;
+        messages.extend(text.system.as_deref().map(Message::system));
+        messages.push(Message::user(prompt.as_str()));
+    }
+    let prompt = match &ids {
+        Some(ids) => Prompt::Ids(ids),
+        None if args.chat_format => Prompt::Chat(&messages),
+        None => Prompt::Text(&prompt),
+    };
+
+    let mut answerer = text.answerer(&mut model, terminal);
+    let generation = if args.json {
+        let generation = answerer.collect(prompt)?;
+        let object = report::object(&generation, &answerer.facts);
+        writeln!(std::io::stdout(), "{object}")?;
+        generation
+    } else {
+        if args.echo {
+            let ids = answerer.generator.prompt_ids(prompt)?;
+            let shown = answerer.generator.decode(&ids)?;
+            write!(std::io::stdout(), "{}", terminal.printable(&shown))?;
+        }
+        let generation = answerer.stream(prompt)?;
+        // A shell prompt belongs on a new line; a file gets the text alone.
+        if std::io::stdout().is_terminal() && !generation.text.ends_with('\n') {
+            writeln!(std::io::stdout())?;
+        }
+        generation
+    };
+    answerer.report(&generation);
+    Ok(match generation.finish_reason {
+        FinishReason::Cancelled => ExitCode::from(INTERRUPTED),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+/// Runs `bitnet chat`.
+pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
+    converse(&args.text, true)
+}
+
+fn converse(text: &TextArgs, chat_format: bool) -> anyhow::Result<ExitCode> {
+    let folder = text.model.folder()?;
+    let first = text.prompt()?;
+    let terminal = Terminal::detect(text.simple_io);
+    interrupt::install()?;
+    let mut model = model::load(folder, text.device.options(), terminal)?;
+    if chat_format {
+        text.prepare_chat(&mut model)?;
+    }
+    let welcome = format!(
+        "{} on {}, context {}",
+        folder.display(),
+        model.backend().name(),
+        model.backend().context()
+    );
+    let answerer = text.answerer(&mut model, terminal);
+    repl::run(
+        answerer,
+        repl::Setup {
+            welcome,
+            chat_format,
+            system: text.system.clone(),
+            first,
+            simple_io: text.simple_io,
+        },
+    )
+}
+
+impl TextArgs {
+    /// The prompt of -p or -f.
+    fn prompt(&self) -> anyhow::Result<Option<String>> {
+        match (&self.prompt, &self.file) {
+            (Some(text), _) => Ok(Some(text.clone())),
+            (None, Some(path)) => {
+                let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+                Ok(Some(text))
+            }
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Makes sure that the model has a chat template.
+    fn prepare_chat(&self, model: &mut Model) -> anyhow::Result<()> {
+        if let Some(path) = &self.chat_template_file {
+            let template = ChatTemplate::from_file(path, model.folder())?;
+            model.set_chat_template(template);
+        }
+        match model.chat_template() {
+            None => Err(hinted(
+                format!("{}: the model has no chat template", model.folder().display()),
+                "give one with --chat-template-file, or prompt it with plain text: bitnet generate -p",
+            )),
+            Some(template) => {
+                if template.is_built_in() {
+                    eprintln!(
+                        "warning: the model has no chat template; using the one of BitNet b1.58 2B-4T \
+                         (--chat-template-file names another)"
+                    );
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn answerer<'m>(&self, model: &'m mut Model, terminal: Terminal) -> Answerer<'m> {
+        let options = GenerateOptions {
+            sampling: self.sampling.apply(model.generate_options().sampling),
+            max_tokens: usize::try_from(self.n_predict).ok(),
+            stop: self.stop.clone(),
+            ignore_eos: self.ignore_eos,
+            special: if self.special || self.ignore_eos {
+                SpecialTokens::Show
+            } else {
+                SpecialTokens::Hide
+            },
+        };
+        Answerer {
+            facts: Facts::new(model, options.sampling.seed),
+            generator: model.generator(),
+            options,
+            terminal,
+            statistics: !self.quiet,
+        }
+    }
+}
+
+fn read_stdin() -> anyhow::Result<String> {
+    if std::io::stdin().is_terminal() {
+        return Err(hinted(
+            "no prompt given",
+            "give one with -p, -f, --prompt-ids or on stdin; --interactive or `bitnet chat` ask for it",
+        ));
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).context("stdin")?;
+    Ok(text)
+}

@@ -1,0 +1,94 @@
+//! Numbers about a generation: the line after an answer, and the JSON object.
+
+use bitnet_model::{Generation, Model, Timings};
+use serde_json::{Value, json};
+
+/// What a command knows beside the generation.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    /// What ran the model.
+    pub(crate) device: String,
+    /// Bytes that the back end holds.
+    pub(crate) memory_bytes: u64,
+    /// Seed of the draws.
+    pub(crate) seed: u64,
+}
+
+impl Facts {
+    pub(crate) fn new(model: &Model, seed: u64) -> Self {
+        Self {
+            device: model.backend().name(),
+            memory_bytes: model.backend().memory_bytes(),
+            seed,
+        }
+    }
+}
+
+/// The line after an answer.
+pub(crate) fn line(generation: &Generation, facts: &Facts) -> String {
+    let Timings {
+        prefill_tokens,
+        reused_tokens,
+        ..
+    } = generation.timings;
+    let reused = match reused_tokens {
+        0 => String::new(),
+        n => format!(" (+{n} reused)"),
+    };
+    let memory = match peak_resident_bytes() {
+        Some(peak) => format!("{} (process at most {})", size(facts.memory_bytes), size(peak)),
+        None => size(facts.memory_bytes),
+    };
+    format!(
+        "prompt {prefill_tokens} tokens{reused}, {:.1} tokens/s | first token {:.2} s | answer {} tokens, {:.1} tokens/s \
+         | memory {memory} | {}",
+        generation.timings.prefill_rate(),
+        generation.timings.first_token.as_secs_f64(),
+        generation.ids.len(),
+        generation.timings.decode_rate(),
+        facts.device,
+    )
+}
+
+/// The one object that `--json` prints.
+pub(crate) fn object(generation: &Generation, facts: &Facts) -> Value {
+    let timings = &generation.timings;
+    json!({
+        "prompt_ids": generation.prompt_ids,
+        "ids": generation.ids,
+        "text": generation.text,
+        "finish_reason": generation.finish_reason.as_str(),
+        "seed": facts.seed,
+        "device": facts.device,
+        "timings": {
+            "prefill_tokens": timings.prefill_tokens,
+            "reused_tokens": timings.reused_tokens,
+            "prefill_s": timings.prefill.as_secs_f64(),
+            "prefill_tokens_per_s": timings.prefill_rate(),
+            "first_token_s": timings.first_token.as_secs_f64(),
+            "decode_tokens": timings.decode_tokens,
+            "decode_s": timings.decode.as_secs_f64(),
+            "decode_tokens_per_s": timings.decode_rate(),
+        },
+        "memory_bytes": facts.memory_bytes,
+        "peak_resident_bytes": peak_resident_bytes(),
+    })
+}
+
+/// The most memory this process ever had, where the system says.
+fn peak_resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Bytes for people.
+fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / (1024.0 * 1024.0);
+    if mib < 1024.0 {
+        format!("{mib:.0} MiB")
+    } else {
+        format!("{:.2} GiB", mib / 1024.0)
+    }
+}

@@ -1,0 +1,355 @@
+//! The program itself, run as a user runs it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn oracle(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../bitnet-model/tests/oracle")
+        .join(name)
+}
+
+fn expected(folder: &Path, name: &str) -> Value {
+    let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+    let expected: Value = serde_json::from_str(&text).unwrap();
+    let mut prompts = expected["prompts"].as_array().unwrap().iter();
+    prompts.find(|prompt| prompt["name"] == name).unwrap().clone()
+}
+
+fn bitnet() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BITNET_")) {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// `bitnet <command> -m <folder> <args>`.
+fn run(command: &str, folder: &Path, args: &[&str]) -> Output {
+    bitnet()
+        .arg(command)
+        .arg("-m")
+        .arg(folder)
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+fn run_with_input(command: &str, folder: &Path, args: &[&str], input: &str) -> Output {
+    let mut child = bitnet()
+        .arg(command)
+        .arg("-m")
+        .arg(folder)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// What a failing run says; it must say nothing on stdout.
+fn failure(output: &Output) -> String {
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(output.stdout.is_empty());
+    assert!(stderr.starts_with("error: "), "{stderr}");
+    stderr
+}
+
+#[test]
+fn every_reference_prompt_gives_its_tokens_and_text() {
+    for name in ["bitnet-bf16", "bitnet-packed", "llama-bitnet", "odd-shape"] {
+        let folder = oracle(name);
+        let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+        let all: Value = serde_json::from_str(&text).unwrap();
+        for prompt in all["prompts"].as_array().unwrap() {
+            let ids = prompt["ids"].to_string();
+            let args = [
+                "--prompt-ids",
+                ids.trim_matches(['[', ']']),
+                "-n",
+                "32",
+                "--temp",
+                "0",
+                "--ignore-eos",
+                "--json",
+            ];
+            let object: Value = serde_json::from_str(&stdout(&run("generate", &folder, &args))).unwrap();
+            assert_eq!(object["prompt_ids"], prompt["ids"]);
+            assert_eq!(
+                object["ids"], prompt["f32"]["greedy_ids"],
+                "{name} {}",
+                prompt["name"]
+            );
+            assert_eq!(object["text"], prompt["f32"]["greedy_text"]);
+            assert_eq!(object["finish_reason"], "length");
+        }
+    }
+}
+
+#[test]
+fn text_goes_to_stdout_and_statistics_to_stderr() {
+    let folder = oracle("bitnet-bf16");
+    let chat = expected(&folder, "chat");
+    let question = chat["messages"][0]["content"].as_str().unwrap();
+    let plain = run(
+        "generate",
+        &folder,
+        &["-p", chat["text"].as_str().unwrap(), "--temp", "0"],
+    );
+    assert_eq!(stdout(&plain), "No. A pair of storks lives on it now.");
+    let line = String::from_utf8_lossy(&plain.stderr);
+    for part in [
+        "prompt 27 tokens",
+        "first token",
+        "answer 16 tokens",
+        "tokens/s",
+        "memory",
+        "cpu",
+    ] {
+        assert!(line.contains(part), "{line}");
+    }
+
+    let formatted = run(
+        "generate",
+        &folder,
+        &["--chat-format", "-p", question, "--temp", "0", "-q"],
+    );
+    assert_eq!((stdout(&formatted), formatted.stderr.len()), (stdout(&plain), 0));
+    let echoed = run(
+        "generate",
+        &folder,
+        &["--chat-format", "-p", question, "--temp", "0", "--echo"],
+    );
+    let whole = format!(
+        "<|begin_of_text|>{}{}",
+        chat["text"].as_str().unwrap(),
+        stdout(&plain)
+    );
+    assert_eq!(stdout(&echoed), whole);
+    let limited = run(
+        "generate",
+        &folder,
+        &["--chat-format", "-p", question, "--temp", "0", "-n", "3"],
+    );
+    assert!(stdout(&plain).starts_with(&stdout(&limited)));
+    let stopped = run(
+        "generate",
+        &folder,
+        &["--chat-format", "-p", question, "--temp", "0", "--stop", "of st"],
+    );
+    assert_eq!(stdout(&stopped), "No. A pair ");
+}
+
+#[test]
+fn the_prompt_comes_from_the_flag_a_file_or_stdin() {
+    let folder = oracle("odd-shape");
+    let prompt = expected(&folder, "code");
+    let text = prompt["text"].as_str().unwrap();
+    let ids = |output: Output| {
+        let object: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert_eq!(object["prompt_ids"], prompt["ids"]);
+    };
+    let common = ["-n", "0", "--json"];
+    ids(run("generate", &folder, &[&["-p", text][..], &common].concat()));
+    ids(run_with_input("generate", &folder, &common, text));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    ids(run(
+        "generate",
+        &folder,
+        &[&["-f", file.path().to_str().unwrap()][..], &common].concat(),
+    ));
+    let tokenized = run_with_input("tokenize", &folder, &["--json"], text);
+    let object: Value = serde_json::from_str(&stdout(&tokenized)).unwrap();
+    assert_eq!(object["ids"], prompt["ids"]);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text() {
+    let folder = oracle("bitnet-packed");
+    let sample = |args: &[&str]| {
+        let common = [
+            "-p",
+            "The keeper",
+            "-n",
+            "24",
+            "--temp",
+            "4",
+            "--top-p",
+            "1",
+            "--min-p",
+            "0",
+            "--json",
+            "--ignore-eos",
+        ];
+        let output = run("generate", &folder, &[&common, args].concat());
+        serde_json::from_str::<Value>(&stdout(&output)).unwrap()
+    };
+    let first = sample(&["-s", "5"]);
+    assert_eq!(first["seed"], 5);
+    // Nothing that only changes the way it is computed changes the text.
+    for args in [
+        &["-t", "1"][..],
+        &["--simd", "scalar"],
+        &["-b", "1"],
+        &["-c", "64"],
+    ] {
+        assert_eq!(
+            sample(&[&["-s", "5"], args].concat())["ids"],
+            first["ids"],
+            "{args:?}"
+        );
+    }
+    let unseeded = sample(&[]);
+    let seed = unseeded["seed"].to_string();
+    assert_ne!(unseeded["ids"], first["ids"]);
+    assert_eq!(sample(&["-s", &seed])["ids"], unseeded["ids"]);
+    let banned = format!("{}-inf", first["ids"][0]);
+    assert_ne!(sample(&["-s", "5", "-l", &banned])["ids"][0], first["ids"][0]);
+}
+
+#[test]
+fn token_ids_need_no_tokenizer() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(oracle("odd-shape").join(file), folder.path().join(file)).unwrap();
+    }
+    let short = expected(&oracle("odd-shape"), "short");
+    let ids = short["ids"].to_string();
+    let ids = ids.trim_matches(['[', ']']);
+    let output = run(
+        "generate",
+        folder.path(),
+        &["--prompt-ids", ids, "-n", "32", "--temp", "0", "--json"],
+    );
+    let object: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(
+        (&object["ids"], &object["text"]),
+        (&short["f32"]["greedy_ids"], &Value::from(""))
+    );
+    assert!(failure(&run("generate", folder.path(), &["-p", "a"])).contains("no tokenizer.json"));
+    assert!(failure(&run("chat", folder.path(), &[])).contains("hint: give one with --chat-template-file"));
+}
+
+#[test]
+fn a_conversation_over_a_pipe() {
+    let folder = oracle("llama-bitnet");
+    let chat = expected(&folder, "chat");
+    let question = chat["messages"][0]["content"].as_str().unwrap();
+    let answer = "No. A pair of storks lives on it now.\n";
+    let input = format!(
+        "{question}\n/clear\n/system Be brief.\n/system\n/clear\n/temp 0\n/nonsense\n/exit\nnever read\n"
+    );
+    let output = run_with_input("chat", &folder, &["--temp", "0"], &input);
+    assert_eq!(stdout(&output), answer);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    for part in ["first token", "Be brief.", "error: there is no command /nonsense"] {
+        assert!(stderr.contains(part), "{stderr}");
+    }
+    // The second turn computes what is new alone, and /retry repeats itself.
+    let output = run_with_input(
+        "chat",
+        &folder,
+        &["--temp", "0", "-p", question, "-n", "40"],
+        "/retry\nAnd\nnow?",
+    );
+    assert!(stdout(&output).starts_with(&answer.repeat(2)));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(stderr.matches("first token").count(), 4, "{stderr}");
+    assert_eq!(stderr.matches(" reused)").count(), 3, "{stderr}");
+    let interactive = run_with_input(
+        "generate",
+        &folder,
+        &["-i", "--chat-format", "--temp", "0"],
+        question,
+    );
+    assert_eq!(stdout(&interactive), answer);
+}
+
+#[test]
+fn a_long_conversation_forgets_its_beginning() {
+    let folder = oracle("bitnet-bf16");
+    let input = "How many ships were there?\n".repeat(8);
+    let output = run_with_input("chat", &folder, &["--temp", "0", "-n", "8", "-c", "96"], &input);
+    assert!(stdout(&output).lines().count() >= 8);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("forgot the oldest 2 messages"), "{stderr}");
+    assert!(!stderr.contains("error"), "{stderr}");
+}
+
+#[test]
+fn failures_say_what_to_do() {
+    let folder = oracle("odd-shape");
+    let without_model = bitnet().args(["generate", "-p", "a"]).output().unwrap();
+    assert!(failure(&without_model).contains("error: no model given\nhint: name a model folder with -m"));
+    assert!(
+        failure(&run("generate", Path::new("/nonexistent"), &["-p", "a"]))
+            .contains("/nonexistent: no such folder\nhint: ")
+    );
+    assert!(failure(&run("generate", &folder, &["-p", "a", "--device", "cuda"])).contains("cuda:0: "));
+    assert!(
+        failure(&run("generate", &folder, &["--prompt-ids", "9999"])).contains("token 9999 is not below")
+    );
+    assert!(failure(&run("generate", &folder, &["--prompt-ids", ""])).contains("the prompt is empty"));
+    assert!(
+        failure(&run("generate", &folder, &["-p", "a b c d e", "-c", "3"]))
+            .contains("raise it with --ctx-size")
+    );
+    assert!(
+        failure(&run("generate", &folder, &["-p", "a", "--top-p", "2"]))
+            .contains("top-p is 2; expected 0 to 1")
+    );
+    assert!(failure(&run("generate", &folder, &["-p", "a", "-l", "777+1"])).contains("token 777"));
+    assert!(failure(&run("generate", &folder, &["-p", "a", "--system", "b"])).contains("add --chat-format"));
+    assert!(failure(&run("generate", &folder, &["-f", "/nonexistent"])).contains("/nonexistent"));
+    assert!(failure(&run("generate", &folder.join("config.json"), &["-p", "a"])).contains("config.json"));
+
+    for args in [
+        &["--bogus"][..],
+        &["-n", "-2"],
+        &["-t", "0"],
+        &["--device", "tpu"],
+        &["-l", "1"],
+        &["--kv-type", "q8"],
+    ] {
+        let output = run("generate", &folder, args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(!output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn a_closed_pipe_ends_it_quietly() {
+    let mut child = bitnet()
+        .args(["generate", "-p", "The", "--ignore-eos", "-m"])
+        .arg(oracle("odd-shape"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert!(
+        output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

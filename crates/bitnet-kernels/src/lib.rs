@@ -27,11 +27,13 @@ pub mod intrinsics;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub mod reduce;
 
+pub mod bit_gemm;
 pub mod bit_gemv;
 pub mod decode_linear;
 pub mod embed;
 pub mod probe;
 pub mod rope;
+pub mod quantize_rows;
 
 pub use abi::{Global, Kernel, KernelInfo, Launch};
 
@@ -55,6 +57,16 @@ pub const ALL: &[KernelInfo] = &[
     embed::EmbedBf16::INFO,
     embed::EmbedF16::INFO,
     embed::EmbedF32::INFO,
+    quantize_rows::QuantizeRows::INFO,
+    bit_gemm::WideStore::INFO,
+    bit_gemm::WideAdd::INFO,
+    bit_gemm::WideGated::INFO,
+    bit_gemm::NarrowStore8::INFO,
+    bit_gemm::NarrowAdd8::INFO,
+    bit_gemm::NarrowGated8::INFO,
+    bit_gemm::NarrowStore32::INFO,
+    bit_gemm::NarrowAdd32::INFO,
+    bit_gemm::NarrowGated32::INFO,
     probe::ProbeWarp::INFO,
     probe::ProbeMemory::INFO,
     probe::ProbeBulk::INFO,

@@ -9,7 +9,8 @@
 //!
 //! Products are exact, so both give the same bits as [`crate::bit_gemv`] and [`crate::decode_linear`].
 
-use crate::decode_linear::{ADD, GATED, STORE};
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+use crate::decode_linear::device::{ADD, GATED, STORE};
 use crate::{Global, Launch};
 use bitnet_layout::mma_tile;
 
@@ -167,7 +168,8 @@ impl Plan {
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
-    use super::{ADD, GATED, NARROW_ROWS, STAGE_BYTES, STAGES, WIDE_COLS, WideStore};
+    use super::{ADD, GATED};
+    use super::{NARROW_ROWS, STAGE_BYTES, STAGES, WIDE_COLS, WideStore};
     use crate::decode_linear::device::gated;
     use crate::intrinsics::*;
 

@@ -20,13 +20,6 @@ pub const RELU2: u32 = 0;
 /// Gate of the feed-forward block: `x sigmoid(x)`.
 pub const SILU: u32 = 1;
 
-/// Epilogue: the product is the output.
-pub(crate) const STORE: u32 = 0;
-/// Epilogue: the product is added to the output.
-pub(crate) const ADD: u32 = 1;
-/// Epilogue: pairs of products, gate and up, become one output.
-pub(crate) const GATED: u32 = 2;
-
 macro_rules! decode_linear {
     ($($name:ident, $Params:ident, $epilogue:ident, $t:literal, $kpw:literal, $what:literal;)*) => {
         $(kernel! {
@@ -41,7 +34,7 @@ macro_rules! decode_linear {
             ///
             /// # Safety
             /// Lengths as above; `w`, `x` and `norm` 16-byte aligned; `k` a multiple of 4; the launch is [`launch`]'s.
-            $name, block = [max_warps($kpw) * 32, 1, 1], body = device::run::<$epilogue, $t, $kpw>;
+            $name, block = [max_warps($kpw) * 32, 1, 1], body = device::run::<{ device::$epilogue }, $t, $kpw>;
             pub struct $Params {
                 /// Weights in tiles; in pairs of rows for the gated kernels.
                 pub w: Global<u32>,
@@ -141,11 +134,18 @@ pub fn launch(n: usize, k: usize, gated: bool) -> Launch {
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub(crate) mod device {
-    use super::{ADD, DecodeStoreK2, GATED, RELU2, SLOTS, STORE};
+    use super::{DecodeStoreK2, RELU2, SLOTS};
     use crate::Global;
     use crate::bit_gemv::device::tile_sums;
     use crate::intrinsics::*;
     use crate::reduce::warp_sum;
+
+    /// Epilogue: the product is the output.
+    pub(crate) const STORE: u32 = 0;
+    /// Epilogue: the product is added to the output.
+    pub(crate) const ADD: u32 = 1;
+    /// Epilogue: pairs of products, gate and up, become one output.
+    pub(crate) const GATED: u32 = 2;
 
     /// Gives the parameter structs of all kernels here one shape.
     pub(super) trait Params: Copy {

@@ -32,8 +32,8 @@ pub mod bit_gemv;
 pub mod decode_linear;
 pub mod embed;
 pub mod probe;
-pub mod rope;
 pub mod quantize_rows;
+pub mod rope;
 
 pub use abi::{Global, Kernel, KernelInfo, Launch};
 

@@ -1,0 +1,592 @@
+//! The ternary products in the emulator, against the scalar reference: integers exactly, and the same bits for a row of
+//! activations whether it comes alone or in a batch.
+
+use bitnet_kernels::bit_gemm::{self, Shape as GemmShape};
+use bitnet_kernels::bit_gemv::{
+    self, BitGemvT1K5, BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT4K1, BitGemvT4K2,
+};
+use bitnet_kernels::decode_linear::{self, RELU2, SILU, SLOTS};
+use bitnet_kernels::emulator::Emulator;
+use bitnet_kernels::quantize_rows::{self, QuantizeRows};
+use bitnet_kernels::{Global, Launch};
+use bitnet_layout::mma_tile::{self, RowOrder};
+use bitnet_layout::reference;
+use bitnet_layout::words::{Shape, pack_row};
+
+/// A small generator of test data.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as u32
+    }
+
+    fn i8(&mut self) -> i8 {
+        // Extremes often: they are what overflows.
+        match self.next() % 8 {
+            0 => -128,
+            1 => 127,
+            _ => self.next() as i8,
+        }
+    }
+
+    fn f32(&mut self) -> f32 {
+        self.next() as f32 / (1u32 << 30) as f32 - 1.0
+    }
+}
+
+struct Matrix {
+    shape: Shape,
+    words: Vec<u32>,
+}
+
+impl Matrix {
+    fn random(n: usize, k: usize, random: &mut Random) -> Self {
+        let shape = Shape::new(n, k).unwrap();
+        let mut words = vec![0; shape.words()];
+        for row in words.chunks_exact_mut(shape.words_per_row()) {
+            let t: Vec<i8> = (0..k).map(|_| (random.next() % 3) as i8 - 1).collect();
+            pack_row(&t, row);
+        }
+        Self { shape, words }
+    }
+
+    fn tiles(&self, order: RowOrder) -> Vec<u32> {
+        let mut tiles = vec![u32::MAX; mma_tile::words(self.shape.n(), self.shape.k())];
+        mma_tile::pack(self.shape, order, &self.words, 0, &mut tiles);
+        tiles
+    }
+
+    fn product(&self, x: &[i8]) -> Vec<i32> {
+        let mut y = vec![0; x.len() / self.shape.k() * self.shape.n()];
+        reference::linear(self.shape, &self.words, x, &mut y);
+        y
+    }
+}
+
+/// Rows of activations as words, padded to whole tiles.
+fn padded(x: &[i8], k: usize) -> Vec<u32> {
+    let mut words = Vec::new();
+    for row in x.chunks_exact(k) {
+        let mut row = row.to_vec();
+        row.resize(mma_tile::tiles_k(k) * mma_tile::COLUMNS, 0);
+        words.extend(
+            row.as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| u32::from_le_bytes(b.map(|b| b as u8))),
+        );
+    }
+    words
+}
+
+/// Runs the variant that the plan names; fields are the same in all.
+macro_rules! gemv {
+    ($emulator:expr, $plan:expr, $($field:ident: $value:expr),*) => {
+        match ($plan.tile_rows, $plan.tiles_per_warp) {
+            (2, 1) => $emulator.launch(&$plan.launch, &BitGemvT2K1 { $($field: $value),* }),
+            (4, 1) => $emulator.launch(&$plan.launch, &BitGemvT4K1 { $($field: $value),* }),
+            (2, 2) => $emulator.launch(&$plan.launch, &BitGemvT2K2 { $($field: $value),* }),
+            (4, 2) => $emulator.launch(&$plan.launch, &BitGemvT4K2 { $($field: $value),* }),
+            (2, 3) => $emulator.launch(&$plan.launch, &BitGemvT2K3 { $($field: $value),* }),
+            (1, 5) => $emulator.launch(&$plan.launch, &BitGemvT1K5 { $($field: $value),* }),
+            other => panic!("no variant {other:?}"),
+        }
+    };
+}
+
+fn check_gemv(n: usize, k: usize, cols: usize, variant: (u32, u32), seed: u64) {
+    let mut random = Random(seed + (n * 31 + k * 7 + cols) as u64);
+    let matrix = Matrix::random(n, k, &mut random);
+    let x: Vec<i8> = (0..cols * k).map(|_| random.i8()).collect();
+    let exact = matrix.product(&x);
+    let (row_b, row_c) = (n as u32 / 2, n as u32 - n as u32 / 4);
+    let plan = bit_gemv::Plan::with(n, k, cols as u32, variant.0, variant.1);
+    let mut emulator = Emulator::new(seed);
+    let y = emulator.uninit(cols * n);
+    let (w, x) = (
+        emulator.constant(&matrix.tiles(RowOrder::Plain)),
+        emulator.constant(&padded(&x, k)),
+    );
+    let unit: Vec<f32> = (0..cols).map(|c| 1.0 / (c + 1) as f32).collect();
+    let unit_buffer = emulator.constant(&unit);
+    gemv!(
+        emulator, plan, w: w, x: x, unit: unit_buffer, y: y, n: n as u32, k: k as u32, cols: cols as u32, row_b: row_b,
+        row_c: row_c, scale_a: 1.0, scale_b: 3.0, scale_c: 0.5
+    )
+    .unwrap();
+    for (i, (&y, &exact)) in emulator.read(y).unwrap().iter().zip(&exact).enumerate() {
+        let (col, row) = (i / n, (i % n) as u32);
+        let scale = if row >= row_c {
+            0.5
+        } else if row >= row_b {
+            3.0
+        } else {
+            1.0
+        };
+        let expected = exact as f32 * (scale * unit[col]);
+        assert_eq!(
+            y, expected,
+            "({n}, {k}) column {col} row {row}, variant {variant:?}, seed {seed}"
+        );
+    }
+}
+
+#[test]
+fn gemv_is_exact() {
+    for variant in bit_gemv::Plan::VARIANTS {
+        for (n, k) in [(1, 16), (15, 128), (16, 144), (17, 112), (33, 640), (65, 272)] {
+            check_gemv(n, k, 1, variant, 1);
+        }
+        check_gemv(48, 384, 1, variant, 2);
+        check_gemv(48, 384, 1, variant, 3);
+        for cols in [2, 7, 8] {
+            check_gemv(20, 160, cols, variant, 4);
+        }
+    }
+}
+
+/// More tiles than the warps of a block hold at once: the loop over chunks of k.
+#[test]
+fn gemv_of_long_rows() {
+    for variant in [(2, 1), (2, 3)] {
+        let tiles = bit_gemv::max_warps(variant.1) * variant.1;
+        check_gemv(3, (tiles as usize + 1) * 128, 1, variant, 5);
+        check_gemv(16, tiles as usize * 128 + 16, 2, variant, 6);
+    }
+}
+
+#[test]
+fn plans_cover_the_model_shapes() {
+    for (n, k) in [
+        (2560, 2560),
+        (3840, 2560),
+        (13824, 2560),
+        (2560, 6912),
+        (20480, 3200),
+        (3200, 10240),
+        (1, 16),
+    ] {
+        for cols in 1..=bit_gemv::MAX_COLS {
+            let plan = bit_gemv::Plan::new(n, k, cols);
+            assert!(bit_gemv::Plan::VARIANTS.contains(&(plan.tile_rows, plan.tiles_per_warp)));
+            assert!(plan.launch.block[0] <= bit_gemv::max_warps(plan.tiles_per_warp) * 32);
+        }
+    }
+}
+
+/// What a linear layer of one token needs beyond its matrix.
+struct Layer {
+    n: usize,
+    k: usize,
+    eps: f32,
+    activation: u32,
+    scales: [f32; 3],
+}
+
+struct Buffers {
+    tiles: Global<u32>,
+    x: Global<f32>,
+    norm: Global<f32>,
+    y: Global<f32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Kind {
+    Store,
+    Add,
+    Gated,
+}
+
+impl Kind {
+    fn outputs(self, n: usize) -> usize {
+        if self == Self::Gated { n / 2 } else { n }
+    }
+}
+
+impl Layer {
+    fn row_b(&self, kind: Kind) -> u32 {
+        if kind == Kind::Gated {
+            u32::MAX
+        } else {
+            self.n as u32 / 2
+        }
+    }
+
+    fn row_c(&self, kind: Kind) -> u32 {
+        if kind == Kind::Gated {
+            u32::MAX
+        } else {
+            self.n as u32 / 2 + 3
+        }
+    }
+
+    /// The fused kernel; returns the output and the published maximum.
+    fn decode(
+        &self,
+        emulator: &mut Emulator,
+        kind: Kind,
+        b: &Buffers,
+        absmax: f32,
+        next_norm: &[f32],
+    ) -> f32 {
+        let mut slots = [0u32; SLOTS];
+        slots[5] = absmax.to_bits();
+        let absmax = emulator.buffer(&slots);
+        let next_absmax = emulator.buffer(&[0u32; SLOTS]);
+        let next_norm = emulator.constant(next_norm);
+        let launch: Launch = decode_linear::launch(self.n, self.k, kind == Kind::Gated);
+        macro_rules! run {
+            ($Params:ident) => {
+                emulator.launch(
+                    &launch,
+                    &decode_linear::$Params {
+                        w: b.tiles,
+                        x: b.x,
+                        norm: b.norm,
+                        absmax,
+                        y: b.y,
+                        next_norm,
+                        next_absmax,
+                        n: self.n as u32,
+                        k: self.k as u32,
+                        eps: self.eps,
+                        activation: self.activation,
+                        row_b: self.row_b(kind),
+                        row_c: self.row_c(kind),
+                        scale_a: self.scales[0],
+                        scale_b: self.scales[1],
+                        scale_c: self.scales[2],
+                    },
+                )
+            };
+        }
+        match (kind, decode_linear::tiles_per_warp(self.k)) {
+            (Kind::Store, 2) => run!(DecodeStoreK2),
+            (Kind::Store, 3) => run!(DecodeStoreK3),
+            (Kind::Store, _) => run!(DecodeStoreK4),
+            (Kind::Add, 2) => run!(DecodeAddK2),
+            (Kind::Add, 3) => run!(DecodeAddK3),
+            (Kind::Add, _) => run!(DecodeAddK4),
+            (Kind::Gated, 2) => run!(DecodeGatedK2),
+            (Kind::Gated, 3) => run!(DecodeGatedK3),
+            (Kind::Gated, _) => run!(DecodeGatedK4),
+        }
+        .unwrap();
+        emulator
+            .read(next_absmax)
+            .unwrap()
+            .into_iter()
+            .map(f32::from_bits)
+            .fold(0.0, f32::max)
+    }
+
+    /// The batch kernels.
+    fn batch(&self, emulator: &mut Emulator, kind: Kind, shape: GemmShape, rows: usize, b: &Buffers) {
+        let q = emulator.uninit(rows * quantize_rows::words_per_row(self.k));
+        let (unit, sum) = (emulator.uninit(rows), emulator.uninit(rows));
+        let quantize = QuantizeRows {
+            x: b.x,
+            norm: b.norm,
+            q,
+            unit,
+            sum,
+            k: self.k as u32,
+            eps: self.eps,
+        };
+        emulator
+            .launch(&quantize_rows::launch(rows, self.k), &quantize)
+            .unwrap();
+        let launch = bit_gemm::Plan::with(self.n, self.k, rows, shape).launch;
+        macro_rules! run {
+            ($Params:ident) => {
+                emulator.launch(
+                    &launch,
+                    &bit_gemm::$Params {
+                        w: b.tiles,
+                        x: q,
+                        unit,
+                        sum,
+                        y: b.y,
+                        n: self.n as u32,
+                        k: self.k as u32,
+                        cols: rows as u32,
+                        activation: self.activation,
+                        row_b: self.row_b(kind),
+                        row_c: self.row_c(kind),
+                        scale_a: self.scales[0],
+                        scale_b: self.scales[1],
+                        scale_c: self.scales[2],
+                    },
+                )
+            };
+        }
+        match (kind, shape) {
+            (Kind::Store, GemmShape::Wide) => run!(WideStore),
+            (Kind::Store, GemmShape::Narrow32) => run!(NarrowStore32),
+            (Kind::Store, GemmShape::Narrow8) => run!(NarrowStore8),
+            (Kind::Add, GemmShape::Wide) => run!(WideAdd),
+            (Kind::Add, GemmShape::Narrow32) => run!(NarrowAdd32),
+            (Kind::Add, GemmShape::Narrow8) => run!(NarrowAdd8),
+            (Kind::Gated, GemmShape::Wide) => run!(WideGated),
+            (Kind::Gated, GemmShape::Narrow32) => run!(NarrowGated32),
+            (Kind::Gated, GemmShape::Narrow8) => run!(NarrowGated8),
+        }
+        .unwrap();
+    }
+}
+
+/// The layer in f64, with the codes as the kernels define them.
+fn layer_reference(
+    layer: &Layer,
+    kind: Kind,
+    matrix: &Matrix,
+    x: &[f32],
+    norm: &[f32],
+    before: &[f32],
+) -> Vec<f64> {
+    let absmax = x
+        .iter()
+        .zip(norm)
+        .map(|(x, w)| (x * w).abs())
+        .fold(0.0f32, f32::max);
+    let scale = 127.0 / absmax.max(1e-30);
+    let q: Vec<i8> = x
+        .iter()
+        .zip(norm)
+        .map(|(x, w)| (x * w * scale).round_ties_even() as i8)
+        .collect();
+    let rms =
+        (x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64 + f64::from(layer.eps)).sqrt();
+    let unit = 1.0 / (f64::from(scale) * if layer.eps < 0.0 { 1.0 } else { rms });
+    let z = matrix.product(&q);
+    if kind == Kind::Gated {
+        return (0..layer.n / 2)
+            .map(|i| {
+                let gate = f64::from(z[i]) * f64::from(layer.scales[0]) * unit;
+                let up = f64::from(z[i + layer.n / 2]) * f64::from(layer.scales[1]) * unit;
+                let gate = if layer.activation == RELU2 {
+                    gate.max(0.0).powi(2)
+                } else {
+                    gate / (1.0 + (-gate).exp())
+                };
+                gate * up
+            })
+            .collect();
+    }
+    (0..layer.n)
+        .map(|i| {
+            let range =
+                usize::from(i as u32 >= layer.row_b(kind)) + usize::from(i as u32 >= layer.row_c(kind));
+            let before = if kind == Kind::Add {
+                f64::from(before[i])
+            } else {
+                0.0
+            };
+            before + f64::from(z[i]) * f64::from(layer.scales[range]) * unit
+        })
+        .collect()
+}
+
+fn check_layer(
+    n: usize,
+    k: usize,
+    kind: Kind,
+    eps: f32,
+    activation: u32,
+    shapes: &[(GemmShape, usize)],
+    seed: u64,
+) {
+    let mut random = Random(seed * 1000 + (n + k) as u64);
+    let layer = Layer {
+        n,
+        k,
+        eps,
+        activation,
+        scales: [0.02, 0.03, 0.05],
+    };
+    let matrix = Matrix::random(n, k, &mut random);
+    let order = if kind == Kind::Gated {
+        RowOrder::Paired
+    } else {
+        RowOrder::Plain
+    };
+    let tiles = matrix.tiles(order);
+    let most = shapes.iter().map(|s| s.1).max().unwrap_or(1);
+    let x: Vec<f32> = (0..most * k).map(|i| random.f32() * (1 + i / k) as f32).collect();
+    let norm: Vec<f32> = (0..k).map(|_| random.f32() + 1.5).collect();
+    let outputs = kind.outputs(n);
+    let before: Vec<f32> = (0..most * outputs).map(|_| random.f32()).collect();
+    let next_norm: Vec<f32> = (0..outputs).map(|_| random.f32()).collect();
+
+    // Each row alone, through the fused kernel.
+    let mut alone = Vec::new();
+    for row in 0..most {
+        let mut emulator = Emulator::new(seed);
+        let (x, before) = (&x[row * k..][..k], &before[row * outputs..][..outputs]);
+        let buffers = Buffers {
+            tiles: emulator.constant(&tiles),
+            x: emulator.constant(x),
+            norm: emulator.constant(&norm),
+            y: if kind == Kind::Add {
+                emulator.buffer(before)
+            } else {
+                emulator.uninit(outputs)
+            },
+        };
+        let absmax = x
+            .iter()
+            .zip(&norm)
+            .map(|(x, w)| (x * w).abs())
+            .fold(0.0, f32::max);
+        let published = layer.decode(&mut emulator, kind, &buffers, absmax, &next_norm);
+        let y = emulator.read(buffers.y).unwrap();
+        let reference = layer_reference(&layer, kind, &matrix, x, &norm, before);
+        let size = reference.iter().fold(0.0f64, |m, r| m.max(r.abs()));
+        for (i, (&y, &r)) in y.iter().zip(&reference).enumerate() {
+            let error = (f64::from(y) - r).abs();
+            // A dozen float operations of relative error 2^-24 each.
+            assert!(
+                error <= 2e-6 * size,
+                "{kind:?} ({n}, {k}) row {row} output {i}: {y} is not {r}"
+            );
+        }
+        if kind != Kind::Store {
+            let largest = y
+                .iter()
+                .zip(&next_norm)
+                .map(|(y, w)| (y * w).abs())
+                .fold(0.0, f32::max);
+            assert_eq!(published, largest);
+        }
+        alone.extend(y);
+    }
+
+    // The rows together, through the batch kernels: the same bits.
+    for &(shape, rows) in shapes {
+        let mut emulator = Emulator::new(seed + 1);
+        let buffers = Buffers {
+            tiles: emulator.constant(&tiles),
+            x: emulator.constant(&x[..rows * k]),
+            norm: emulator.constant(&norm),
+            y: if kind == Kind::Add {
+                emulator.buffer(&before[..rows * outputs])
+            } else {
+                emulator.uninit(rows * outputs)
+            },
+        };
+        layer.batch(&mut emulator, kind, shape, rows, &buffers);
+        let y = emulator.read(buffers.y).unwrap();
+        assert_eq!(
+            y,
+            alone[..rows * outputs],
+            "{kind:?} ({n}, {k}), {rows} rows, {shape:?}"
+        );
+    }
+}
+
+#[test]
+fn a_row_alone_and_in_a_batch() {
+    let narrow = [(GemmShape::Narrow8, 3), (GemmShape::Narrow32, 3)];
+    for (n, k) in [(16, 128), (34, 272), (48, 96)] {
+        check_layer(n, k, Kind::Store, 1e-5, RELU2, &narrow, 1);
+        check_layer(n, k, Kind::Add, 1e-5, RELU2, &narrow, 2);
+        check_layer(n, k, Kind::Gated, 1e-5, RELU2, &narrow, 3);
+    }
+    check_layer(48, 160, Kind::Gated, 1e-5, SILU, &narrow, 4);
+    check_layer(48, 160, Kind::Add, -1.0, RELU2, &narrow, 5);
+}
+
+#[test]
+fn wide_blocks() {
+    for kind in [Kind::Store, Kind::Add, Kind::Gated] {
+        check_layer(34, 160, kind, 1e-5, RELU2, &[(GemmShape::Wide, 5)], 6);
+    }
+    // Two blocks each way, more tiles along k than stages.
+    check_layer(
+        144,
+        656,
+        Kind::Store,
+        1e-5,
+        RELU2,
+        &[(GemmShape::Wide, 66), (GemmShape::Narrow32, 33)],
+        7,
+    );
+}
+
+/// Every count of tiles a warp, and more tiles than the warps hold at once.
+#[test]
+fn long_rows() {
+    for tiles in [41, 55, 65] {
+        check_layer(
+            18,
+            tiles * 128 - 32,
+            Kind::Add,
+            1e-5,
+            RELU2,
+            &[(GemmShape::Narrow8, 2)],
+            8,
+        );
+    }
+    check_layer(
+        16,
+        41 * 128,
+        Kind::Gated,
+        1e-5,
+        RELU2,
+        &[(GemmShape::Narrow8, 1)],
+        9,
+    );
+    check_layer(
+        16,
+        55 * 128,
+        Kind::Gated,
+        1e-5,
+        RELU2,
+        &[(GemmShape::Narrow8, 1)],
+        10,
+    );
+    check_layer(
+        16,
+        41 * 128,
+        Kind::Store,
+        1e-5,
+        RELU2,
+        &[(GemmShape::Narrow8, 1)],
+        11,
+    );
+    check_layer(
+        16,
+        55 * 128,
+        Kind::Store,
+        1e-5,
+        RELU2,
+        &[(GemmShape::Narrow8, 1)],
+        12,
+    );
+}
+
+#[test]
+fn rows_of_zeros() {
+    let matrix = Matrix::random(16, 64, &mut Random(1));
+    let layer = Layer {
+        n: 16,
+        k: 64,
+        eps: 1e-5,
+        activation: RELU2,
+        scales: [1.0; 3],
+    };
+    let mut emulator = Emulator::new(0);
+    let buffers = Buffers {
+        tiles: emulator.constant(&matrix.tiles(RowOrder::Plain)),
+        x: emulator.constant(&[0.0; 64]),
+        norm: emulator.constant(&[1.0; 64]),
+        y: emulator.uninit(16),
+    };
+    layer.decode(&mut emulator, Kind::Store, &buffers, 0.0, &[1.0; 16]);
+    assert_eq!(emulator.read(buffers.y).unwrap(), [0.0; 16]);
+}

@@ -27,13 +27,16 @@ pub mod intrinsics;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub mod reduce;
 
+pub mod bf16_gemv;
 pub mod bit_gemm;
 pub mod bit_gemv;
 pub mod decode_linear;
 pub mod embed;
 pub mod probe;
 pub mod quantize_rows;
+pub mod ref_gemv;
 pub mod rope;
+pub mod stream_read;
 
 pub use abi::{Global, Kernel, KernelInfo, Launch};
 
@@ -67,10 +70,13 @@ pub const ALL: &[KernelInfo] = &[
     bit_gemm::NarrowStore32::INFO,
     bit_gemm::NarrowAdd32::INFO,
     bit_gemm::NarrowGated32::INFO,
+    bf16_gemv::Bf16Gemv::INFO,
     probe::ProbeWarp::INFO,
     probe::ProbeMemory::INFO,
     probe::ProbeBulk::INFO,
     probe::ProbeDivergence::INFO,
+    ref_gemv::RefGemv::INFO,
+    stream_read::StreamRead::INFO,
     rope::RopeAppend::INFO,
 ];
 

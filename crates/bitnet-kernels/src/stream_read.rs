@@ -1,0 +1,97 @@
+//! A plain streaming read: the bandwidth that every other kernel's is compared with.
+
+use crate::{Global, Launch};
+
+kernel! {
+    /// Reads `words` words once and writes the xor of each block's share.
+    ///
+    /// - Shapes: `x` (words), `y` (blocks).
+    /// - Launch: any grid along x; [`StreamRead::launch`] fills the machine twice. A lane has 8 loads of 16 bytes in flight.
+    /// - Moves: `4 words` bytes. Bound: DRAM.
+    ///
+    /// # Safety
+    /// Lengths as above; `x` 16-byte aligned; `words` a multiple of 4.
+    stream_read, block = [512, 1, 1], body = device::run;
+    pub struct StreamRead {
+        /// What is read, (words).
+        pub x: Global<u32>,
+        /// A word a block, so that the reads have a purpose, (blocks).
+        pub y: Global<u32>,
+        /// Words to read.
+        pub words: u64,
+    }
+}
+
+/// Lanes of a block.
+const LANES: u32 = 512;
+
+impl StreamRead {
+    /// Four blocks for each of the device's `multiprocessors`: all lanes that fit.
+    #[must_use]
+    pub fn launch(multiprocessors: u32) -> Launch {
+        Launch {
+            grid: [multiprocessors * 4, 1, 1],
+            block: [LANES, 1, 1],
+            shared_bytes: LANES / 32 * 4,
+        }
+    }
+}
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod device {
+    use super::StreamRead;
+    use crate::intrinsics::*;
+
+    /// Loads in flight of a lane.
+    const DEPTH: usize = 8;
+
+    #[inline(always)]
+    pub(super) unsafe fn run(p: StreamRead) {
+        // SAFETY: indices are compared with `words`; every branch around a warp or block operation is uniform.
+        unsafe {
+            let lanes = (grid_dim_x() * block_dim_x()) as usize;
+            let quads = p.words as usize / 4;
+            let mut quad = (block_idx_x() * block_dim_x() + thread_idx_x()) as usize;
+            let mut mix = 0;
+            while quad + (DEPTH - 1) * lanes < quads {
+                let mut v = [[0; 4]; DEPTH];
+                let mut i = 0;
+                while i < DEPTH {
+                    v[i] = p.x.load_stream_x4((quad + i * lanes) * 4);
+                    i += 1;
+                }
+                let mut i = 0;
+                while i < DEPTH {
+                    mix ^= v[i][0] ^ v[i][1] ^ v[i][2] ^ v[i][3];
+                    i += 1;
+                }
+                quad += DEPTH * lanes;
+            }
+            while quad < quads {
+                let v = p.x.load_stream_x4(quad * 4);
+                mix ^= v[0] ^ v[1] ^ v[2] ^ v[3];
+                quad += lanes;
+            }
+            let mut step = WARP_SIZE / 2;
+            while step > 0 {
+                mix ^= warp_shuffle_xor(FULL_MASK, mix, step);
+                step /= 2;
+            }
+            let parts = Shared::<u32>::at(0);
+            if lane_id() == 0 {
+                parts.store(warp_id(), mix);
+            }
+            // Orders every warp's part before the loads below.
+            sync_threads();
+            if thread_idx_x() == 0 {
+                let mut total = 0;
+                let mut warp = 0;
+                while warp < block_dim_x() / WARP_SIZE {
+                    total ^= parts.load(warp);
+                    warp += 1;
+                }
+                p.y.store(block_idx_x() as usize, total);
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! What the kernel tests share: random numbers, and running one kernel under several seeds.
+
+use bitnet_kernels::emulator::{Emulator, Fault};
+
+/// A small random generator (xorshift64*).
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn word(&mut self) -> u32 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+    }
+
+    /// -1, 0 or 1.
+    #[allow(dead_code)]
+    pub(crate) fn ternary(&mut self) -> i8 {
+        (self.word() % 3) as i8 - 1
+    }
+
+    /// Between -1 and 1, with a few much larger ones, as activations are.
+    #[allow(dead_code)]
+    pub(crate) fn float(&mut self) -> f32 {
+        let x = self.word() as i32 as f32 / i32::MAX as f32;
+        if self.word().is_multiple_of(64) {
+            x * 20.0
+        } else {
+            x
+        }
+    }
+}
+
+/// Runs `run` under several seeds; all must give the same bits, which are returned.
+pub(crate) fn same_for_all_seeds<T: PartialEq + std::fmt::Debug>(
+    what: &str,
+    run: impl Fn(&mut Emulator) -> Result<T, Fault>,
+) -> T {
+    let result =
+        |seed| run(&mut Emulator::new(seed)).unwrap_or_else(|fault| panic!("{what}, seed {seed}: {fault}"));
+    let first = result(0);
+    for seed in 1..4 {
+        assert!(
+            result(seed) == first,
+            "{what}: seed {seed} gives other bits than seed 0"
+        );
+    }
+    first
+}

@@ -1,0 +1,158 @@
+//! The measured-against kernels: reference-layout and bfloat16 products, and the streaming read.
+
+mod common;
+
+use bitnet_kernels::bf16_gemv::Bf16Gemv;
+use bitnet_kernels::ref_gemv::RefGemv;
+use bitnet_kernels::stream_read::StreamRead;
+use bitnet_layout::reference_tile::ReferenceTile;
+use bitnet_layout::{reference, words};
+use common::{Random, same_for_all_seeds};
+
+/// To bfloat16, halves to even, for finite numbers.
+fn bf16(x: f32) -> u16 {
+    ((x.to_bits() + 0x7fff + (x.to_bits() >> 16 & 1)) >> 16) as u16
+}
+
+#[test]
+fn ref_gemv_equals_the_reference() {
+    // The fused q, k, v shape scaled down, one tile, one off the 128 columns of a step, a wide row.
+    for (n, k, row_b, row_c) in [
+        (96, 160, 64, 80),
+        (16, 32, 16, 16),
+        (32, 96, 16, 32),
+        (48, 2560, 20, 33),
+    ] {
+        let mut random = Random::new((n * k) as u64);
+        let tile = ReferenceTile::new(n, k).unwrap();
+        let mut canonical = vec![0; tile.shape().words()];
+        for row in canonical.chunks_exact_mut(k / 16) {
+            let t: Vec<i8> = (0..k).map(|_| random.ternary()).collect();
+            words::pack_row(&t, row);
+        }
+        // All rows of one sign, against the most negative activation.
+        words::pack_row(&vec![1; k], &mut canonical[..k / 16]);
+        words::pack_row(&vec![-1; k], &mut canonical[k / 16..k / 8]);
+        let mut tiles = vec![0; canonical.len()];
+        tile.pack(&canonical, &mut tiles);
+        let x: Vec<i8> = (0..k)
+            .map(|i| if i % 3 == 0 { -128 } else { random.word() as i8 })
+            .collect();
+        let packed: Vec<u32> = x
+            .chunks_exact(4)
+            .map(|c| u32::from_le_bytes([c[0] as u8, c[1] as u8, c[2] as u8, c[3] as u8]))
+            .collect();
+        let mut sums = vec![0; n];
+        reference::linear(tile.shape(), &canonical, &x, &mut sums);
+        let y = same_for_all_seeds(&format!("{n} x {k}"), |emulator| {
+            let params = RefGemv {
+                w: emulator.constant(&tiles),
+                x: emulator.constant(&packed),
+                s: emulator.constant(&[13.5]),
+                y: emulator.uninit(n),
+                n: n as u32,
+                k: k as u32,
+                row_b,
+                row_c,
+                scale_a: 0.75,
+                scale_b: 1.5,
+                scale_c: 2.5,
+            };
+            emulator.launch(&RefGemv::launch(n), &params)?;
+            emulator.read(params.y)
+        });
+        for (row, (&y, &sum)) in y.iter().zip(&sums).enumerate() {
+            let scale = [0.75, 1.5, 2.5][usize::from(row as u32 >= row_b) + usize::from(row as u32 >= row_c)];
+            assert_eq!(y, bf16(sum as f32 / 13.5 * scale), "{n} x {k}, row {row}");
+        }
+    }
+}
+
+#[test]
+fn bf16_gemv_equals_the_plain_product() {
+    // One row, one off the tile of 16 rows, one off the 4 groups of a warp and the 12 warps, model width.
+    for (n, k, cols, eps) in [
+        (1, 32, 1, -1.0),
+        (17, 160, 8, 1e-5),
+        (15, 1568, 3, 1e-5),
+        (33, 2560, 1, 1e-5),
+        (16, 6912, 2, -1.0),
+    ] {
+        let mut random = Random::new((n * k + cols) as u64);
+        let w: Vec<u16> = (0..n * k).map(|_| bf16(random.float())).collect();
+        let x: Vec<f32> = (0..cols * k).map(|_| random.float()).collect();
+        let norm: Vec<f32> = (0..k).map(|_| random.float()).collect();
+        let pairs: Vec<u32> = w
+            .chunks_exact(2)
+            .map(|p| u32::from(p[0]) | u32::from(p[1]) << 16)
+            .collect();
+        let run = |x: &[f32]| {
+            let cols = x.len() / k;
+            same_for_all_seeds(&format!("{n} x {k}, {cols} columns"), |emulator| {
+                let params = Bf16Gemv {
+                    w: emulator.constant(&pairs),
+                    x: emulator.constant(x),
+                    norm: emulator.constant(&norm),
+                    y: emulator.uninit(cols * n),
+                    n: n as u32,
+                    k: k as u32,
+                    cols: cols as u32,
+                    eps,
+                };
+                emulator.launch(&Bf16Gemv::launch(n, k), &params)?;
+                emulator.read(params.y)
+            })
+        };
+        let y = run(&x);
+        for (c, x) in x.chunks_exact(k).enumerate() {
+            let square: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum();
+            let r = if eps < 0.0 {
+                1.0
+            } else {
+                1.0 / (square / k as f64 + f64::from(eps)).sqrt()
+            };
+            for row in 0..n {
+                let products = (0..k).map(|i| {
+                    let w = f32::from_bits(u32::from(w[row * k + i]) << 16);
+                    f64::from(w) * f64::from(x[i] * norm[i])
+                });
+                let (mut sum, mut size) = (0.0, 0.0);
+                for p in products {
+                    sum += p;
+                    size += p.abs();
+                }
+                let error = (f64::from(y[c * n + row]) - r * sum).abs();
+                // k additions of one rounding each, in the worst case; in practice far fewer accumulate.
+                assert!(
+                    error <= r * size * 1e-6,
+                    "{n} x {k}, column {c}, row {row}: off by {error}"
+                );
+            }
+            // A column has the same bits whatever stands beside it.
+            assert!(run(x) == y[c * n..][..n], "{n} x {k}: column {c} alone");
+        }
+    }
+}
+
+#[test]
+fn stream_read_reads_every_word() {
+    // Less than one round, exactly one, and a tail.
+    for n in [4, 1000, 512 * 4 * 8 * 2, 512 * 4 * 8 * 2 + 2052] {
+        let mut random = Random::new(n as u64);
+        let x: Vec<u32> = (0..n).map(|_| random.word()).collect();
+        let launch = bitnet_kernels::Launch {
+            grid: [2, 1, 1],
+            ..StreamRead::launch(1)
+        };
+        let y = same_for_all_seeds(&format!("{n} words"), |emulator| {
+            let params = StreamRead {
+                x: emulator.constant(&x),
+                y: emulator.uninit(2),
+                words: n as u64,
+            };
+            emulator.launch(&launch, &params)?;
+            emulator.read(params.y)
+        });
+        assert_eq!(y[0] ^ y[1], x.iter().fold(0, |a, b| a ^ b), "{n} words");
+    }
+}

@@ -1,5 +1,6 @@
 //! Tasks of this workspace: `cargo xtask <task>`.
 
+mod fixtures;
 mod ptx;
 
 use clap::Parser;
@@ -17,11 +18,13 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Task {
     BuildPtx(ptx::Args),
+    Fixtures(fixtures::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::BuildPtx(args) => ptx::run(&args),
+        Task::Fixtures(args) => fixtures::run(&args),
     }
 }
 

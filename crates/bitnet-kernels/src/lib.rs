@@ -35,8 +35,10 @@ pub mod embed;
 pub mod probe;
 pub mod quantize_rows;
 pub mod ref_gemv;
+pub mod repack;
 pub mod rope;
 pub mod stream_read;
+pub mod token;
 
 pub use abi::{Global, Kernel, KernelInfo, Launch};
 
@@ -77,7 +79,11 @@ pub const ALL: &[KernelInfo] = &[
     probe::ProbeDivergence::INFO,
     ref_gemv::RefGemv::INFO,
     stream_read::StreamRead::INFO,
+    repack::Repack::INFO,
     rope::RopeAppend::INFO,
+    token::DecodeStart::INFO,
+    token::FinalNorm::INFO,
+    token::ArgMax::INFO,
 ];
 
 #[cfg(target_arch = "nvptx64")]

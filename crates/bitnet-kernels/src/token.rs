@@ -1,0 +1,270 @@
+//! The two ends of a decoded token's step: the embedding and its first magnitudes, and the final norm and the choice of
+//! the next token.
+
+use crate::decode_linear::SLOTS;
+use crate::{Global, Launch};
+
+/// Threads of [`DecodeStart`] and [`FinalNorm`].
+const THREADS: u32 = 640;
+/// Threads of a block of [`ArgMax`].
+const ARG_MAX_THREADS: u32 = 256;
+/// Blocks of [`ArgMax`] a row.
+const ARG_MAX_BLOCKS: u32 = 64;
+
+/// What [`ArgMax`] writes to the ring for logits with a NaN among them.
+pub const NO_TOKEN: u32 = u32::MAX;
+
+kernel! {
+    /// Begins a decode step: publishes the largest `|x norm|` of the embedded token `x` in the first [`SLOTS`] words of
+    /// `slots` and clears the others.
+    ///
+    /// - Shapes: `x`, `norm` (d); `slots` (n_slots).
+    /// - Launch: one block of 640 threads.
+    /// - Bound: latency. Nothing of the next kernel starts before this one's wait is over, so kernels further down may read
+    ///   what steps before this one wrote without waiting for it.
+    ///
+    /// # Safety
+    /// Lengths as above; `n_slots` at least [`SLOTS`].
+    decode_start, block = [THREADS, 1, 1], body = device::start;
+    pub struct DecodeStart {
+        /// The embedded token, (d).
+        pub x: Global<f32>,
+        /// Weight of the first layer's norm, (d).
+        pub norm: Global<f32>,
+        /// Slots of all linear layers, in order.
+        pub slots: Global<u32>,
+        /// Width of the residual stream.
+        pub d: u32,
+        /// Words of `slots`.
+        pub n_slots: u32,
+    }
+}
+
+impl DecodeStart {
+    /// The launch for these parameters.
+    #[must_use]
+    pub const fn launch(&self) -> Launch {
+        Launch {
+            grid: [1, 1, 1],
+            block: [THREADS, 1, 1],
+            shared_bytes: THREADS / 32 * 4,
+        }
+    }
+}
+
+kernel! {
+    /// `y[r] = x[row[r]] norm / rms(x[row[r]])`: the input of the output head.
+    ///
+    /// - Shapes: `x` (batch, d); `rows` (rows); `norm` (d); `y` (rows, d).
+    /// - Launch: a block of 640 threads a row. Bound: latency.
+    ///
+    /// # Safety
+    /// Lengths as above; every element of `rows` below the batch.
+    final_norm, block = [THREADS, 1, 1], body = device::final_norm;
+    pub struct FinalNorm {
+        /// The residual stream, (batch, d).
+        pub x: Global<f32>,
+        /// Rows of the batch that logits are wanted for, (rows).
+        pub rows: Global<u32>,
+        /// Weight of the final norm, (d).
+        pub norm: Global<f32>,
+        /// Output, (rows, d).
+        pub y: Global<f32>,
+        /// Width of the residual stream.
+        pub d: u32,
+        /// Epsilon of the norm.
+        pub eps: f32,
+    }
+}
+
+impl FinalNorm {
+    /// The launch for `rows` rows.
+    #[must_use]
+    pub const fn launch(rows: u32) -> Launch {
+        Launch {
+            grid: [rows, 1, 1],
+            block: [THREADS, 1, 1],
+            shared_bytes: THREADS / 32 * 4,
+        }
+    }
+}
+
+kernel! {
+    /// Chooses the largest logit, the first of equals, and makes it the next token of the sequence:
+    /// `token = arg max`, `position += 1`, and the token goes to the host's ring.
+    ///
+    /// - Shapes: `logits` (vocab); `best` (1), 0 before and after; `done` (1), 0 before and after; `token`, `position`,
+    ///   `steps` (1); `ring` (ring_len), in memory that the host sees.
+    /// - Launch: 64 blocks of 256 threads; the last one done finishes.
+    /// - Moves: `4 vocab` bytes, from L2. Bound: latency.
+    ///
+    /// A NaN gives [`NO_TOKEN`], on the ring alone: the token to embed stays, so that the next step reads valid memory.
+    ///
+    /// # Safety
+    /// Lengths as above; `logits` 16-byte aligned; `vocab` a multiple of 4; `ring_len` a power of two.
+    arg_max, block = [ARG_MAX_THREADS, 1, 1], body = device::arg_max;
+    pub struct ArgMax {
+        /// Logits, (vocab).
+        pub logits: Global<f32>,
+        /// Ordered bits of the largest logit, then its inverted index.
+        pub best: Global<u64>,
+        /// Blocks that are done.
+        pub done: Global<u32>,
+        /// The token to embed next.
+        pub token: Global<u32>,
+        /// Its position.
+        pub position: Global<u32>,
+        /// Steps taken since the host last set it.
+        pub steps: Global<u32>,
+        /// Word `steps % ring_len` gets the token plus 1, so that a word the host cleared stays 0 until then.
+        pub ring: Global<u32>,
+        /// Logits.
+        pub vocab: u32,
+        /// Words of the ring.
+        pub ring_len: u32,
+    }
+}
+
+impl ArgMax {
+    /// The launch for these parameters.
+    #[must_use]
+    pub const fn launch(&self) -> Launch {
+        Launch {
+            grid: [ARG_MAX_BLOCKS, 1, 1],
+            block: [ARG_MAX_THREADS, 1, 1],
+            shared_bytes: ARG_MAX_THREADS / 32 * 8 + 4,
+        }
+    }
+}
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod device {
+    use super::{ARG_MAX_BLOCKS, ARG_MAX_THREADS, ArgMax, DecodeStart, FinalNorm, NO_TOKEN, SLOTS, THREADS};
+    use crate::intrinsics::*;
+    use crate::reduce::{block_max, block_sum};
+
+    #[inline(always)]
+    pub(super) unsafe fn start(p: DecodeStart) {
+        let me = thread_idx_x();
+        // SAFETY: columns are compared with d, slots with their number; every branch around a block operation is uniform.
+        unsafe {
+            grid_dependency_wait();
+            grid_dependency_launch();
+            let mut max = 0.0f32;
+            let mut col = me;
+            while col < p.d {
+                let at = col as usize;
+                max = max.max((p.x.load_l2(at)[0] * p.norm.load_constant(at)[0]).abs());
+                col += THREADS;
+            }
+            let max = block_max::<{ THREADS / 32 }>(max, Shared::at(0));
+            let mut slot = me;
+            while slot < p.n_slots {
+                p.slots
+                    .store(slot as usize, if slot < SLOTS as u32 { max.to_bits() } else { 0 });
+                slot += THREADS;
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn final_norm(p: FinalNorm) {
+        let (me, row) = (thread_idx_x(), block_idx_x() as usize);
+        // SAFETY: columns are compared with d; every branch around a block operation is uniform.
+        unsafe {
+            grid_dependency_launch();
+            grid_dependency_wait();
+            let x = p.x.offset(p.rows.load_l2(row)[0] as usize * p.d as usize);
+            let mut square = 0.0;
+            let mut col = me;
+            while col < p.d {
+                let x = x.load_l2(col as usize)[0];
+                square = fma(x, x, square);
+                col += THREADS;
+            }
+            let square = block_sum::<{ THREADS / 32 }>(square, Shared::at(0));
+            let scale = 1.0 / sqrt(square / p.d as f32 + p.eps);
+            let y = p.y.offset(row * p.d as usize);
+            let mut col = me;
+            while col < p.d {
+                let at = col as usize;
+                y.store(at, p.norm.load_constant(at)[0] * (x.load_l2(at)[0] * scale));
+                col += THREADS;
+            }
+        }
+    }
+
+    /// Bits that order as the floats do, NaN above all.
+    #[inline(always)]
+    fn ordered(x: f32) -> u32 {
+        let bits = x.to_bits();
+        if x.is_nan() {
+            u32::MAX
+        } else if bits >> 31 == 0 {
+            bits | 1 << 31
+        } else {
+            !bits
+        }
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn arg_max(p: ArgMax) {
+        let me = thread_idx_x();
+        let keys = Shared::<u64>::at(0);
+        // SAFETY: quads are compared with the vocabulary; every branch around a warp or block operation is uniform, and the
+        // last part runs on one thread.
+        unsafe {
+            grid_dependency_launch();
+            grid_dependency_wait();
+            let (mut best, mut index) = (0, u32::MAX);
+            let mut quad = block_idx_x() * ARG_MAX_THREADS + me;
+            while quad < p.vocab / 4 {
+                let x = p.logits.load_l2_x4(quad as usize * 4);
+                let mut j = 0;
+                while j < 4 {
+                    let key = ordered(x[j]);
+                    // Indices rise, so the first of equals stays.
+                    if key > best {
+                        (best, index) = (key, quad * 4 + j as u32);
+                    }
+                    j += 1;
+                }
+                quad += ARG_MAX_BLOCKS * ARG_MAX_THREADS;
+            }
+            let top = warp_reduce_max_u32(FULL_MASK, best);
+            let first = warp_reduce_min_u32(FULL_MASK, if best == top { index } else { u32::MAX });
+            if lane_id() == 0 {
+                // Inverted, so that of equal logits the first has the larger key.
+                keys.store(warp_id(), (top as u64) << 32 | !first as u64);
+            }
+            // Orders every warp's key before the loads below.
+            sync_threads();
+            if me == 0 {
+                let mut key = 0;
+                let mut warp = 0;
+                while warp < ARG_MAX_THREADS / 32 {
+                    key = key.max(keys.load(warp));
+                    warp += 1;
+                }
+                p.best.fetch_max(0, key);
+                if p.done.fetch_add_acq_rel(0, 1) == ARG_MAX_BLOCKS - 1 {
+                    let key = p.best.load_relaxed(0);
+                    let step = p.steps.load_l2(0)[0];
+                    let valid = key >> 32 != u32::MAX as u64;
+                    let token = !(key as u32);
+                    p.ring.store_relaxed(
+                        (step & (p.ring_len - 1)) as usize,
+                        if valid { token + 1 } else { NO_TOKEN },
+                    );
+                    if valid {
+                        p.token.store(0, token);
+                    }
+                    p.position.store(0, p.position.load_l2(0)[0] + 1);
+                    p.steps.store(0, step + 1);
+                    p.best.store_relaxed(0, 0);
+                    p.done.store_relaxed(0, 0);
+                }
+            }
+        }
+    }
+}

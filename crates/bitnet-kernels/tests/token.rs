@@ -1,0 +1,136 @@
+//! The ends of a decode step and the repacking of weights, in the emulator.
+
+use bitnet_kernels::decode_linear::SLOTS;
+use bitnet_kernels::emulator::Emulator;
+use bitnet_kernels::repack::Repack;
+use bitnet_kernels::token::{ArgMax, DecodeStart, FinalNorm, NO_TOKEN};
+use bitnet_layout::mma_tile::{self, RowOrder};
+use bitnet_layout::words::Shape;
+
+#[test]
+fn repacks_as_the_layout_says() {
+    for (n, k, order) in [
+        (1, 16, RowOrder::Plain),
+        (17, 144, RowOrder::Plain),
+        (40, 256, RowOrder::Plain),
+        (16, 128, RowOrder::Paired),
+        (20, 272, RowOrder::Paired),
+    ] {
+        let shape = Shape::new(n, k).unwrap();
+        let words: Vec<u32> = (1..=shape.words() as u32).collect();
+        let mut expected = vec![u32::MAX; mma_tile::words(n, k)];
+        mma_tile::pack(shape, order, &words, 0, &mut expected);
+        let mut emulator = Emulator::new(1);
+        let params = Repack {
+            words: emulator.constant(&words),
+            tiles: emulator.uninit(expected.len()),
+            n: n as u32,
+            k: k as u32,
+            paired: (order == RowOrder::Paired).into(),
+        };
+        emulator.launch(&params.launch(), &params).unwrap();
+        assert_eq!(
+            emulator.read(params.tiles).unwrap(),
+            expected,
+            "({n}, {k}) {order:?}"
+        );
+    }
+}
+
+fn row(n: usize, seed: u32) -> Vec<f32> {
+    (0..n as u32)
+        .map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0)
+        .collect()
+}
+
+#[test]
+fn a_step_starts_with_clear_slots() {
+    for (seed, d) in [(0, 64), (1, 644), (2, 2560)] {
+        let (x, norm) = (row(d, 1), row(d, 2));
+        let mut emulator = Emulator::new(seed);
+        let params = DecodeStart {
+            x: emulator.constant(&x),
+            norm: emulator.constant(&norm),
+            slots: emulator.buffer(&[7u32; 3 * SLOTS]),
+            d: d as u32,
+            n_slots: 3 * SLOTS as u32,
+        };
+        emulator.launch(&params.launch(), &params).unwrap();
+        let slots = emulator.read(params.slots).unwrap();
+        let max = x
+            .iter()
+            .zip(&norm)
+            .map(|(x, w)| (x * w).abs())
+            .fold(0.0, f32::max);
+        assert!(slots[..SLOTS].iter().all(|&slot| slot == max.to_bits()));
+        assert!(slots[SLOTS..].iter().all(|&slot| slot == 0));
+    }
+}
+
+#[test]
+fn the_final_norm_takes_the_rows_asked_for() {
+    for d in [48, 2560] {
+        let (x, norm) = (row(3 * d, 3), row(d, 4));
+        let mut emulator = Emulator::new(3);
+        let params = FinalNorm {
+            x: emulator.constant(&x),
+            rows: emulator.constant(&[2, 0]),
+            norm: emulator.constant(&norm),
+            y: emulator.uninit(2 * d),
+            d: d as u32,
+            eps: 1e-5,
+        };
+        emulator.launch(&FinalNorm::launch(2), &params).unwrap();
+        for (y, from) in emulator.read(params.y).unwrap().chunks_exact(d).zip([2, 0]) {
+            let x = &x[from * d..][..d];
+            let rms = (x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / d as f64 + 1e-5).sqrt();
+            for ((y, x), w) in y.iter().zip(x).zip(&norm) {
+                let expected = f64::from(*x) * f64::from(*w) / rms;
+                assert!((f64::from(*y) - expected).abs() < 1e-6, "{y} is not {expected}");
+            }
+        }
+    }
+}
+
+/// Runs two steps and returns what the ring got, and token, position and steps after them.
+fn choose(logits: &[f32], seed: u64) -> (Vec<u32>, [u32; 3]) {
+    let mut emulator = Emulator::new(seed);
+    let params = ArgMax {
+        logits: emulator.constant(logits),
+        best: emulator.buffer(&[0u64]),
+        done: emulator.buffer(&[0u32]),
+        token: emulator.buffer(&[77u32]),
+        position: emulator.buffer(&[10u32]),
+        steps: emulator.buffer(&[3u32]),
+        ring: emulator.buffer(&[0u32; 4]),
+        vocab: logits.len() as u32,
+        ring_len: 4,
+    };
+    for _ in 0..2 {
+        emulator.launch(&params.launch(), &params).unwrap();
+    }
+    let one = |buffer| emulator.read(buffer).unwrap()[0];
+    let ring = emulator.read(params.ring).unwrap();
+    (ring, [one(params.token), one(params.position), one(params.steps)])
+}
+
+#[test]
+fn the_first_of_the_largest_logits_wins() {
+    let mut logits = row(70_000, 5);
+    logits[333] = 4.0;
+    logits[334] = 4.0;
+    logits[69_999] = 4.0;
+    for seed in 0..3 {
+        assert_eq!(choose(&logits, seed), (vec![334, 0, 0, 334], [333, 12, 5]));
+    }
+    assert_eq!(
+        choose(&[-3.0, -1.0, -2.0, f32::NEG_INFINITY], 1),
+        (vec![2, 0, 0, 2], [1, 12, 5])
+    );
+    assert_eq!(choose(&[f32::NEG_INFINITY; 8], 1), (vec![1, 0, 0, 1], [0, 12, 5]));
+    // A NaN is reported, and the token to embed stays.
+    assert_eq!(
+        choose(&[1.0, f32::NAN, 2.0, 0.0], 1),
+        (vec![NO_TOKEN, 0, 0, NO_TOKEN], [77, 12, 5])
+    );
+}

@@ -1,5 +1,6 @@
 //! Flags that several subcommands share.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use bitnet_model::{Device, KvType, LoadOptions, Sampling, Simd};
@@ -161,6 +162,15 @@ impl SamplingArgs {
             logit_bias,
             seed: self.seed.unwrap_or_else(random_seed),
         }
+    }
+}
+
+/// llama.cpp's flags of several letters after one dash, which clap would read as several flags.
+pub(crate) fn expand(arg: OsString) -> OsString {
+    match arg.to_str() {
+        Some("-sys") => "--system".into(),
+        Some("-ctk") => "--kv-type".into(),
+        _ => arg,
     }
 }
 

@@ -85,8 +85,8 @@ struct TextArgs {
     /// Show special tokens in the text
     #[arg(long)]
     special: bool,
-    /// System message of a chat
-    #[arg(long, visible_alias = "sys", value_name = "TEXT", allow_hyphen_values = true)]
+    /// System message of a chat (also -sys)
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
     /// Jinja chat template to use instead of the model's own
     #[arg(long, value_name = "FILE")]

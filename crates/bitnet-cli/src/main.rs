@@ -39,7 +39,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let args = std::env::args_os().map(args::expand);
+    let result = match Cli::parse_from(args).command {
         Command::Chat(args) => generate::chat(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Convert(args) => convert::run(&args),

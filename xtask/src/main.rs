@@ -1,6 +1,7 @@
 //! Tasks of this workspace: `cargo xtask <task>`.
 
 mod fixtures;
+mod gpu_check;
 mod ptx;
 
 use clap::Parser;
@@ -19,12 +20,14 @@ struct Cli {
 enum Task {
     BuildPtx(ptx::Args),
     Fixtures(fixtures::Args),
+    GpuCheck(gpu_check::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::BuildPtx(args) => ptx::run(&args),
         Task::Fixtures(args) => fixtures::run(&args),
+        Task::GpuCheck(args) => gpu_check::run(&args),
     }
 }
 

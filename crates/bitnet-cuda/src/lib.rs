@@ -12,6 +12,10 @@ mod graph;
 mod memory;
 mod stream;
 
+pub mod gemv;
+
+pub mod bench;
+
 pub use cuda_driver::{CudaVersion, ProbeError, probe};
 pub use error::{Error, Result};
 pub use gpu::{Gpu, KernelUsage, Properties, Reporting};

@@ -3,15 +3,15 @@
 
 mod gpu;
 
+use bitnet_cuda::gemv::Random;
 use bitnet_cuda::{Error, Gpu, LaunchConfig, Reporting, Stream};
 use bitnet_kernels::Launch;
 use bitnet_kernels::probe::{ProbeBulk, ProbeDivergence, ProbeMemory};
-use gpu::Random;
 use std::sync::atomic::Ordering::Relaxed;
 
 fn words(seed: u64, len: usize) -> Vec<u32> {
     let mut random = Random::new(seed);
-    (0..len).map(|_| random.next()).collect()
+    (0..len).map(|_| random.word()).collect()
 }
 
 /// What `probe_divergence` computes.

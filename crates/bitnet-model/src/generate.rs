@@ -373,15 +373,7 @@ impl<'m> Generator<'m> {
 
     /// Appends `ids` to the sequence; the logits of `rows` of them.
     fn step(&mut self, ids: &[u32], rows: &[usize]) -> Result<&[f32]> {
-        let batch: Vec<Token> = (self.cached.len()..)
-            .zip(ids)
-            .map(|(pos, &id)| Token {
-                id,
-                // Below the context, every position of which takes memory: far from the limit.
-                pos: u32::try_from(pos).unwrap_or(u32::MAX),
-                seq: 0,
-            })
-            .collect();
+        let batch = Token::run(ids, self.cached.len(), 0);
         let cached = &mut self.cached;
         cached.extend_from_slice(ids);
         // After a failure nobody knows what stands in the cache.

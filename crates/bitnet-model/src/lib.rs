@@ -14,6 +14,8 @@ mod sampler;
 mod transformer;
 mod weights;
 
+pub mod conformance;
+
 mod fields;
 mod hf_config;
 mod tensors;

@@ -14,6 +14,20 @@ pub struct Token {
     pub seq: u32,
 }
 
+impl Token {
+    /// Consecutive tokens of sequence `seq`, the first of them at position `pos`.
+    #[must_use]
+    pub fn run(ids: &[u32], pos: usize, seq: u32) -> Vec<Self> {
+        let token = |(pos, &id)| Self {
+            id,
+            // Every position of a context takes memory: a position past the limit is refused as one past the context.
+            pos: u32::try_from(pos).unwrap_or(u32::MAX),
+            seq,
+        };
+        (pos..).zip(ids).map(token).collect()
+    }
+}
+
 /// An intermediate result that tests compare between back ends; all f32, row per batch token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tap {

@@ -1,7 +1,7 @@
 //! The cache of keys and values, and attention over it.
 
 use crate::cpu::Cpu;
-use crate::float::{Attend, Bf16, Element, QUERIES};
+use crate::float::{Attend, Bf16, Narrow, QUERIES};
 use crate::memory::{Buffer, Pages};
 use crate::pool::Shards;
 use crate::{Error, Result};
@@ -62,7 +62,7 @@ enum Data {
 /// By layer, slot and head; inside, keys are (block of 16 positions, element, position) and values (position, element,
 /// padded to 16): in both the innermost 16 are the lanes of a sum.
 #[derive(Debug)]
-struct Store<E: Element> {
+struct Store<E: Narrow> {
     keys: Buffer<[E; 16]>,
     values: Buffer<[E; 16]>,
 }
@@ -164,7 +164,7 @@ impl KvCache {
     }
 }
 
-impl<E: Element> Store<E> {
+impl<E: Narrow> Store<E> {
     fn new(keys: usize, values: usize) -> Result<Self> {
         Ok(Self {
             keys: Buffer::zeroed("the KV cache", keys, Pages::Lazy)?,

@@ -10,9 +10,9 @@ use crate::{Error, Result};
 pub enum Simd {
     /// Portable Rust, compiled for the baseline of the target.
     Scalar,
-    /// x86-64 with AVX2: 8-bit products by `vpmaddubsw`.
+    /// x86-64 with AVX2, FMA and F16C: 8-bit products by `vpmaddubsw`.
     Avx2,
-    /// x86-64 with AVX2 and AVX-VNNI: `vpdpbusd` on 256 bits.
+    /// The same with AVX-VNNI: `vpdpbusd` on 256 bits.
     AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI: `vpdpbusd` on 512 bits.
     Avx512Vnni,
@@ -45,9 +45,13 @@ impl Simd {
         match self {
             Self::Scalar => true,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "x86_64")]
-            Self::AvxVnni => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni"),
+            Self::AvxVnni => Self::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => {
                 is_x86_feature_detected!("avx512f")

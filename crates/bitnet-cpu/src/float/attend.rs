@@ -1,6 +1,11 @@
 //! Softmax attention of a few queries over one cache of keys and values.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "counted loops over arrays are what becomes registers and vectors"
+)]
 
 use super::exp::exp;
+use super::isa::Isa;
 use super::{Element, Lanes, sum};
 
 /// Queries that share one pass over keys and values: heads of a group, and tokens of a prompt.
@@ -24,78 +29,78 @@ pub(crate) struct Attend<'a, E> {
 
 /// `y = softmax(scale * q K^T) V`. A position's lane and place in the order of every sum depend on the position alone.
 #[inline(always)]
-pub(super) fn attend<E: Element>(job: Attend<'_, E>, y: &mut [&mut [f32]]) {
-    let Attend {
-        q,
-        len,
-        keys,
-        values,
-        scale,
-        scores,
-    } = job;
+pub(super) fn attend<I: Isa, E: Element>(isa: I, mut job: Attend<'_, E>, y: &mut [&mut [f32]]) {
     let mut first = 0;
-    while first < q.len() {
-        let rest = (&q[first..], &len[first..], &mut y[first..]);
-        first += match rest.0.len() {
-            8.. => block::<E, 8, 2>(rest, keys, values, scale, scores),
-            4.. => block::<E, 4, 4>(rest, keys, values, scale, scores),
-            2.. => block::<E, 2, 8>(rest, keys, values, scale, scores),
-            _ => block::<E, 1, 8>(rest, keys, values, scale, scores),
+    while first < job.q.len() {
+        // `T` queries, values `16 W` columns at a time: `T * W` accumulators.
+        let many = I::ACCUMULATORS >= 16;
+        first += match job.q.len() - first {
+            8.. if many => block::<I, E, 8, 2>(isa, &mut job, first, y),
+            4.. if many => block::<I, E, 4, 4>(isa, &mut job, first, y),
+            4.. => block::<I, E, 4, 1>(isa, &mut job, first, y),
+            2.. if many => block::<I, E, 2, 8>(isa, &mut job, first, y),
+            2.. => block::<I, E, 2, 2>(isa, &mut job, first, y),
+            _ if many => block::<I, E, 1, 8>(isa, &mut job, first, y),
+            _ => block::<I, E, 1, 4>(isa, &mut job, first, y),
         };
     }
 }
 
-/// The first `T` of the queries, values `16 W` elements at a time; returns `T`.
+/// The `T` queries from `first` on; returns `T`.
 #[inline(always)]
-fn block<E: Element, const T: usize, const W: usize>(
-    (q, len, y): (&[&[f32]], &[usize], &mut [&mut [f32]]),
-    keys: &[[E; 16]],
-    values: &[[E; 16]],
-    scale: f32,
-    scores: &mut [Lanes],
+fn block<I: Isa, E: Element, const T: usize, const W: usize>(
+    isa: I,
+    job: &mut Attend<'_, E>,
+    first: usize,
+    y: &mut [&mut [f32]],
 ) -> usize {
-    let q: [&[f32]; T] = std::array::from_fn(|t| q[t]);
-    let len: [usize; T] = std::array::from_fn(|t| len[t]);
+    let q: [&[f32]; T] = std::array::from_fn(|t| job.q[first + t]);
+    let len: [usize; T] = std::array::from_fn(|t| job.len[first + t]);
     let d = q[0].len();
     let n_blocks = len.iter().max().map_or(0, |len| len.div_ceil(16));
-    for (b, keys) in keys.chunks_exact(d).take(n_blocks).enumerate() {
-        let products = products(q, keys);
+    for (b, keys) in job.keys.chunks_exact(d).take(n_blocks).enumerate() {
+        let products = products(isa, q, keys);
         for (t, products) in products.into_iter().enumerate() {
-            scores[t * n_blocks + b] = products.map(|product| product * scale);
+            let scores = &mut job.scores[t * n_blocks + b];
+            isa.store(products, scores);
+            for score in scores {
+                *score *= job.scale;
+            }
         }
     }
+    // A loop: a closure would be compiled as a function of its own, without the instruction set.
     let mut inverse = [0.0; T];
-    for t in 0..T {
-        inverse[t] = 1.0 / softmax(&mut scores[t * n_blocks..][..n_blocks], len[t]);
+    for (t, inverse) in inverse.iter_mut().enumerate() {
+        *inverse = 1.0 / softmax(&mut job.scores[t * n_blocks..][..n_blocks], len[t]);
     }
-    let weights: [&[f32]; T] = std::array::from_fn(|t| &scores[t * n_blocks..].as_flattened()[..len[t]]);
-    let stride = d.div_ceil(16);
+    let weights: [&[f32]; T] = std::array::from_fn(|t| &job.scores[t * n_blocks..].as_flattened()[..len[t]]);
+    let values = Values {
+        rows: job.values,
+        stride: d.div_ceil(16),
+    };
+    let y = &mut y[first..][..T];
     let mut column = 0;
-    while column < stride {
-        let width = if column + W <= stride { W } else { 1 };
-        if width == W {
-            let sums = weigh::<E, T, W>(weights, values, stride, column);
-            finish(sums.map(|sums| sums), inverse, y, column);
+    while column < values.stride {
+        if column + W <= values.stride {
+            weigh::<I, E, T, W>(isa, weights, inverse, values, column, y);
+            column += W;
         } else {
-            let sums = weigh::<E, T, 1>(weights, values, stride, column);
-            finish(sums, inverse, y, column);
+            weigh::<I, E, T, 1>(isa, weights, inverse, values, column, y);
+            column += 1;
         }
-        column += width;
     }
     T
 }
 
 /// Products of `T` queries with 16 keys.
 #[inline(always)]
-fn products<E: Element, const T: usize>(q: [&[f32]; T], keys: &[[E; 16]]) -> [Lanes; T] {
-    let q = q.map(|q| &q[..keys.len()]);
-    let mut sums = [[0.0; 16]; T];
+fn products<I: Isa, E: Element, const T: usize>(isa: I, q: [&[f32]; T], keys: &[[E; 16]]) -> [I::Lanes; T] {
+    let q: [&[f32]; T] = std::array::from_fn(|t| &q[t][..keys.len()]);
+    let mut sums = [isa.splat(0.0); T];
     for (i, keys) in keys.iter().enumerate() {
-        let keys = keys.map(Element::widen);
-        for (sums, q) in sums.iter_mut().zip(q) {
-            for (sum, key) in sums.iter_mut().zip(keys) {
-                *sum += q[i] * key;
-            }
+        let keys = E::load(isa, keys);
+        for (sum, q) in sums.iter_mut().zip(q) {
+            *sum = isa.mul_add(isa.splat(q[i]), keys, *sum);
         }
     }
     sums
@@ -127,54 +132,63 @@ fn softmax(scores: &mut [Lanes], len: usize) -> f32 {
     sum(sums)
 }
 
-/// Sums of `16 W` columns of the values, weighted, in the order of positions.
-#[inline(always)]
-fn weigh<E: Element, const T: usize, const W: usize>(
-    weights: [&[f32]; T],
-    values: &[[E; 16]],
+/// Rows of values, `stride` groups each.
+#[derive(Clone, Copy)]
+struct Values<'a, E> {
+    rows: &'a [[E; 16]],
     stride: usize,
-    column: usize,
-) -> [[Lanes; W]; T] {
-    let common = weights.iter().map(|weights| weights.len()).min().unwrap_or(0);
-    let mut sums = [[[0.0; 16]; W]; T];
-    let shared = weights.map(|weights| &weights[..common]);
-    for (j, row) in values.chunks_exact(stride).take(common).enumerate() {
-        for w in 0..W {
-            let values = row[column + w].map(Element::widen);
-            for (sums, weights) in sums.iter_mut().zip(shared) {
-                for (sum, value) in sums[w].iter_mut().zip(values) {
-                    *sum += weights[j] * value;
-                }
-            }
-        }
-    }
-    // Later tokens of a prompt see a few positions more.
-    for (sums, weights) in sums.iter_mut().zip(weights) {
-        for (&weight, row) in weights[common..]
-            .iter()
-            .zip(values.chunks_exact(stride).skip(common))
-        {
-            for (w, sums) in sums.iter_mut().enumerate() {
-                for (sum, value) in sums.iter_mut().zip(row[column + w]) {
-                    *sum += weight * value.widen();
-                }
-            }
-        }
-    }
-    sums
 }
 
-/// Divides sums by the softmax denominator and stores them at column `16 column`.
+impl<'a, E> Values<'a, E> {
+    /// `W` groups of each row from row `first` on.
+    #[inline(always)]
+    fn columns<const W: usize>(self, first: usize, column: usize) -> impl Iterator<Item = &'a [[E; 16]; W]> {
+        let rows = self.rows[first * self.stride..].chunks_exact(self.stride);
+        rows.filter_map(move |row| row[column..].first_chunk())
+    }
+}
+
+/// Columns `16 column ..` of `W` groups of the values, weighted and added up in the order of positions.
 #[inline(always)]
-fn finish<const T: usize, const W: usize>(
-    sums: [[Lanes; W]; T],
+fn weigh<I: Isa, E: Element, const T: usize, const W: usize>(
+    isa: I,
+    weights: [&[f32]; T],
     inverse: [f32; T],
-    y: &mut [&mut [f32]],
+    values: Values<'_, E>,
     column: usize,
+    y: &mut [&mut [f32]],
 ) {
-    for ((sums, inverse), y) in sums.iter().zip(inverse).zip(y) {
-        for (y, sum) in y[16 * column..].iter_mut().zip(sums.as_flattened()) {
-            *y = sum * inverse;
+    let common = weights.iter().map(|weights| weights.len()).min().unwrap_or(0);
+    let mut sums = [[isa.splat(0.0); W]; T];
+    let shared: [&[f32]; T] = std::array::from_fn(|t| &weights[t][..common]);
+    for (j, row) in values.columns::<W>(0, column).take(common).enumerate() {
+        for w in 0..W {
+            let values = E::load(isa, &row[w]);
+            for t in 0..T {
+                sums[t][w] = isa.mul_add(isa.splat(shared[t][j]), values, sums[t][w]);
+            }
+        }
+    }
+    // Through memory: were the loop below to index `sums`, they would stay in memory in the loop above.
+    let mut stored = [[[0.0; 16]; W]; T];
+    for t in 0..T {
+        for w in 0..W {
+            isa.store(sums[t][w], &mut stored[t][w]);
+        }
+    }
+    for ((stored, y), (weights, inverse)) in stored.iter().zip(y).zip(weights.into_iter().zip(inverse)) {
+        // Later tokens of a prompt see a few positions more.
+        let mut sums: [I::Lanes; W] = std::array::from_fn(|w| isa.load(&stored[w]));
+        for (&weight, row) in weights[common..].iter().zip(values.columns::<W>(common, column)) {
+            for w in 0..W {
+                sums[w] = isa.mul_add(isa.splat(weight), E::load(isa, &row[w]), sums[w]);
+            }
+        }
+        let inverse = isa.splat(inverse);
+        for (sum, y) in sums.into_iter().zip(y[16 * column..].chunks_mut(16)) {
+            let mut lanes = [0.0; 16];
+            isa.store(isa.mul_add(sum, inverse, isa.splat(-0.0)), &mut lanes);
+            y.copy_from_slice(&lanes[..y.len()]);
         }
     }
 }

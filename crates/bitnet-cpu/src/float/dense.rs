@@ -1,9 +1,14 @@
 //! Dense rows times float activations: the output head.
 
-use super::{Bf16, Element, F16, sum};
+use super::isa::Isa;
+use super::{Bf16, Element, F16};
 
 /// Rows of activations that share one pass over the weights.
 pub(crate) const TOKENS: usize = 4;
+
+/// Columns of a step: two groups of lanes a row of activations, whatever the number of rows, because the order of the
+/// sums is part of the result.
+const COLUMNS: usize = 32;
 
 /// Whole rows of a dense matrix.
 #[derive(Clone, Copy)]
@@ -17,58 +22,69 @@ pub(crate) enum Weights<'a> {
 }
 
 #[inline(always)]
-pub(super) fn dense(w: Weights<'_>, x: &[&[f32]], y: &mut [&mut [f32]]) {
+pub(super) fn dense<I: Isa>(isa: I, w: Weights<'_>, x: &[&[f32]], y: &mut [&mut [f32]]) {
     match w {
-        Weights::Bf16(w) => rows(w, Element::widen, x, y),
-        Weights::F16(w) => rows(w, F16::widen, x, y),
-        Weights::F32(w) => rows(w, Element::widen, x, y),
+        Weights::Bf16(w) => rows(isa, w, x, y),
+        Weights::F16(w) => rows(isa, w, x, y),
+        Weights::F32(w) => rows(isa, w, x, y),
     }
 }
 
 #[inline(always)]
-fn rows<E: Copy>(w: &[E], widen: impl Fn(E) -> f32 + Copy, x: &[&[f32]], y: &mut [&mut [f32]]) {
-    if let (Some(x), Some(y)) = (x.as_array::<TOKENS>(), y.as_mut_array::<TOKENS>()) {
-        block(w, widen, *x, y);
-    } else {
-        for (x, y) in x.iter().zip(y) {
-            block(w, widen, [x], std::array::from_mut(y));
-        }
+fn rows<I: Isa, E: Element>(isa: I, w: &[E], x: &[&[f32]], y: &mut [&mut [f32]]) {
+    let mut t = 0;
+    while t < x.len() {
+        let (x, y) = (&x[t..], &mut y[t..]);
+        // Two groups of lanes a row of activations.
+        t += match x.len() {
+            4.. if I::ACCUMULATORS >= 8 => block::<I, E, 4>(isa, w, x, y),
+            2.. if I::ACCUMULATORS >= 4 => block::<I, E, 2>(isa, w, x, y),
+            _ => block::<I, E, 1>(isa, w, x, y),
+        };
     }
 }
 
-/// Two groups of lanes a row of activations, whatever the number of rows: the order of the sums is part of the result.
+/// The first `T` rows of activations; returns `T`.
 #[inline(always)]
-fn block<E: Copy, const T: usize>(
-    w: &[E],
-    widen: impl Fn(E) -> f32 + Copy,
-    x: [&[f32]; T],
-    y: &mut [&mut [f32]; T],
-) {
+fn block<I: Isa, E: Element, const T: usize>(isa: I, w: &[E], x: &[&[f32]], y: &mut [&mut [f32]]) -> usize {
     let k = x[0].len();
-    let (x_blocks, x_rest) = (
-        x.map(|x| x[..k].as_chunks::<32>().0),
-        x.map(|x| x.as_chunks::<32>().1),
-    );
+    let n_blocks = k / COLUMNS;
+    let blocks: [&[[f32; COLUMNS]]; T] = std::array::from_fn(|t| &x[t].as_chunks().0[..n_blocks]);
+    // Columns past the last whole block, and zeros.
+    let mut rests = [[0.0; COLUMNS]; T];
+    for (rest, x) in rests.iter_mut().zip(x) {
+        rest[..k % COLUMNS].copy_from_slice(&x[n_blocks * COLUMNS..k]);
+    }
     for (r, w) in w.chunks_exact(k).enumerate() {
-        let mut sums = [[[0.0; 16]; 2]; T];
-        let (w_blocks, w_rest) = w.as_chunks::<32>();
+        let mut sums = [[isa.splat(0.0); 2]; T];
+        let (w_blocks, w_rest) = w.as_chunks::<COLUMNS>();
         for (i, w) in w_blocks.iter().enumerate() {
-            for half in 0..2 {
-                let w: [f32; 16] = std::array::from_fn(|l| widen(w[16 * half + l]));
-                for (sums, x) in sums.iter_mut().zip(x_blocks) {
-                    for l in 0..16 {
-                        sums[half][l] += w[l] * x[i][16 * half + l];
-                    }
-                }
-            }
+            add_products(isa, &mut sums, w, |t| &blocks[t][i]);
         }
-        for (i, &w) in w_rest.iter().enumerate() {
-            for (sums, x) in sums.iter_mut().zip(x_rest) {
-                sums[i / 16][i % 16] += widen(w) * x[i];
-            }
+        if !w_rest.is_empty() {
+            let mut w = [E::default(); COLUMNS];
+            w[..w_rest.len()].copy_from_slice(w_rest);
+            add_products(isa, &mut sums, &w, |t| &rests[t]);
         }
-        for (sums, y) in sums.into_iter().zip(y.iter_mut()) {
-            y[r] = sum(std::array::from_fn(|l| sums[0][l] + sums[1][l]));
+        for (sums, y) in sums.into_iter().zip(&mut *y) {
+            y[r] = isa.sum(isa.add(sums[0], sums[1]));
+        }
+    }
+    T
+}
+
+#[inline(always)]
+fn add_products<'a, I: Isa, E: Element, const T: usize>(
+    isa: I,
+    sums: &mut [[I::Lanes; 2]; T],
+    w: &[E; COLUMNS],
+    x: impl Fn(usize) -> &'a [f32; COLUMNS],
+) {
+    for (half, w) in w.as_chunks::<16>().0.iter().enumerate() {
+        let w = E::load(isa, w);
+        for (t, sums) in sums.iter_mut().enumerate() {
+            let x = isa.load(&x(t).as_chunks().0[half]);
+            sums[half] = isa.mul_add(w, x, sums[half]);
         }
     }
 }

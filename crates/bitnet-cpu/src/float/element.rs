@@ -1,22 +1,36 @@
 //! Element types of dense matrices and caches.
 
+use super::isa::Isa;
 use crate::memory::Plain;
 
 /// A number as it is stored.
-pub(crate) trait Element: Plain {
+pub(crate) trait Element: Plain + Default {
     /// Its value, exactly.
     fn widen(self) -> f32;
+    /// The values of 16 of them, exactly.
+    fn load<I: Isa>(isa: I, x: &[Self; 16]) -> I::Lanes;
+}
+
+/// An element type that f32 can be rounded to.
+pub(crate) trait Narrow: Element {
     /// The nearest element, ties to even.
     fn narrow(x: f32) -> Self;
 }
 
 /// bfloat16: the upper half of an f32.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 #[repr(transparent)]
 pub(crate) struct Bf16(pub(crate) u16);
 
+/// IEEE half precision.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(transparent)]
+pub(crate) struct F16(pub(crate) u16);
+
 // SAFETY: a transparent wrapper of a plain type.
 unsafe impl Plain for Bf16 {}
+// SAFETY: a transparent wrapper of a plain type.
+unsafe impl Plain for F16 {}
 
 impl Element for Bf16 {
     #[inline(always)]
@@ -24,6 +38,13 @@ impl Element for Bf16 {
         f32::from_bits(u32::from(self.0) << 16)
     }
 
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, x: &[Self; 16]) -> I::Lanes {
+        isa.load_bf16(x)
+    }
+}
+
+impl Narrow for Bf16 {
     #[inline(always)]
     fn narrow(x: f32) -> Self {
         let bits = x.to_bits();
@@ -34,25 +55,22 @@ impl Element for Bf16 {
     }
 }
 
-/// IEEE half precision.
-#[derive(Clone, Copy, Debug)]
-#[repr(transparent)]
-pub(crate) struct F16(pub(crate) u16);
-
-// SAFETY: a transparent wrapper of a plain type.
-unsafe impl Plain for F16 {}
-
-impl F16 {
-    /// Its value, exactly, without a branch: exponent and mantissa are moved into place, and a product corrects the bias
-    /// of the exponent, subnormal numbers included.
+impl Element for F16 {
+    /// Without a branch: exponent and mantissa are moved into place, and a product corrects the bias of the exponent,
+    /// subnormal numbers included.
     #[inline(always)]
-    pub(crate) fn widen(self) -> f32 {
+    fn widen(self) -> f32 {
         /// 2^112: the exponent bias of f32 less that of f16.
         const BIAS: f32 = f32::from_bits((112 + 127) << 23);
         let bits = u32::from(self.0);
         let magnitude = f32::from_bits((bits & 0x7fff) << 13) * BIAS;
         let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
         f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
+    }
+
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, x: &[Self; 16]) -> I::Lanes {
+        isa.load_f16(x)
     }
 }
 
@@ -62,6 +80,13 @@ impl Element for f32 {
         self
     }
 
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, x: &[Self; 16]) -> I::Lanes {
+        isa.load(x)
+    }
+}
+
+impl Narrow for f32 {
     #[inline(always)]
     fn narrow(x: f32) -> Self {
         x

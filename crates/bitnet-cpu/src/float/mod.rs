@@ -1,13 +1,14 @@
-//! Float arithmetic, written once in plain Rust and compiled once for each instruction set.
+//! Float arithmetic, written once over 16 lanes and compiled once for each instruction set.
 //!
-//! Every sum has a fixed order: 16 lanes (a few groups of them in turn), added up in a tree. The compiler turns lanes
-//! into vectors of whatever width there is, and never contracts a product and a sum into one rounding, so every path and
-//! every batch gives the same bits. NaN and infinity are carried, not hidden: they reach the logits.
+//! Every sum has a fixed order: 16 lanes (a few groups of them in turn), added up in a tree. Where a product is added with
+//! one rounding, it is on every path, and where with two, too; so every path and every batch gives the same bits. NaN
+//! and infinity are carried, not hidden: they reach the logits.
 
 mod attend;
 mod dense;
 mod element;
 mod exp;
+mod isa;
 mod norm;
 mod ternary;
 
@@ -15,9 +16,10 @@ use bitnet_layout::row_tiles::Group;
 
 pub(crate) use attend::{Attend, QUERIES};
 pub(crate) use dense::{TOKENS, Weights};
-pub(crate) use element::{Bf16, Element, F16};
+pub(crate) use element::{Bf16, Element, F16, Narrow};
 
 use crate::Simd;
+use isa::Portable;
 
 /// Partial sums.
 type Lanes = [f32; 16];
@@ -41,20 +43,28 @@ macro_rules! functions {
         }
 
         impl Float {
-            /// Those of an instruction set that this processor has; the baseline where it has not.
+            /// Those of an instruction set that this processor has; portable ones where it has not.
             pub(crate) fn new(simd: Simd) -> Self {
+                if !simd.is_available() {
+                    return Self { $($name: |$($arg),*| $body(Portable, $($arg),*),)* };
+                }
                 match simd {
                     #[cfg(target_arch = "x86_64")]
-                    Simd::Avx512Vnni if simd.is_available() => Self {
-                        // SAFETY: the features were found on the line above.
+                    Simd::Avx512Vnni => Self {
+                        // SAFETY: the features are available, checked above.
                         $($name: |$($arg),*| unsafe { avx512::$name($($arg),*) },)*
                     },
                     #[cfg(target_arch = "x86_64")]
-                    Simd::Avx2 | Simd::AvxVnni if simd.is_available() => Self {
-                        // SAFETY: the feature was found on the line above.
+                    Simd::Avx2 | Simd::AvxVnni => Self {
+                        // SAFETY: the features are available, checked above.
                         $($name: |$($arg),*| unsafe { avx2::$name($($arg),*) },)*
                     },
-                    _ => Self { $($name: $body,)* },
+                    #[cfg(target_arch = "aarch64")]
+                    Simd::Neon | Simd::NeonDotprod => Self {
+                        // SAFETY: the feature is available, checked above.
+                        $($name: |$($arg),*| unsafe { neon::$name($($arg),*) },)*
+                    },
+                    _ => Self { $($name: |$($arg),*| $body(Portable, $($arg),*),)* },
                 }
             }
         }
@@ -63,14 +73,30 @@ macro_rules! functions {
         mod avx512 {
             use super::*;
             $(#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-            pub(super) fn $name($($arg: $ty),*) $(-> $ret)? { $body($($arg),*) })*
+            pub(super) fn $name($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: this function is compiled for these features.
+                $body(unsafe { isa::x86::Avx512::new() }, $($arg),*)
+            })*
         }
 
         #[cfg(target_arch = "x86_64")]
         mod avx2 {
             use super::*;
-            $(#[target_feature(enable = "avx2")]
-            pub(super) fn $name($($arg: $ty),*) $(-> $ret)? { $body($($arg),*) })*
+            $(#[target_feature(enable = "avx2,fma,f16c")]
+            pub(super) fn $name($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: this function is compiled for these features.
+                $body(unsafe { isa::x86::Avx2::new() }, $($arg),*)
+            })*
+        }
+
+        #[cfg(target_arch = "aarch64")]
+        mod neon {
+            use super::*;
+            $(#[target_feature(enable = "neon")]
+            pub(super) fn $name($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: this function is compiled for this feature.
+                $body(unsafe { isa::arm::Neon::new() }, $($arg),*)
+            })*
         }
     };
 }

@@ -1,26 +1,24 @@
 //! Rows of activations: norms, quantization and its inverse, gates, rotation.
 
 use super::exp::{ROUND, exp};
-use super::sum;
+use super::isa::Isa;
 
 #[inline(always)]
-pub(super) fn rms_norm(x: &mut [f32], w: &[f32], eps: f32) {
+pub(super) fn rms_norm<I: Isa>(isa: I, x: &mut [f32], w: &[f32], eps: f32) {
     assert_eq!(x.len(), w.len());
     // Four groups of lanes hide the latency of the additions.
-    let mut sums = [[0.0; 16]; 4];
+    let mut sums = [isa.splat(0.0); 4];
     let (blocks, rest) = x.as_chunks::<64>();
-    for block in blocks {
-        for (sums, x) in sums.iter_mut().zip(block.as_chunks::<16>().0) {
-            for (sum, x) in sums.iter_mut().zip(x) {
-                *sum += x * x;
-            }
+    let mut last = [0.0; 64];
+    last[..rest.len()].copy_from_slice(rest);
+    for block in blocks.iter().chain([&last]) {
+        for (sum, x) in sums.iter_mut().zip(block.as_chunks::<16>().0) {
+            let x = isa.load(x);
+            *sum = isa.mul_add(x, x, *sum);
         }
     }
-    for (i, x) in rest.iter().enumerate() {
-        sums[i / 16][i % 16] += x * x;
-    }
-    let lanes = std::array::from_fn(|l| (sums[0][l] + sums[1][l]) + (sums[2][l] + sums[3][l]));
-    let inverse = 1.0 / (sum(lanes) / x.len() as f32 + eps).sqrt();
+    let total = isa.sum(isa.add(isa.add(sums[0], sums[1]), isa.add(sums[2], sums[3])));
+    let inverse = 1.0 / (total / x.len() as f32 + eps).sqrt();
     for (x, &w) in x.iter_mut().zip(w) {
         *x = w * (*x * inverse);
     }
@@ -29,7 +27,7 @@ pub(super) fn rms_norm(x: &mut [f32], w: &[f32], eps: f32) {
 /// `s = 127 / max(absmax, 1e-5)` and `q = round(x * s)`, halves to even. The clamp to -128..=127 of the definition never
 /// acts: `absmax * s` is within a rounding of 127. A NaN or infinite element makes the inverse scale NaN or infinite.
 #[inline(always)]
-pub(super) fn quantize(x: &[f32], q: &mut [i8]) -> (f32, i32) {
+pub(super) fn quantize(_: impl Isa, x: &[f32], q: &mut [i8]) -> (f32, i32) {
     assert_eq!(x.len(), q.len());
     // As integers the magnitudes of floats are in the order of the floats, with NaN above all.
     let max = x.iter().fold(0, |max: u32, x| max.max(x.to_bits() & 0x7fff_ffff));
@@ -45,7 +43,14 @@ pub(super) fn quantize(x: &[f32], q: &mut [i8]) -> (f32, i32) {
 }
 
 #[inline(always)]
-pub(super) fn dequantize(codes: &[i32; 16], sum: i32, inverse: f32, scale: &[f32; 16], y: &mut [f32]) {
+pub(super) fn dequantize(
+    _: impl Isa,
+    codes: &[i32; 16],
+    sum: i32,
+    inverse: f32,
+    scale: &[f32; 16],
+    y: &mut [f32],
+) {
     let value = |r: usize| (codes[r] - sum) as f32 * (scale[r] * inverse);
     // The whole tile is the fast case; only the last tile of a matrix can be shorter.
     match y.as_mut_array::<16>() {
@@ -55,7 +60,7 @@ pub(super) fn dequantize(codes: &[i32; 16], sum: i32, inverse: f32, scale: &[f32
 }
 
 #[inline(always)]
-pub(super) fn relu2(gate: &[f32], up: &[f32], y: &mut [f32]) {
+pub(super) fn relu2(_: impl Isa, gate: &[f32], up: &[f32], y: &mut [f32]) {
     for ((y, &gate), up) in y.iter_mut().zip(gate).zip(up) {
         let gate = if gate < 0.0 { 0.0 } else { gate };
         *y = gate * gate * up;
@@ -63,14 +68,14 @@ pub(super) fn relu2(gate: &[f32], up: &[f32], y: &mut [f32]) {
 }
 
 #[inline(always)]
-pub(super) fn silu(gate: &[f32], up: &[f32], y: &mut [f32]) {
+pub(super) fn silu(_: impl Isa, gate: &[f32], up: &[f32], y: &mut [f32]) {
     for ((y, &gate), up) in y.iter_mut().zip(gate).zip(up) {
         *y = gate / (1.0 + exp(-gate)) * up;
     }
 }
 
 #[inline(always)]
-pub(super) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+pub(super) fn rotate(_: impl Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (low, high) = x.split_at_mut(x.len() / 2);
     for (((low, high), &cos), &sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
         (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
@@ -81,6 +86,7 @@ pub(super) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32]) {
 mod tests {
     use bitnet_layout::act;
 
+    use super::super::isa::Portable;
     use super::*;
 
     fn row(n: usize) -> Vec<f32> {
@@ -95,7 +101,7 @@ mod tests {
             let (x, w) = (row(n), row(n));
             let mean = x.iter().map(|x| f64::from(x * x)).sum::<f64>() / n as f64;
             let mut found = x.clone();
-            rms_norm(&mut found, &w, 1e-5);
+            rms_norm(Portable, &mut found, &w, 1e-5);
             for i in 0..n {
                 let expected = f64::from(w[i]) * f64::from(x[i]) / (mean + 1e-5).sqrt();
                 let error = (f64::from(found[i]) - expected).abs();
@@ -115,7 +121,7 @@ mod tests {
             for factor in [1e-9, 1e-6, 1.0, 1e6, 1e30] {
                 let x: Vec<f32> = row(n).iter().map(|x| x * factor).collect();
                 let (mut found, mut expected) = (vec![0; n], vec![0; n]);
-                let (inverse, sum) = quantize(&x, &mut found);
+                let (inverse, sum) = quantize(Portable, &x, &mut found);
                 let scale = act::quantize_row(&x, &mut expected);
                 assert_eq!(found, expected);
                 assert_eq!(inverse, 1.0 / scale);
@@ -131,24 +137,24 @@ mod tests {
                 let mut x = row(32);
                 x[i] = bad;
                 let mut q = vec![0; 32];
-                assert!(!quantize(&x, &mut q).0.is_finite());
-                rms_norm(&mut x, &row(32), 1e-5);
+                assert!(!quantize(Portable, &x, &mut q).0.is_finite());
+                rms_norm(Portable, &mut x, &row(32), 1e-5);
                 assert!(x.iter().any(|x| x.is_nan()));
             }
         }
         let mut y = [0.0];
-        relu2(&[f32::NAN], &[1.0], &mut y);
+        relu2(Portable, &[f32::NAN], &[1.0], &mut y);
         assert!(y[0].is_nan());
-        silu(&[f32::NAN], &[1.0], &mut y);
+        silu(Portable, &[f32::NAN], &[1.0], &mut y);
         assert!(y[0].is_nan());
     }
 
     #[test]
     fn gates() {
         let mut y = [0.0; 3];
-        relu2(&[-2.0, 3.0, 0.5], &[1.0, 2.0, -4.0], &mut y);
+        relu2(Portable, &[-2.0, 3.0, 0.5], &[1.0, 2.0, -4.0], &mut y);
         assert_eq!(y, [0.0, 18.0, -1.0]);
-        silu(&[0.0, 1.0, -200.0], &[5.0, 2.0, 1.0], &mut y);
+        silu(Portable, &[0.0, 1.0, -200.0], &[5.0, 2.0, 1.0], &mut y);
         assert_eq!((y[0], y[2]), (0.0, 0.0));
         assert!((y[1] - 1.462_117_2).abs() < 1e-6);
     }

@@ -21,11 +21,11 @@ pub enum Error {
         found: String,
     },
     /// The system did not give memory.
-    #[error("{bytes} bytes of memory for {what} cannot be had")]
+    #[error("memory for {what} cannot be had: {}", size(*bytes))]
     Memory {
         /// What it was for.
         what: &'static str,
-        /// The size asked for.
+        /// The size asked for; `usize::MAX` stands for every size past it.
         bytes: usize,
     },
     /// Sizes that do not fit each other.
@@ -63,5 +63,13 @@ pub(crate) fn check_size(what: &'static str, found: usize, expected: usize) -> R
             found,
             expected,
         })
+    }
+}
+
+/// A size for people.
+fn size(bytes: usize) -> String {
+    match bytes {
+        usize::MAX => "more than there are addresses".to_owned(),
+        _ => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
     }
 }

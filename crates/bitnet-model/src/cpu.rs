@@ -1,15 +1,21 @@
 //! The CPU back end: a model's weights in the hands of [`bitnet_cpu`], which knows no model.
 
+mod linear;
+mod scratch;
+#[cfg(test)]
+mod tests;
+
 use bitnet_cpu::{
-    Activations, Angles, Cpu, DenseMatrix, DenseType, Gate, Heads, KvCache, KvShape, KvType, Norm, Output,
-    Place, Precision, Queries, Simd, TernaryMatrix, Write,
+    Angles, Cpu, DenseMatrix, DenseType, Gate, Heads, KvCache, KvShape, KvType, Norm, Place, Queries, Simd,
+    Write,
 };
 
 use crate::transformer::check_batch;
 use crate::{
-    ActQuant, Activation, Backend, Config, Dense, DenseDtype, Error, LayerWeights, Result, Tap,
-    TernaryTensor, Token, WeightSource,
+    Activation, Backend, Config, Dense, DenseDtype, Error, LayerWeights, Result, Tap, Token, WeightSource,
 };
+use linear::{Input, Linear};
+use scratch::Scratch;
 
 /// How a model is run on the CPU.
 #[derive(Clone, Debug)]
@@ -71,44 +77,6 @@ struct Layer {
     gate_up: Linear,
     ffn_sub_norm: Option<Vec<f32>>,
     down: Linear,
-}
-
-/// Projections of one input: one matrix, or one for each projection where each norms that input in its own way.
-struct Linear {
-    n: usize,
-    k: usize,
-    parts: Vec<Part>,
-}
-
-struct Part {
-    first_row: usize,
-    matrix: TernaryMatrix,
-    input_norm: Option<Vec<f32>>,
-}
-
-/// Rows of f32, one for each token of a batch.
-struct Scratch {
-    activations: Activations,
-    /// (tokens, d_model)
-    residual: Vec<f32>,
-    /// (tokens, d_q + 2 d_kv)
-    qkv: Vec<f32>,
-    /// (tokens, d_q)
-    attention: Vec<f32>,
-    /// (tokens, 2 d_ffn)
-    gate_up: Vec<f32>,
-    /// (tokens, d_ffn)
-    gated: Vec<f32>,
-    /// (tokens, d_model), input of the head.
-    last: Vec<f32>,
-    /// (rows, vocab); reserved for every row of a batch, grown as rows are asked for.
-    logits: Vec<f32>,
-    /// (tokens, head_dim / 2)
-    cos: Vec<f32>,
-    /// (tokens, head_dim / 2)
-    sin: Vec<f32>,
-    /// By element of a head below `head_dim / 2`, radians a position.
-    frequencies: Vec<f32>,
 }
 
 impl CpuBackend {
@@ -419,167 +387,7 @@ impl Layer {
 
     fn bytes(&self) -> u64 {
         let linears = [&self.qkv, &self.o, &self.gate_up, &self.down];
-        let parts = linears.into_iter().flat_map(|linear| &linear.parts);
-        parts.map(|part| part.matrix.bytes()).sum()
-    }
-}
-
-/// The rows a linear layer is applied to, and the norm before it.
-struct Input<'a> {
-    x: &'a [f32],
-    norm: Option<&'a [f32]>,
-}
-
-impl Linear {
-    fn new(c: &Config, name: &str, w: TernaryTensor, (n, k): (usize, usize)) -> Result<Self> {
-        check_len(&format!("rows of {name}"), w.n, n)?;
-        check_len(&format!("columns of {name}"), w.k, k)?;
-        let build = |rows: usize, words: &[u32], segments: &[(usize, f32)]| {
-            TernaryMatrix::new(rows, k, words, segments)
-                .map_err(|error| Error::Device(format!("{name}: {error}")))
-        };
-        let mut parts = Vec::new();
-        if w.segments.iter().all(|segment| segment.input_norm.is_none()) {
-            let segments: Vec<_> = w.segments.iter().map(|s| (s.rows, s.scale)).collect();
-            parts.push(Part {
-                first_row: 0,
-                matrix: build(n, &w.words, &segments)?,
-                input_norm: None,
-            });
-        } else {
-            if c.linear_norm_eps.is_none() {
-                return Err(Error::Request(format!(
-                    "{name} has a norm of its own, and the config no epsilon for it"
-                )));
-            }
-            let mut first_row = 0;
-            for segment in w.segments {
-                let end = first_row + segment.rows;
-                let words = w.words.get(first_row * k / 16..end * k / 16).ok_or_else(|| {
-                    Error::Request(format!("rows {first_row}..{end} of {name}, which has {n}"))
-                })?;
-                if let Some(norm) = &segment.input_norm {
-                    check_len(&format!("an input norm of {name}"), norm.len(), k)?;
-                }
-                parts.push(Part {
-                    first_row,
-                    matrix: build(segment.rows, words, &[(segment.rows, segment.scale)])?,
-                    input_norm: segment.input_norm,
-                });
-                first_row = end;
-            }
-            check_len(&format!("rows of the projections of {name}"), first_row, n)?;
-        }
-        Ok(Self { n, k, parts })
-    }
-
-    /// Norms, quantizes and multiplies the rows of `input` into `rows`, (tokens, n).
-    fn apply(
-        &self,
-        cpu: &Cpu,
-        c: &Config,
-        activations: &mut Activations,
-        input: Input<'_>,
-        rows: &mut [f32],
-        write: Write,
-    ) {
-        for part in &self.parts {
-            let block = input.norm.map(|weight| Norm {
-                weight,
-                eps: c.rms_eps,
-            });
-            let own = part.input_norm.as_deref().zip(c.linear_norm_eps);
-            let own = own.map(|(weight, eps)| Norm { weight, eps });
-            let norms = match (block, own) {
-                (Some(block), Some(own)) => &[block, own][..],
-                (Some(norm), None) | (None, Some(norm)) => &[norm],
-                (None, None) => &[],
-            };
-            cpu.prepare(input.x, self.k, norms, activations);
-            let output = Output {
-                data: &mut *rows,
-                stride: self.n,
-                first: part.first_row,
-                write,
-            };
-            cpu.matmul(&part.matrix, activations, output);
-        }
-    }
-}
-
-impl Scratch {
-    fn new(c: &Config, cpu: &Cpu, max_batch: usize) -> Result<Self> {
-        let reserve = |what: &str, width: usize| -> Result<Vec<f32>> {
-            let error = || {
-                Error::Device(format!(
-                    "memory for {what} of {max_batch} tokens a step cannot be had; lower the batch size"
-                ))
-            };
-            let len = max_batch.checked_mul(width).ok_or_else(error)?;
-            let mut rows = Vec::new();
-            rows.try_reserve_exact(len).map_err(|_| error())?;
-            Ok(rows)
-        };
-        let zeros = |what: &str, width: usize| -> Result<Vec<f32>> {
-            let mut rows = reserve(what, width)?;
-            rows.resize(max_batch * width, 0.0);
-            Ok(rows)
-        };
-        let precision = match c.act_quant {
-            ActQuant::Int8 => Precision::Int8,
-            ActQuant::None => Precision::F32,
-        };
-        let max_k = c.d_model.max(c.d_q()).max(c.d_ffn);
-        let half = c.head_dim / 2;
-        Ok(Self {
-            activations: Activations::new(precision, cpu.n_threads(), max_batch, max_k).map_err(device)?,
-            residual: zeros("the residual stream", c.d_model)?,
-            qkv: zeros("queries, keys and values", c.d_q() + 2 * c.d_kv())?,
-            attention: zeros("the output of attention", c.d_q())?,
-            gate_up: zeros("the feed-forward block", 2 * c.d_ffn)?,
-            gated: zeros("the feed-forward block", c.d_ffn)?,
-            last: zeros("the input of the head", c.d_model)?,
-            logits: reserve("the logits", c.vocab)?,
-            cos: zeros("the rotary embedding", half)?,
-            sin: zeros("the rotary embedding", half)?,
-            frequencies: (0..half)
-                .map(|i| {
-                    // As transformers has it: 1 / theta^(2 i / d) in f32, each operation rounded.
-                    let exponent = (2 * i) as f32 / c.head_dim as f32;
-                    1.0 / (f64::from(c.rope_theta).powf(f64::from(exponent)) as f32)
-                })
-                .collect(),
-        })
-    }
-
-    fn bytes(&self) -> u64 {
-        let Self {
-            activations,
-            residual,
-            qkv,
-            attention,
-            gate_up,
-            gated,
-            last,
-            logits,
-            cos,
-            sin,
-            frequencies,
-        } = self;
-        let rows = [
-            residual,
-            qkv,
-            attention,
-            gate_up,
-            gated,
-            last,
-            logits,
-            cos,
-            sin,
-            frequencies,
-        ];
-        let bytes: usize = rows.iter().map(|rows| rows.len() * size_of::<f32>()).sum();
-        activations.bytes() + bytes as u64
+        linears.into_iter().map(Linear::bytes).sum()
     }
 }
 

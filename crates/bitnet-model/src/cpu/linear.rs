@@ -1,0 +1,107 @@
+//! Ternary projections: norm, quantize, multiply.
+
+use bitnet_cpu::{Activations, Cpu, Norm, Output, TernaryMatrix, Write};
+
+use super::check_len;
+use crate::{Config, Error, Result, TernaryTensor};
+
+/// Projections of one input: one matrix, or one for each projection where each norms that input in its own way.
+pub(super) struct Linear {
+    pub(super) n: usize,
+    k: usize,
+    parts: Vec<Part>,
+}
+
+pub(super) struct Part {
+    first_row: usize,
+    matrix: TernaryMatrix,
+    input_norm: Option<Vec<f32>>,
+}
+
+/// The rows a linear layer is applied to, and the norm before it.
+pub(super) struct Input<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) norm: Option<&'a [f32]>,
+}
+
+impl Linear {
+    pub(super) fn new(c: &Config, name: &str, w: TernaryTensor, (n, k): (usize, usize)) -> Result<Self> {
+        check_len(&format!("rows of {name}"), w.n, n)?;
+        check_len(&format!("columns of {name}"), w.k, k)?;
+        let build = |rows: usize, words: &[u32], segments: &[(usize, f32)]| {
+            TernaryMatrix::new(rows, k, words, segments)
+                .map_err(|error| Error::Device(format!("{name}: {error}")))
+        };
+        let mut parts = Vec::new();
+        if w.segments.iter().all(|segment| segment.input_norm.is_none()) {
+            let segments: Vec<_> = w.segments.iter().map(|s| (s.rows, s.scale)).collect();
+            parts.push(Part {
+                first_row: 0,
+                matrix: build(n, &w.words, &segments)?,
+                input_norm: None,
+            });
+        } else {
+            if c.linear_norm_eps.is_none() {
+                return Err(Error::Request(format!(
+                    "{name} has a norm of its own, and the config no epsilon for it"
+                )));
+            }
+            let mut first_row = 0;
+            for segment in w.segments {
+                let end = first_row + segment.rows;
+                let words = w.words.get(first_row * k / 16..end * k / 16).ok_or_else(|| {
+                    Error::Request(format!("rows {first_row}..{end} of {name}, which has {n}"))
+                })?;
+                if let Some(norm) = &segment.input_norm {
+                    check_len(&format!("an input norm of {name}"), norm.len(), k)?;
+                }
+                parts.push(Part {
+                    first_row,
+                    matrix: build(segment.rows, words, &[(segment.rows, segment.scale)])?,
+                    input_norm: segment.input_norm,
+                });
+                first_row = end;
+            }
+            check_len(&format!("rows of the projections of {name}"), first_row, n)?;
+        }
+        Ok(Self { n, k, parts })
+    }
+
+    /// Size in memory.
+    pub(super) fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.matrix.bytes()).sum()
+    }
+
+    /// Norms, quantizes and multiplies the rows of `input` into `rows`, (tokens, n).
+    pub(super) fn apply(
+        &self,
+        cpu: &Cpu,
+        c: &Config,
+        activations: &mut Activations,
+        input: Input<'_>,
+        rows: &mut [f32],
+        write: Write,
+    ) {
+        for part in &self.parts {
+            let block = input.norm.map(|weight| Norm {
+                weight,
+                eps: c.rms_eps,
+            });
+            let own = part.input_norm.as_deref().zip(c.linear_norm_eps);
+            let own = own.map(|(weight, eps)| Norm { weight, eps });
+            let norms = match (block, own) {
+                (Some(block), Some(own)) => &[block, own][..],
+                (Some(norm), None) | (None, Some(norm)) => &[norm],
+                (None, None) => &[],
+            };
+            cpu.prepare(input.x, self.k, norms, activations);
+            let output = Output {
+                data: &mut *rows,
+                stride: self.n,
+                first: part.first_row,
+                write,
+            };
+            cpu.matmul(&part.matrix, activations, output);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What a step writes between its verbs, allocated once for the largest batch.
+
+use bitnet_cpu::{Activations, Cpu, Precision};
+
+use crate::{ActQuant, Config, Error, Result};
+
+/// Rows of f32, one for each token of a batch.
+pub(super) struct Scratch {
+    pub(super) activations: Activations,
+    /// (tokens, d_model)
+    pub(super) residual: Vec<f32>,
+    /// (tokens, d_q + 2 d_kv)
+    pub(super) qkv: Vec<f32>,
+    /// (tokens, d_q)
+    pub(super) attention: Vec<f32>,
+    /// (tokens, 2 d_ffn)
+    pub(super) gate_up: Vec<f32>,
+    /// (tokens, d_ffn)
+    pub(super) gated: Vec<f32>,
+    /// (tokens, d_model), input of the head.
+    pub(super) last: Vec<f32>,
+    /// (rows, vocab); reserved for every row of a batch, grown as rows are asked for.
+    pub(super) logits: Vec<f32>,
+    /// (tokens, head_dim / 2)
+    pub(super) cos: Vec<f32>,
+    /// (tokens, head_dim / 2)
+    pub(super) sin: Vec<f32>,
+    /// By element of a head below `head_dim / 2`, radians a position.
+    pub(super) frequencies: Vec<f32>,
+}
+
+impl Scratch {
+    pub(super) fn new(c: &Config, cpu: &Cpu, max_batch: usize) -> Result<Self> {
+        let too_large = |what: &str| {
+            Error::Device(format!(
+                "memory for {what} of {max_batch} tokens a step cannot be had; lower the batch size"
+            ))
+        };
+        let reserve = |what: &str, width: usize| -> Result<Vec<f32>> {
+            let len = max_batch.checked_mul(width).ok_or_else(|| too_large(what))?;
+            let mut rows = Vec::new();
+            rows.try_reserve_exact(len).map_err(|_| too_large(what))?;
+            Ok(rows)
+        };
+        let zeros = |what: &str, width: usize| -> Result<Vec<f32>> {
+            let mut rows = reserve(what, width)?;
+            rows.resize(max_batch * width, 0.0);
+            Ok(rows)
+        };
+        let precision = match c.act_quant {
+            ActQuant::Int8 => Precision::Int8,
+            ActQuant::None => Precision::F32,
+        };
+        let max_k = c.d_model.max(c.d_q()).max(c.d_ffn);
+        let half = c.head_dim / 2;
+        Ok(Self {
+            activations: Activations::new(precision, cpu.n_threads(), max_batch, max_k)
+                .map_err(|_| too_large("activations"))?,
+            residual: zeros("the residual stream", c.d_model)?,
+            qkv: zeros("queries, keys and values", c.d_q() + 2 * c.d_kv())?,
+            attention: zeros("the output of attention", c.d_q())?,
+            gate_up: zeros("the feed-forward block", 2 * c.d_ffn)?,
+            gated: zeros("the feed-forward block", c.d_ffn)?,
+            last: zeros("the input of the head", c.d_model)?,
+            logits: reserve("the logits", c.vocab)?,
+            cos: zeros("the rotary embedding", half)?,
+            sin: zeros("the rotary embedding", half)?,
+            frequencies: (0..half)
+                .map(|i| {
+                    // As transformers has it: 1 / theta^(2 i / d) in f32, each operation rounded.
+                    let exponent = (2 * i) as f32 / c.head_dim as f32;
+                    1.0 / (f64::from(c.rope_theta).powf(f64::from(exponent)) as f32)
+                })
+                .collect(),
+        })
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let Self {
+            activations,
+            residual,
+            qkv,
+            attention,
+            gate_up,
+            gated,
+            last,
+            logits,
+            cos,
+            sin,
+            frequencies,
+        } = self;
+        let rows = [
+            residual,
+            qkv,
+            attention,
+            gate_up,
+            gated,
+            last,
+            logits,
+            cos,
+            sin,
+            frequencies,
+        ];
+        let bytes: usize = rows.iter().map(|rows| rows.len() * size_of::<f32>()).sum();
+        activations.bytes() + bytes as u64
+    }
+}

@@ -37,6 +37,7 @@ pub mod quantize_rows;
 pub mod ref_gemv;
 pub mod repack;
 pub mod rope;
+pub mod sample;
 pub mod stream_read;
 pub mod token;
 
@@ -78,6 +79,9 @@ pub const ALL: &[KernelInfo] = &[
     probe::ProbeBulk::INFO,
     probe::ProbeDivergence::INFO,
     ref_gemv::RefGemv::INFO,
+    sample::SelectLogits::INFO,
+    sample::SelectKeys::INFO,
+    sample::DrawToken::INFO,
     stream_read::StreamRead::INFO,
     repack::Repack::INFO,
     rope::RopeAppend::INFO,

@@ -5,6 +5,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod draw;
 pub mod ternary;
 
 pub mod act;

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
+use bitnet_layout::draw::{uniform, weight};
 use serde_json::Value;
 
 use crate::tokenizer::read_object;
@@ -346,39 +347,6 @@ fn draw(candidates: &[Candidate], max: f32, temperature: f32, uniform: f64) -> u
     }
     // `goal < total` and both sums run in the same order, so this is reached by rounding alone.
     candidates.last().map_or(0, |c| c.id)
-}
-
-/// `exp((logit - max) / temperature)` for `logit <= max`.
-fn weight(logit: f32, max: f32, temperature: f32) -> f64 {
-    exp((f64::from(logit) - f64::from(max)) / f64::from(temperature))
-}
-
-/// `e^x` for `x <= 0` to about 1e-15, from additions and multiplications only: the system's `exp` differs between
-/// platforms in the last bit, which is enough to draw another token. Taylor series after reduction to |r| <= ln 2 / 2.
-fn exp(x: f64) -> f64 {
-    if x < -700.0 {
-        return 0.0;
-    }
-    let n = (x * std::f64::consts::LOG2_E).round_ties_even();
-    // ln 2 in two parts, the first with enough trailing zeros that `n` times it is exact (Cody and Waite).
-    let r = (x - n * 6.931_471_803_691_238e-1) - n * 1.908_214_929_270_587_7e-10;
-    let sum = (1..=13).rev().fold(1.0, |sum, i| 1.0 + sum * r / f64::from(i));
-    // n is in -1010 ..= 0, so the exponent field stays in range.
-    sum * f64::from_bits(((1023 + n as i64) as u64) << 52)
-}
-
-/// The `index`-th draw of `seed`, in [0, 1): SplitMix64 of a counter (Steele, Lea and Flood 2014).
-fn uniform(seed: u64, index: u64) -> f64 {
-    let mix = |mut z: u64| {
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    // The seed is mixed first: streams of neighboring seeds would otherwise be shifts of one another.
-    let z =
-        mix(mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15))
-            .wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-    (z >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub(super) enum Use {
 }
 
 /// Last accesses of a byte.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Trace {
     write: Epoch,
     /// The last read that is not ordered before the others in `more`.
@@ -110,64 +110,66 @@ impl Space {
         let now = clock.epoch(atomic);
         let conflicts =
             |then: Epoch| then != Epoch::NONE && !(atomic && then.is_atomic()) && !clock.is_after(then);
-        match how {
-            Use::Read | Use::AtomicRead => {
-                if let Some(i) = self.first_unwritten(start, len) {
-                    return Err((
-                        FaultKind::Unwritten,
-                        format!("reads byte {i}, which nobody wrote"),
-                    ));
-                }
-                // Bytes of one access mostly have one history, so that one node serves them all.
-                let mut last = None;
-                for i in start..start + len {
-                    let trace = self.traces[i];
-                    if conflicts(trace.write) {
-                        return Err(race("reads", i, "wrote", trace.write));
-                    }
-                    if trace.read == now {
-                        continue;
-                    }
-                    let old = (trace.read, trace.more);
-                    let more = match last {
-                        Some((before, more)) if before == old => more,
-                        _ if self.is_after_all(old, clock) => 0,
-                        _ if trace.read.same_lane(now) => trace.more,
-                        _ => {
-                            self.reads.push(old);
-                            (self.reads.len() - 1) as u32
-                        }
-                    };
-                    last = Some((old, more));
-                    self.traces[i].read = now;
-                    self.traces[i].more = more;
-                }
+        let reads = matches!(how, Use::Read | Use::AtomicRead);
+        if reads {
+            if let Some(i) = self.first_unwritten(start, len) {
+                return Err((
+                    FaultKind::Unwritten,
+                    format!("reads byte {i}, which nobody wrote"),
+                ));
             }
-            Use::Write | Use::AtomicWrite => {
-                self.is_touched = true;
-                for i in start..start + len {
-                    let trace = self.traces[i];
-                    if conflicts(trace.write) {
-                        return Err(race("writes", i, "wrote", trace.write));
-                    }
-                    let mut read = (trace.read, trace.more);
-                    loop {
-                        if conflicts(read.0) {
-                            return Err(race("writes", i, "read", read.0));
-                        }
-                        if read.1 == 0 {
-                            break;
-                        }
-                        read = self.reads[read.1 as usize];
-                    }
-                    self.traces[i] = Trace {
-                        write: now,
-                        read: Epoch::NONE,
-                        more: 0,
-                    };
-                }
-                self.written[start..start + len].fill(true);
+        } else {
+            self.is_touched = true;
+            self.written[start..start + len].fill(true);
+        }
+        // Bytes of one access mostly have one history: each is looked at once.
+        let mut i = start;
+        while i < start + len {
+            let trace = self.traces[i];
+            let same = self.traces[i..start + len]
+                .iter()
+                .take_while(|&&t| t == trace)
+                .count();
+            if conflicts(trace.write) {
+                let does = if reads { "reads" } else { "writes" };
+                return Err(race(does, i, "wrote", trace.write));
             }
+            let new = if !reads {
+                let mut read = (trace.read, trace.more);
+                loop {
+                    if conflicts(read.0) {
+                        return Err(race("writes", i, "read", read.0));
+                    }
+                    if read.1 == 0 {
+                        break;
+                    }
+                    read = self.reads[read.1 as usize];
+                }
+                Trace {
+                    write: now,
+                    read: Epoch::NONE,
+                    more: 0,
+                }
+            } else if trace.read == now {
+                trace
+            } else {
+                let old = (trace.read, trace.more);
+                let more = if self.is_after_all(old, clock) {
+                    0
+                } else if trace.read.same_lane(now) {
+                    trace.more
+                } else {
+                    self.reads.push(old);
+                    (self.reads.len() - 1) as u32
+                };
+                Trace {
+                    read: now,
+                    more,
+                    ..trace
+                }
+            };
+            self.traces[i..i + same].fill(new);
+            i += same;
         }
         Ok(())
     }

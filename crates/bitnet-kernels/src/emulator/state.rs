@@ -63,6 +63,7 @@ pub(super) struct Block {
     pub(super) number: u32,
     pub(super) shared: Space,
     pub(super) lanes: Vec<Lane>,
+    pub(super) n_done: usize,
     /// Warp operations under way, by warp.
     pub(super) groups: Vec<Vec<Group>>,
     pub(super) barriers: [Barrier; 16],
@@ -175,6 +176,7 @@ impl Block {
             // A pattern that is no plausible value, so that a test which misses the report still sees garbage.
             shared: Space::new(std::vec![0xcd; shared_bytes as usize], false),
             lanes: (0..n_lanes).map(lane).collect(),
+            n_done: 0,
             groups: (0..n_lanes.div_ceil(32)).map(|_| Vec::new()).collect(),
             barriers: Default::default(),
             mbarriers: BTreeMap::new(),

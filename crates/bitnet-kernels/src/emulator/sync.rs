@@ -15,8 +15,10 @@ type Caller = &'static Location<'static>;
 /// A hardware barrier of a block.
 #[derive(Default)]
 pub(super) struct Barrier {
-    /// Lanes of the phase under way and whether they wait, with the line they arrived from.
-    arrived: Vec<(u32, bool, Caller)>,
+    /// Lanes of the phase under way, and whether they wait.
+    arrived: Vec<(u32, bool)>,
+    /// The first lane of each warp to arrive, and from which line.
+    lines: [Option<(u32, Caller)>; 32],
     expected: u32,
     /// Released by those who arrived without waiting.
     released: Rc<View>,
@@ -70,9 +72,12 @@ impl State {
                 format!("barrier {id} for {expected} lanes: ids are 0 to 15, counts multiples of 32");
             return Err((FaultKind::Misuse, detail));
         }
-        if count.is_none()
-            && let Some(gone) = block.lanes.iter().position(|l| l.status == Status::Done)
-        {
+        if count.is_none() && block.n_done > 0 {
+            let gone = block
+                .lanes
+                .iter()
+                .position(|l| l.status == Status::Done)
+                .unwrap_or(0);
             let detail = format!("barrier {id} of all lanes, but lane {gone} has left the kernel");
             return Err((FaultKind::Divergence, detail));
         }
@@ -86,11 +91,8 @@ impl State {
             );
             return Err((FaultKind::Misuse, detail));
         }
-        if let Some((other, _, line)) = barrier
-            .arrived
-            .iter()
-            .find(|a| a.0 / 32 == lane / 32 && a.2 != caller)
-        {
+        let (other, line) = *barrier.lines[lane as usize / 32].get_or_insert((lane, caller));
+        if line != caller {
             let detail = format!("barrier {id}, which lane {other} of the same warp waits for at {line}");
             return Err((FaultKind::Divergence, detail));
         }
@@ -99,12 +101,13 @@ impl State {
             block.barriers[id as usize].released.join(&view);
         }
         let barrier = &mut block.barriers[id as usize];
-        barrier.arrived.push((lane, waits, caller));
+        barrier.arrived.push((lane, waits));
         if barrier.arrived.len() < expected as usize {
             return Ok(if waits { Next::Wait } else { Next::Go });
         }
         let arrived = core::mem::take(&mut barrier.arrived);
         let released = core::mem::take(&mut barrier.released);
+        barrier.lines = [None; 32];
         let waiting: Vec<u32> = arrived.iter().filter(|a| a.1).map(|a| a.0).collect();
         let mut view = release_all(waiting.iter().map(|&l| &block.lanes[l as usize].clock), n_lanes);
         view.join(&released);
@@ -137,7 +140,9 @@ impl State {
             return Err((FaultKind::Misuse, detail));
         }
         let of_warp = |i: u32| &block.lanes[(32 * warp + i) as usize];
-        if let Some(i) = (0..32).find(|&i| mask >> i & 1 == 1 && of_warp(i).status == Status::Done) {
+        if block.n_done > 0
+            && let Some(i) = (0..32).find(|&i| mask >> i & 1 == 1 && of_warp(i).status == Status::Done)
+        {
             let detail = format!(
                 "{name} with mask {mask:#010x}, but lane {} has left the kernel",
                 32 * warp + i
@@ -202,6 +207,7 @@ impl State {
         let (slot, lane) = self.current;
         self.lane().status = Status::Done;
         self.progress += 1;
+        self.blocks[slot].n_done += 1;
         let block = &self.blocks[slot];
         let all = block.lanes.len() as u32;
         let barrier = block.barriers.iter().position(|b| {

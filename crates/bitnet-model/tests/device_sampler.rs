@@ -1,0 +1,233 @@
+//! The sampling kernels, run in the emulator, choose the tokens that the host's sampler chooses.
+
+use bitnet_kernels::emulator::Emulator;
+use bitnet_kernels::sample::{
+    CHUNK, DAMAGED, DrawToken, FORBIDDEN, SelectKeys, SelectLogits, Settings, keep,
+};
+use bitnet_layout::draw::uniform;
+use bitnet_model::{Sampler, Sampling};
+
+const HISTORY: usize = 8;
+
+/// Logits between -8 and 8, on a coarse grid so that there are equals.
+fn logits(vocab: usize, seed: u64) -> Vec<f32> {
+    (0..vocab as u64)
+        .map(|i| ((uniform(seed, i) * 64.0).floor() / 4.0 - 8.0) as f32)
+        .collect()
+}
+
+fn settings(sampling: &Sampling) -> Settings {
+    Settings {
+        temperature: sampling.temperature,
+        top_k: sampling.top_k as u32,
+        top_p: sampling.top_p,
+        min_p: sampling.min_p,
+        repeat_penalty: sampling.repeat_penalty,
+        presence_penalty: sampling.presence_penalty,
+        frequency_penalty: sampling.frequency_penalty,
+        last_n: sampling.repeat_last_n as u32,
+        seed: sampling.seed,
+    }
+}
+
+/// Tokens that the kernels choose for `rows` of logits a step, each row in the slot of its number, with these settings.
+fn device_tokens(
+    seed: u64,
+    sampling: &[Sampling],
+    steps: &[Vec<Vec<f32>>],
+    biased: &[(u32, f32)],
+) -> Vec<Vec<u32>> {
+    let rows = sampling.len();
+    let vocab = steps[0][0].len();
+    let kept = sampling
+        .iter()
+        .map(|s| s.top_k as u32)
+        .max()
+        .and_then(keep)
+        .unwrap();
+    let mut emulator = Emulator::new(seed);
+    // Rows stand in slots in reverse, so that mixing the two up shows.
+    let sequences: Vec<u32> = (0..rows as u32).rev().collect();
+    let words: Vec<u32> = sampling
+        .iter()
+        .rev()
+        .flat_map(|s| settings(s).to_words())
+        .collect();
+    let mut bias = vec![0.0; rows * vocab];
+    for row in bias.chunks_exact_mut(vocab) {
+        for &(id, by) in biased {
+            row[id as usize] += by;
+        }
+    }
+    let sequences = emulator.constant(&sequences);
+    let settings = emulator.constant(&words);
+    let counts = emulator.buffer(&vec![0; rows * vocab]);
+    let bias = emulator.constant(&bias);
+    let draw = DrawToken {
+        keys: bitnet_kernels::Global::new(0),
+        sequences,
+        settings,
+        counts,
+        history: emulator.buffer(&vec![0; rows * HISTORY]),
+        progress: emulator.buffer(&vec![0; rows * 3]),
+        positions: emulator.buffer(&vec![10; rows]),
+        tokens: emulator.uninit(rows),
+        output: emulator.buffer(&vec![0; rows * steps.len()]),
+        vocab: vocab as u32,
+        keep: kept,
+        history_len: HISTORY as u32,
+        capacity: steps.len() as u32,
+    };
+    for step in steps {
+        let mut blocks = (vocab as u32).div_ceil(CHUNK);
+        let mut keys = emulator.uninit(rows * (blocks * kept) as usize);
+        let select = SelectLogits {
+            logits: emulator.constant(&step.concat()),
+            sequences,
+            settings,
+            counts,
+            bias,
+            keys,
+            vocab: vocab as u32,
+            keep: kept,
+            has_bias: u32::from(!biased.is_empty()),
+        };
+        emulator.launch(&select.launch(rows as u32), &select).unwrap();
+        while blocks > 1 {
+            let n = blocks * kept;
+            blocks = n.div_ceil(CHUNK);
+            let select = SelectKeys {
+                from: keys,
+                keys: emulator.uninit(rows * (blocks * kept) as usize),
+                n,
+                keep: kept,
+            };
+            emulator.launch(&select.launch(rows as u32), &select).unwrap();
+            keys = select.keys;
+        }
+        emulator
+            .launch(&DrawToken::launch(rows as u32), &DrawToken { keys, ..draw })
+            .unwrap();
+    }
+    assert_eq!(
+        emulator.read(draw.positions).unwrap(),
+        vec![10 + steps.len() as u32; rows]
+    );
+    let output = emulator.read(draw.output).unwrap();
+    let mut by_row: Vec<Vec<u32>> = output
+        .chunks_exact(steps.len())
+        .rev()
+        .map(<[u32]>::to_vec)
+        .collect();
+    for (row, &token) in by_row.iter_mut().zip(&emulator.read(draw.tokens).unwrap()) {
+        let last = *row.last().unwrap();
+        assert_eq!(token, if (last as usize) < vocab { last } else { 0 });
+        row.truncate(steps.len());
+    }
+    by_row
+}
+
+fn host_tokens(sampling: &Sampling, rows: &[&Vec<f32>]) -> Vec<u32> {
+    let mut sampler = Sampler::new(sampling.clone()).unwrap();
+    let choose = |logits: &&Vec<f32>| {
+        let token = sampler.sample(logits).unwrap();
+        sampler.accept(token);
+        token
+    };
+    rows.iter().map(choose).collect()
+}
+
+#[test]
+fn equals_the_host() {
+    let plain = Sampling {
+        top_k: 40,
+        top_p: 1.0,
+        min_p: 0.0,
+        temperature: 1.0,
+        repeat_last_n: 0,
+        seed: 7,
+        ..Sampling::default()
+    };
+    let sampling = [
+        Sampling::greedy(),
+        plain.clone(),
+        Sampling {
+            top_k: 1,
+            ..plain.clone()
+        },
+        Sampling {
+            top_p: 0.6,
+            temperature: 0.7,
+            seed: u64::MAX - 3,
+            ..plain.clone()
+        },
+        Sampling {
+            min_p: 0.3,
+            temperature: 1.7,
+            ..plain.clone()
+        },
+        Sampling {
+            top_k: 3,
+            top_p: 0.9,
+            min_p: 0.05,
+            ..plain.clone()
+        },
+        Sampling {
+            repeat_penalty: 1.3,
+            presence_penalty: 0.5,
+            frequency_penalty: 0.25,
+            repeat_last_n: 3,
+            ..plain.clone()
+        },
+        Sampling {
+            temperature: 0.0,
+            repeat_penalty: 2.0,
+            repeat_last_n: 5,
+            ..plain
+        },
+    ];
+    // One chunk, one off it, and a vocabulary of several lists.
+    for (vocab, n_steps) in [(50, 7), (CHUNK as usize + 1, 2)] {
+        // The same logits again and again, so that penalties matter; every row its own.
+        let step: Vec<Vec<f32>> = (0..sampling.len() as u64).map(|row| logits(vocab, row)).collect();
+        let steps = vec![step.clone(); n_steps];
+        for biased in [vec![], vec![(3, 9.5), (7, f32::NEG_INFINITY)]] {
+            let device = device_tokens(vocab as u64, &sampling, &steps, &biased);
+            for (row, sampling) in sampling.iter().enumerate() {
+                let sampling = Sampling {
+                    logit_bias: biased.clone(),
+                    ..sampling.clone()
+                };
+                let host = host_tokens(&sampling, &vec![&step[row]; n_steps]);
+                assert_eq!(device[row], host, "row {row} of {vocab}, bias {biased:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn says_when_there_is_no_token() {
+    let greedy = Sampling {
+        top_k: 2,
+        ..Sampling::greedy()
+    };
+    let drawn = Sampling {
+        temperature: 1.0,
+        ..greedy.clone()
+    };
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut row = logits(50, 1);
+        row[20] = value;
+        let tokens = device_tokens(
+            1,
+            &[greedy.clone(), drawn.clone()],
+            &[vec![row.clone(), row]],
+            &[],
+        );
+        assert_eq!(tokens, [[DAMAGED], [DAMAGED]], "{value}");
+    }
+    let forbid: Vec<(u32, f32)> = (0..50).map(|id| (id, f32::NEG_INFINITY)).collect();
+    let row = logits(50, 1);
+    let tokens = device_tokens(1, &[greedy, drawn], &[vec![row.clone(), row]], &forbid);
+    assert_eq!(tokens, [[FORBIDDEN], [FORBIDDEN]]);
+}

@@ -198,10 +198,12 @@ pub(crate) mod device {
         unsafe {
             if head >= p.n_heads + p.n_kv_heads {
                 // A row of the tile is a token; the odd width keeps the lanes of a column in different banks.
-                let (tile, width) = (Shared::<f32>::at(0), p.head_dim + 1);
+                // Never zero; this spares the division its trap.
+                let head_dim = p.head_dim.max(1);
+                let (tile, width) = (Shared::<f32>::at(0), head_dim + 1);
                 let mut i = thread_idx_x();
                 while i < tokens * p.head_dim {
-                    let (token, d) = (i / p.head_dim, i % p.head_dim);
+                    let (token, d) = (i / head_dim, i % head_dim);
                     tile.store(
                         token * width + d,
                         p.qkv.load_l2(row(first + token) + d as usize)[0],
@@ -233,7 +235,7 @@ pub(crate) mod device {
             let is_query = head < p.n_heads;
             let scale = if is_query { p.q_scale } else { 1.0 };
             // A thread makes two words of a rotated head, or one of the padding.
-            let items = half / 2 + words - half;
+            let items = (half / 2 + words - half).max(1);
             let mut i = thread_idx_x();
             while i < tokens * items {
                 let (token, item) = (first + i / items, i % items);

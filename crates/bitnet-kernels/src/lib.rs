@@ -41,6 +41,8 @@ pub mod sample;
 pub mod stream_read;
 pub mod token;
 
+pub mod attention;
+
 pub use abi::{Global, Kernel, KernelInfo, Launch};
 
 /// Every kernel of the PTX modules, in the order of the `mod` lines.
@@ -88,6 +90,15 @@ pub const ALL: &[KernelInfo] = &[
     token::DecodeStart::INFO,
     token::FinalNorm::INFO,
     token::ArgMax::INFO,
+    attention::AttentionCombine::INFO,
+    attention::AttentionDecode32::INFO,
+    attention::AttentionPrefill32::INFO,
+    attention::AttentionDecode64::INFO,
+    attention::AttentionPrefill64::INFO,
+    attention::AttentionDecode128::INFO,
+    attention::AttentionPrefill128::INFO,
+    attention::AttentionDecode256::INFO,
+    attention::AttentionPrefill256::INFO,
 ];
 
 #[cfg(target_arch = "nvptx64")]

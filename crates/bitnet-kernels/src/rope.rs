@@ -149,38 +149,38 @@ pub(crate) mod device {
         }
     }
 
-    /// Dimensions d, d + 1 of a head, and the two half a head further.
-    pub(crate) struct Pairs {
-        pub(crate) low: [f32; 2],
-        pub(crate) high: [f32; 2],
+    /// Cosines and sines of the angles of two neighboring pairs of dimensions.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Angle {
+        cos: [f32; 2],
+        sin: [f32; 2],
     }
 
-    /// The rotated dimensions; `x` is the head, `angle` the position's first element in `cos` and `sin`, `d` even.
-    ///
-    /// # Safety
-    /// The elements are readable, `x` is 8-byte aligned, `half` even.
-    #[inline(always)]
-    #[cfg_attr(feature = "emulator", track_caller)]
-    pub(crate) unsafe fn rotate(
-        x: Global<f32>,
-        cos: Global<f32>,
-        sin: Global<f32>,
-        angle: usize,
-        d: u32,
-        half: u32,
-    ) -> Pairs {
-        // SAFETY: the caller's promise.
-        let (low, high, c, s) = unsafe {
+    impl Angle {
+        /// Element `at`, even, of the tables and the next.
+        ///
+        /// # Safety
+        /// They are readable.
+        #[inline(always)]
+        #[cfg_attr(feature = "emulator", track_caller)]
+        pub(crate) unsafe fn load(cos: Global<f32>, sin: Global<f32>, at: usize) -> Self {
+            // SAFETY: the caller's promise.
+            unsafe {
+                Self {
+                    cos: cos.load_x2(at),
+                    sin: sin.load_x2(at),
+                }
+            }
+        }
+
+        /// The rotated dimensions d and d + 1 (`low`), and those half a head further (`high`).
+        #[inline(always)]
+        pub(crate) fn rotate(self, low: [f32; 2], high: [f32; 2]) -> ([f32; 2], [f32; 2]) {
+            let Self { cos: c, sin: s } = self;
             (
-                x.load_l2_x2(d as usize),
-                x.load_l2_x2((half + d) as usize),
-                cos.load_x2(angle + d as usize),
-                sin.load_x2(angle + d as usize),
+                [low[0] * c[0] - high[0] * s[0], low[1] * c[1] - high[1] * s[1]],
+                [high[0] * c[0] + low[0] * s[0], high[1] * c[1] + low[1] * s[1]],
             )
-        };
-        Pairs {
-            low: [low[0] * c[0] - high[0] * s[0], low[1] * c[1] - high[1] * s[1]],
-            high: [high[0] * c[0] + low[0] * s[0], high[1] * c[1] + low[1] * s[1]],
         }
     }
 
@@ -251,15 +251,16 @@ pub(crate) mod device {
                     (p.k_cache, cache.key(position) / 2)
                 };
                 if item < half / 2 {
-                    let angle = position as usize * half as usize;
-                    let x = rotate(p.qkv.offset(row(token)), p.cos, p.sin, angle, 2 * item, half);
-                    out.store(
-                        to + item as usize,
-                        f32_to_bf16x2(x.low[0] * scale, x.low[1] * scale),
+                    let x = p.qkv.offset(row(token));
+                    let angle = position as usize * half as usize + 2 * item as usize;
+                    let (low, high) = Angle::load(p.cos, p.sin, angle).rotate(
+                        x.load_l2_x2(2 * item as usize),
+                        x.load_l2_x2((half + 2 * item) as usize),
                     );
+                    out.store(to + item as usize, f32_to_bf16x2(low[0] * scale, low[1] * scale));
                     out.store(
                         to + (half / 2 + item) as usize,
-                        f32_to_bf16x2(x.high[0] * scale, x.high[1] * scale),
+                        f32_to_bf16x2(high[0] * scale, high[1] * scale),
                     );
                 } else {
                     out.store(to + (half / 2 + item) as usize, 0);

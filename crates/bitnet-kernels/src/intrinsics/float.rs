@@ -8,7 +8,7 @@ use core::arch::asm;
 
 #[cfg(target_arch = "nvptx64")]
 unsafe extern "unadjusted" {
-    #[link_name = "llvm.nvvm.ex2.approx.f"]
+    #[link_name = "llvm.nvvm.ex2.approx.ftz.f"]
     fn ex2_approx(x: f32) -> f32;
     #[link_name = "llvm.nvvm.sqrt.rn.f"]
     fn sqrt_rn(x: f32) -> f32;

@@ -1,0 +1,153 @@
+//! Folds the partial results of decode's steps.
+
+use crate::decode_linear::SLOTS;
+use crate::{Global, Launch};
+
+/// Widest head.
+const MAX_THREADS: u32 = 256;
+
+kernel! {
+    /// `out[b][h] = O / L` of the left fold over the steps of token b's head h; optionally the maximum of
+    /// `|out[b] weight|` into slots.
+    ///
+    /// - Shapes: `values` (batch, n_heads, steps, padded); `sums` (batch, n_heads, steps, 2): maximum, sum of weights;
+    ///   `positions` (batch); `out` (batch, n_heads, head_dim); `weight` (n_heads, head_dim); `slots` (batch, [`SLOTS`]).
+    /// - Launch: [`AttentionCombine::launch`]; a block owns a head, a thread a dimension.
+    /// - Moves: every partial result of the tokens' own steps once, from L2.
+    /// - Bound: latency; 16 steps are requested at a time.
+    ///
+    /// # Safety
+    /// Lengths as above; `steps` covers every position; `padded` 32, 64, 128 or 256, at least `head_dim`.
+    attention_combine, block = [MAX_THREADS, 1, 1], min_blocks = 1, body = device::run;
+    pub struct AttentionCombine {
+        /// Weighted values of every step.
+        pub values: Global<f32>,
+        /// Maximum and sum of weights of every step.
+        pub sums: Global<f32>,
+        /// Position of every token.
+        pub positions: Global<u32>,
+        /// Output.
+        pub out: Global<f32>,
+        /// What follows the attention multiplies it by; ones if there is nothing.
+        pub weight: Global<f32>,
+        /// Bits of non-negative floats, raised to the maximum.
+        pub slots: Global<u32>,
+        /// Tokens.
+        pub batch: u32,
+        /// Query heads.
+        pub n_heads: u32,
+        /// Dimensions of a head.
+        pub head_dim: u32,
+        /// Dimensions of a head in `values`.
+        pub padded: u32,
+        /// Steps a head has room for.
+        pub steps: u32,
+        /// 1 to publish into `slots`, 0 to leave `weight` and `slots` alone.
+        pub publish: u32,
+    }
+}
+
+impl AttentionCombine {
+    /// The launch for these parameters.
+    #[must_use]
+    pub const fn launch(&self) -> Launch {
+        Launch {
+            grid: [self.n_heads, self.batch, 1],
+            block: [self.padded, 1, 1],
+            shared_bytes: 0,
+        }
+    }
+}
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+pub(super) mod device {
+    use super::super::math::{Fold, LOWEST};
+    use super::{AttentionCombine, SLOTS};
+    use crate::Global;
+    use crate::intrinsics::*;
+
+    /// Steps requested at a time.
+    const ROUND: u32 = 16;
+
+    /// One dimension of a head: the fold of `steps` steps, whose `values` lie `stride` apart.
+    ///
+    /// # Safety
+    /// The elements are readable, the sums on a multiple of 8 bytes.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    pub(in super::super) unsafe fn fold(
+        values: Global<f32>,
+        stride: u32,
+        sums: Global<f32>,
+        steps: u32,
+    ) -> f32 {
+        let mut fold = Fold::EMPTY;
+        let mut out = 0.0;
+        let mut first = 0;
+        while first < steps {
+            let mut value = [0.0; ROUND as usize];
+            let mut sum = [[0.0; 2]; ROUND as usize];
+            let mut i = 0;
+            while i < ROUND {
+                // Past the end the last step again, unused: a branch would keep the loads from going out together.
+                let step = (first + i).min(steps - 1);
+                // SAFETY: the caller's promise.
+                unsafe {
+                    value[i as usize] = values.load_l2((step * stride) as usize)[0];
+                    sum[i as usize] = sums.load_l2_x2(2 * step as usize);
+                }
+                i += 1;
+            }
+            let mut i = 0;
+            while i < ROUND {
+                let is_step = first + i < steps;
+                let [max, weights] = sum[i as usize];
+                let factors = fold.rescale(if is_step { max } else { LOWEST });
+                fold.sum = factors.fold(fold.sum, if is_step { weights } else { 0.0 });
+                out = factors.fold(out, if is_step { value[i as usize] } else { 0.0 });
+                i += 1;
+            }
+            first += ROUND;
+        }
+        out / fold.sum
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn run(p: AttentionCombine) {
+        let (head, token, d) = (block_idx_x(), block_idx_y(), thread_idx_x());
+        let row = token as usize * p.n_heads as usize + head as usize;
+        let at = row * p.steps as usize;
+        grid_dependency_launch();
+        // SAFETY: the head is the block's, the dimension below the padded ones, the steps up to the token's position.
+        unsafe {
+            let steps = p.positions.load(token as usize) / crate::rope::BLOCK_KEYS + 1;
+            let is_inside = d < p.head_dim;
+            let weight = if p.publish != 0 && is_inside {
+                p.weight.load((head * p.head_dim + d) as usize)
+            } else {
+                0.0
+            };
+            grid_dependency_wait();
+            let values = p.values.offset(at * p.padded as usize + d as usize);
+            let out = fold(values, p.padded, p.sums.offset(2 * at), steps);
+            if is_inside {
+                p.out.store(row * p.head_dim as usize + d as usize, out);
+            }
+            if p.publish != 0 {
+                // Bits of non-negative floats are ordered as the floats are.
+                let max = warp_reduce_max_u32(
+                    FULL_MASK,
+                    if is_inside {
+                        (out * weight).abs().to_bits()
+                    } else {
+                        0
+                    },
+                );
+                if lane_id() == 0 {
+                    let slot = (head * (p.padded / WARP_SIZE) + warp_id()) as usize % SLOTS;
+                    p.slots.fetch_max(token as usize * SLOTS + slot, max);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The arithmetic that every kernel of attention shares, so that they share its bits.
+
+use crate::intrinsics::*;
+
+/// Below every score, and finite, so that differences of maxima are numbers.
+pub(super) const LOWEST: f32 = -1e30;
+
+/// Two bfloat16 ones.
+const ONES: u32 = 0x3f80_3f80;
+
+/// The key of column `column` of score tile `tile`, counted from the step's first.
+#[inline(always)]
+pub(super) fn key_of(tile: u32, column: u32) -> u32 {
+    32 * (tile / 4) + 8 * (column / 2) + 2 * (tile % 4) + column % 2
+}
+
+/// Adds the products of 32 dimensions to a score tile, 16 rows by 8 keys: `q` are the A fragments of the products 2 i and
+/// 2 i + 1, `k` dimensions `32 i + 8 quad ..` of the key of column `group`. A score adds its products in the order of i.
+///
+/// # Safety
+/// All lanes of the warp call this together.
+#[inline(always)]
+#[cfg_attr(feature = "emulator", track_caller)]
+pub(super) unsafe fn score(q: &[[u32; 4]; 2], k: &[u32; 4], s: [f32; 4]) -> [f32; 4] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let s = mma_m16n8k16_bf16(q[0], [k[0], k[1]], s);
+        mma_m16n8k16_bf16(q[1], [k[2], k[3]], s)
+    }
+}
+
+/// The weights of a row's step: its maximum, and its half of the A fragments of the four products of the values.
+///
+/// `s[j]` are the row's columns `2 quad` and `2 quad + 1` of score tile j; those past its position are negative infinity.
+///
+/// # Safety
+/// All lanes of the warp call this together.
+#[inline(always)]
+#[cfg_attr(feature = "emulator", track_caller)]
+pub(super) unsafe fn weights(s: &[[f32; 2]; 8]) -> (f32, [[u32; 2]; 4]) {
+    let mut max = LOWEST;
+    let mut j = 0;
+    while j < 8 {
+        max = max.max(s[j][0].max(s[j][1]));
+        j += 1;
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        max = max.max(warp_shuffle_xor(FULL_MASK, max, 1));
+        max = max.max(warp_shuffle_xor(FULL_MASK, max, 2));
+    }
+    let weight = |j: usize| f32_to_bf16x2(exp2_approx(s[j][0] - max), exp2_approx(s[j][1] - max));
+    let mut p = [[0; 2]; 4];
+    let mut product = 0;
+    while product < 4 {
+        p[product] = [weight(2 * product), weight(2 * product + 1)];
+        product += 1;
+    }
+    (max, p)
+}
+
+/// The A fragments of the values' products, from those of the rows `group` and `group + 8`.
+#[inline(always)]
+pub(super) fn fragments(low: [[u32; 2]; 4], high: [[u32; 2]; 4]) -> [[u32; 4]; 4] {
+    core::array::from_fn(|i| [low[i][0], high[i][0], low[i][1], high[i][1]])
+}
+
+/// Sums of the weights of rows `group` (elements 0 and 1) and `group + 8`.
+///
+/// # Safety
+/// All lanes of the warp call this together.
+#[inline(always)]
+#[cfg_attr(feature = "emulator", track_caller)]
+pub(super) unsafe fn sums(p: &[[u32; 4]; 4]) -> [f32; 4] {
+    // SAFETY: the caller's promise.
+    unsafe { values(p, &[[ONES; 4]; 2]) }
+}
+
+/// Weighted values: 16 rows by 8 dimensions. `v[i]` are keys `32 i + 8 quad ..` of dimension `group` of the eight.
+///
+/// # Safety
+/// All lanes of the warp call this together.
+#[inline(always)]
+#[cfg_attr(feature = "emulator", track_caller)]
+pub(super) unsafe fn values(p: &[[u32; 4]; 4], v: &[[u32; 4]; 2]) -> [f32; 4] {
+    let mut o = [0.0; 4];
+    let mut i = 0;
+    while i < 2 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            o = mma_m16n8k16_bf16(p[2 * i], [v[i][0], v[i][1]], o);
+            o = mma_m16n8k16_bf16(p[2 * i + 1], [v[i][2], v[i][3]], o);
+        }
+        i += 1;
+    }
+    o
+}
+
+/// The steps of a row folded so far: their maximum and the sum of their weights, relative to it.
+#[derive(Clone, Copy)]
+pub(super) struct Fold {
+    pub(super) max: f32,
+    pub(super) sum: f32,
+}
+
+/// What the fold so far and the next step are multiplied by.
+#[derive(Clone, Copy)]
+pub(super) struct Factors {
+    old: f32,
+    new: f32,
+}
+
+impl Fold {
+    /// No step.
+    pub(super) const EMPTY: Self = Self {
+        max: LOWEST,
+        sum: 0.0,
+    };
+
+    /// Takes in a step of which `max` is the maximum, [`LOWEST`] if the row sees none of its keys: then, with zeros for its
+    /// sums, nothing changes, to the bit.
+    #[inline(always)]
+    pub(super) fn rescale(&mut self, max: f32) -> Factors {
+        let before = self.max;
+        self.max = before.max(max);
+        let new = exp2_approx(max - self.max);
+        Factors {
+            old: exp2_approx(before - self.max),
+            // Zero times minus zero, and only that, adds nothing to minus zero.
+            new: if max == LOWEST { -0.0 } else { new },
+        }
+    }
+}
+
+impl Factors {
+    /// The fold of a sum over the steps before and the same sum over the next one.
+    #[inline(always)]
+    pub(super) fn fold(self, before: f32, next: f32) -> f32 {
+        fma(next, self.new, before * self.old)
+    }
+}

@@ -1,6 +1,5 @@
 //! Folds the partial results of decode's steps.
 
-use crate::decode_linear::SLOTS;
 use crate::{Global, Launch};
 
 /// Widest head.
@@ -11,7 +10,7 @@ kernel! {
     /// `|out[b] weight|` into slots.
     ///
     /// - Shapes: `values` (batch, n_heads, steps, padded); `sums` (batch, n_heads, steps, 2): maximum, sum of weights;
-    ///   `positions` (batch); `out` (batch, n_heads, head_dim); `weight` (n_heads, head_dim); `slots` (batch, [`SLOTS`]).
+    ///   `positions` (batch); `out` (batch, n_heads, head_dim); `weight` (n_heads, head_dim); `slots` (batch, [`crate::decode_linear::SLOTS`]).
     /// - Launch: [`AttentionCombine::launch`]; a block owns a head, a thread a dimension.
     /// - Moves: every partial result of the tokens' own steps once, from L2.
     /// - Bound: latency; 16 steps are requested at a time.
@@ -62,9 +61,11 @@ impl AttentionCombine {
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub(super) mod device {
     use super::super::math::{Fold, LOWEST};
-    use super::{AttentionCombine, SLOTS};
+    use super::AttentionCombine;
     use crate::Global;
+    use crate::decode_linear::SLOTS;
     use crate::intrinsics::*;
+    use crate::rope::BLOCK_KEYS;
 
     /// Steps requested at a time.
     const ROUND: u32 = 16;
@@ -120,7 +121,7 @@ pub(super) mod device {
         grid_dependency_launch();
         // SAFETY: the head is the block's, the dimension below the padded ones, the steps up to the token's position.
         unsafe {
-            let steps = p.positions.load(token as usize) / crate::rope::BLOCK_KEYS + 1;
+            let steps = p.positions.load(token as usize) / BLOCK_KEYS + 1;
             let is_inside = d < p.head_dim;
             let weight = if p.publish != 0 && is_inside {
                 p.weight.load((head * p.head_dim + d) as usize)

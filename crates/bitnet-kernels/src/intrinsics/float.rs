@@ -18,8 +18,8 @@ unsafe extern "unadjusted" {
     fn f2i_rn(x: f32) -> i32;
 }
 
-/// 2^x with a relative error below 2^-22 on the device; the host's `exp2` in the emulator, so bits may differ there.
-/// `ex2.approx.f32`, PTX ISA 9.7.3.21.
+/// 2^x with a relative error below 2^-22 on the device, 0 below 2^-126; the host's `exp2` in the emulator, so bits may differ
+/// there. `ex2.approx.ftz.f32`, PTX ISA 9.7.3.21: one instruction, where keeping subnormals takes four.
 #[inline(always)]
 #[must_use]
 pub fn exp2_approx(x: f32) -> f32 {

@@ -1,0 +1,179 @@
+//! Attention in the emulator: against a plain reference, and bit for bit between decode, prefill and every way to cut a
+//! prompt, over caches that hold NaN wherever nothing was put.
+
+mod common;
+mod kv;
+
+use bitnet_kernels::emulator::Emulator;
+use common::same_for_all_seeds;
+use kv::{Cache, Rows, Shape, bf16, decode, prefill};
+
+/// A NaN.
+const POISON: u16 = 0x7fff;
+
+/// The attention of one token in f64, over keys and values as the cache keeps them; and the same of the values' magnitudes.
+fn reference(shape: &Shape, rows: &Rows, sequence: u32, position: u32) -> Vec<[f64; 2]> {
+    let row = |position: u32| rows.row(shape, sequence, position);
+    let group = shape.n_heads / shape.n_kv_heads;
+    let (scale, d) = (
+        bitnet_kernels::rope::q_scale(shape.head_dim),
+        shape.head_dim as usize,
+    );
+    (0..shape.n_heads)
+        .flat_map(|head| {
+            let kv_head = head / group;
+            let own = shape.rotated(&row(position), head, position);
+            let q: Vec<f64> = own.iter().map(|x| bf16(x * scale).into()).collect();
+            let scores: Vec<f64> = (0..=position)
+                .map(|p| {
+                    let k = shape.rotated(&row(p), shape.n_heads + kv_head, p);
+                    q.iter().zip(k).map(|(q, k)| q * f64::from(bf16(k))).sum()
+                })
+                .collect();
+            let max = scores.iter().copied().fold(f64::MIN, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp2()).collect();
+            let sum: f64 = weights.iter().sum();
+            let mut out = vec![[0.0; 2]; d];
+            for (p, weight) in (0..).zip(&weights) {
+                let row = row(p);
+                let v = &row[(shape.n_heads + shape.n_kv_heads + kv_head) as usize * d..][..d];
+                for (out, &v) in out.iter_mut().zip(v) {
+                    let value = f64::from(bf16(v));
+                    out[0] += weight / sum * value;
+                    out[1] += weight / sum * value.abs();
+                }
+            }
+            out
+        })
+        .collect()
+}
+
+/// One prompt, checked from every side. `cuts` are the lengths of its pieces, `positions` those that are also decoded.
+fn check(n_heads: u32, n_kv_heads: u32, head_dim: u32, cuts: &[u32], positions: &[u32]) {
+    let what = format!("{n_heads} heads, {n_kv_heads} of keys, {head_dim} wide");
+    let len = cuts.iter().sum::<u32>();
+    let shape = Shape::new(n_heads, n_kv_heads, head_dim, len.next_multiple_of(64));
+    let rows = Rows::new(&shape, 2, len);
+    // The prompt is the second sequence; the first stays poisoned.
+    let empty = Cache::new(&shape, 2, POISON);
+    let (whole, cache) = prefill(&mut Emulator::new(0), &shape, &rows, &empty, &[(1, 0, len)])
+        .unwrap_or_else(|fault| panic!("{what}: {fault}"));
+
+    let d_q = (n_heads * head_dim) as usize;
+    for &position in positions {
+        let expected = reference(&shape, &rows, 1, position);
+        let got = &whole[position as usize * d_q..][..d_q];
+        for (i, (got, [expected, magnitude])) in got.iter().zip(&expected).enumerate() {
+            // A weight and the weights' sum are each off by a bfloat16 rounding, 2^-9; f32 adds little to that.
+            let bound = magnitude * (2f64.powi(-8) + 2f64.powi(-14));
+            assert!(
+                (f64::from(*got) - expected).abs() <= bound,
+                "{what}: position {position}, element {i}: {got} for {expected}"
+            );
+        }
+    }
+
+    for head in 0..n_kv_heads {
+        let row = rows.row(&shape, 1, len - 1);
+        let key = shape.rotated(&row, n_heads + head, len - 1);
+        let value = &row[((n_heads + n_kv_heads + head) * head_dim) as usize..][..head_dim as usize];
+        let got = cache.entry(&shape, 1, head, len - 1);
+        assert_eq!(got[0], shape.padded(&key), "{what}: key of head {head}");
+        assert_eq!(got[1], shape.padded(value), "{what}: value of head {head}");
+    }
+
+    let (mut pieces, mut cut_cache, mut start) = (Vec::new(), empty.clone(), 0);
+    for &count in cuts {
+        let run = [(1, start, count)];
+        let (out, next) = prefill(&mut Emulator::new(3), &shape, &rows, &cut_cache, &run)
+            .unwrap_or_else(|fault| panic!("{what}, {count} from {start}: {fault}"));
+        pieces.extend(out);
+        cut_cache = next;
+        start += count;
+    }
+    assert!(bits(&pieces) == bits(&whole), "{what}: cut into {cuts:?}");
+    assert!(cut_cache == cache, "{what}: cache of {cuts:?}");
+
+    for &position in positions {
+        let before = cache.poisoned_from(&shape, 1, position, POISON);
+        let (out, after) = decode(&mut Emulator::new(5), &shape, &rows, &before, &[(1, position)])
+            .unwrap_or_else(|fault| panic!("{what}, position {position}: {fault}"));
+        let expected = &whole[position as usize * d_q..][..d_q];
+        assert!(bits(&out.out) == bits(expected), "{what}: decode of {position}");
+        let expected = cache.poisoned_from(&shape, 1, position + 1, POISON);
+        assert!(after == expected, "{what}: cache after decode of {position}");
+    }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn steps_and_their_edges() {
+    check(
+        4,
+        2,
+        32,
+        &[1, 62, 1, 1, 70, 66],
+        &[0, 1, 62, 63, 64, 65, 127, 128, 200],
+    );
+}
+
+#[test]
+fn shapes() {
+    check(8, 2, 128, &[64, 6], &[0, 69]);
+    check(8, 1, 64, &[33, 37], &[0, 63, 64, 69]);
+    check(4, 4, 128, &[70], &[64]);
+    check(2, 1, 256, &[40, 30], &[3, 66]);
+    // Groups that fill no tile of rows, and more heads than one has.
+    check(3, 1, 64, &[9, 59], &[2, 67]);
+    check(12, 1, 32, &[5, 62], &[66]);
+    check(20, 1, 32, &[5, 62], &[4, 66]);
+}
+
+#[test]
+fn padded_heads() {
+    check(4, 1, 100, &[30, 36], &[0, 65]);
+    check(2, 2, 96, &[66], &[65]);
+    check(2, 1, 8, &[3, 4], &[0, 6]);
+}
+
+/// Batches of several sequences give what each gives alone, and the maxima that a quantization needs.
+#[test]
+fn batches() {
+    let shape = Shape::new(8, 2, 64, 128);
+    let rows = Rows::new(&shape, 3, 100);
+    let lens = [100, 3, 66];
+    let alone: Vec<(Vec<f32>, Cache)> = (0..3)
+        .map(|sequence| {
+            let empty = Cache::new(&shape, 3, POISON);
+            let run = [(sequence, 0, lens[sequence as usize])];
+            prefill(&mut Emulator::new(0), &shape, &rows, &empty, &run).unwrap()
+        })
+        .collect();
+
+    let (out, cache) = same_for_all_seeds("prefill", |emulator| {
+        let runs = [(2, 0, lens[2]), (0, 0, lens[0]), (1, 0, lens[1])];
+        prefill(emulator, &shape, &rows, &Cache::new(&shape, 3, POISON), &runs)
+    });
+    let expected = [&alone[2].0[..], &alone[0].0, &alone[1].0].concat();
+    assert!(bits(&out) == bits(&expected));
+
+    let d_q = (shape.n_heads * shape.head_dim) as usize;
+    let tokens = [(1, lens[1] - 1), (0, lens[0] - 1), (2, lens[2] - 1)];
+    let before = tokens.iter().fold(cache, |cache, &(sequence, position)| {
+        cache.poisoned_from(&shape, sequence, position, POISON)
+    });
+    let (decoded, _) = same_for_all_seeds("decode", |emulator| {
+        decode(emulator, &shape, &rows, &before, &tokens)
+    });
+    for (i, &(sequence, position)) in tokens.iter().enumerate() {
+        let expected = &alone[sequence as usize].0[position as usize * d_q..][..d_q];
+        let got = &decoded.out[i * d_q..][..d_q];
+        assert!(bits(got) == bits(expected), "sequence {sequence}");
+        let max = got.iter().zip(&decoded.weight).map(|(x, w)| (x * w).abs());
+        let max = max.fold(0.0, f32::max);
+        assert_eq!(decoded.slots[i].iter().copied().max(), Some(max.to_bits()));
+    }
+}

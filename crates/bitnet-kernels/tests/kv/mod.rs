@@ -1,0 +1,311 @@
+//! Runs the kernels of attention as a model's back end does, over a cache that the test holds.
+
+use crate::common::Random;
+use bitnet_kernels::attention::{
+    AttentionCombine, AttentionDecode, AttentionDecode32, AttentionDecode64, AttentionDecode128,
+    AttentionDecode256, AttentionPrefill, AttentionPrefill32, AttentionPrefill64, AttentionPrefill128,
+    AttentionPrefill256, Tile,
+};
+use bitnet_kernels::decode_linear::SLOTS;
+use bitnet_kernels::emulator::{Emulator, Fault};
+use bitnet_kernels::rope::{RopeAppend, cache_len, padded_head_dim, q_scale};
+
+/// The dimensions of an attention layer, and its angles.
+pub(crate) struct Shape {
+    pub(crate) n_heads: u32,
+    pub(crate) n_kv_heads: u32,
+    pub(crate) head_dim: u32,
+    pub(crate) padded: u32,
+    pub(crate) context: u32,
+    pub(crate) cos: Vec<f32>,
+    pub(crate) sin: Vec<f32>,
+}
+
+impl Shape {
+    pub(crate) fn new(n_heads: u32, n_kv_heads: u32, head_dim: u32, context: u32) -> Self {
+        let half = head_dim / 2;
+        let angles = (0..context).flat_map(|position| {
+            (0..half).map(move |d| f64::from(position) * 1e4f64.powf(-f64::from(d) / f64::from(half)))
+        });
+        Self {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            padded: padded_head_dim(head_dim).unwrap(),
+            context,
+            cos: angles.clone().map(|a| a.cos() as f32).collect(),
+            sin: angles.map(|a| a.sin() as f32).collect(),
+        }
+    }
+
+    /// Floats of a token in the output of the fused linear layer.
+    pub(crate) fn row_len(&self) -> usize {
+        ((self.n_heads + 2 * self.n_kv_heads) * self.head_dim) as usize
+    }
+
+    /// Head `head` of a row, rotated.
+    pub(crate) fn rotated(&self, row: &[f32], head: u32, position: u32) -> Vec<f32> {
+        let (d, half) = (self.head_dim as usize, self.head_dim as usize / 2);
+        let x = &row[head as usize * d..][..d];
+        let angle = |i: usize| position as usize * half + i % half;
+        (0..d)
+            .map(|i| {
+                let other = if i < half { -x[i + half] } else { x[i - half] };
+                x[i] * self.cos[angle(i)] + other * self.sin[angle(i)]
+            })
+            .collect()
+    }
+
+    /// A head as the cache keeps it.
+    pub(crate) fn padded(&self, head: &[f32]) -> Vec<u16> {
+        let mut bits: Vec<u16> = head.iter().map(|&x| (bf16(x).to_bits() >> 16) as u16).collect();
+        bits.resize(self.padded as usize, 0);
+        bits
+    }
+}
+
+/// The value after a rounding to bfloat16.
+pub(crate) fn bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+}
+
+/// Outputs of the fused linear layer for every token of some sequences.
+pub(crate) struct Rows {
+    values: Vec<f32>,
+    len: u32,
+}
+
+impl Rows {
+    pub(crate) fn new(shape: &Shape, sequences: u32, len: u32) -> Self {
+        let mut random = Random::new(7);
+        let n = sequences as usize * len as usize * shape.row_len();
+        Self {
+            values: (0..n).map(|_| random.float()).collect(),
+            len,
+        }
+    }
+
+    pub(crate) fn row(&self, shape: &Shape, sequence: u32, position: u32) -> Vec<f32> {
+        let at = (sequence * self.len + position) as usize * shape.row_len();
+        self.values[at..][..shape.row_len()].to_vec()
+    }
+
+    fn batch(&self, shape: &Shape, tokens: &[(u32, u32)]) -> Vec<f32> {
+        let rows = tokens.iter().map(|&(s, p)| self.row(shape, s, p));
+        rows.collect::<Vec<_>>().concat()
+    }
+}
+
+/// Keys and values of a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Cache {
+    k: Vec<u16>,
+    v: Vec<u16>,
+}
+
+impl Cache {
+    pub(crate) fn new(shape: &Shape, sequences: u32, fill: u16) -> Self {
+        let len = cache_len(
+            sequences as usize,
+            shape.n_kv_heads as usize,
+            shape.context as usize,
+            shape.padded as usize,
+        );
+        Self {
+            k: vec![fill; len],
+            v: vec![fill; len],
+        }
+    }
+
+    /// Key and value of one position.
+    pub(crate) fn entry(&self, shape: &Shape, sequence: u32, head: u32, position: u32) -> [Vec<u16>; 2] {
+        let at = |d: usize| Self::at(shape, sequence, head, position, d);
+        let (k, v) = (0..shape.padded as usize)
+            .map(|d| (self.k[at(d)[0]], self.v[at(d)[1]]))
+            .unzip();
+        [k, v]
+    }
+
+    /// Where a dimension of a key and of a value lies.
+    fn at(shape: &Shape, sequence: u32, head: u32, position: u32, d: usize) -> [usize; 2] {
+        let (padded, p) = (shape.padded as usize, position as usize);
+        let base = (sequence * shape.n_kv_heads + head) as usize * shape.context as usize * padded;
+        [
+            base + p * padded + d,
+            base + p / 64 * 64 * padded + d * 64 + p % 64,
+        ]
+    }
+
+    /// This cache with `fill` at positions `position ..` of a sequence.
+    pub(crate) fn poisoned_from(&self, shape: &Shape, sequence: u32, position: u32, fill: u16) -> Self {
+        let mut cache = self.clone();
+        for head in 0..shape.n_kv_heads {
+            for p in position..shape.context {
+                for d in 0..shape.padded as usize {
+                    let [k, v] = Self::at(shape, sequence, head, p, d);
+                    (cache.k[k], cache.v[v]) = (fill, fill);
+                }
+            }
+        }
+        cache
+    }
+}
+
+/// Appends and attends runs of (sequence, first position, tokens): the outputs of all tokens, and the cache after.
+pub(crate) fn prefill(
+    emulator: &mut Emulator,
+    shape: &Shape,
+    rows: &Rows,
+    cache: &Cache,
+    runs: &[(u32, u32, u32)],
+) -> Result<(Vec<f32>, Cache), Fault> {
+    let tokens: Vec<(u32, u32)> = runs
+        .iter()
+        .flat_map(|&(sequence, start, count)| (start..start + count).map(move |p| (sequence, p)))
+        .collect();
+    let mut row = 0;
+    let mut tiles = Vec::new();
+    for &(sequence, position, count) in runs {
+        let run = Tile {
+            row,
+            count,
+            sequence,
+            position,
+        };
+        tiles.extend(run.cut(shape.n_heads, shape.n_kv_heads, shape.padded));
+        row += count;
+    }
+    let batch = tokens.len() as u32;
+    let append = RopeAppend {
+        qkv: emulator.constant(&rows.batch(shape, &tokens)),
+        positions: emulator.constant(&tokens.iter().map(|t| t.1).collect::<Vec<_>>()),
+        sequences: emulator.constant(&tokens.iter().map(|t| t.0).collect::<Vec<_>>()),
+        cos: emulator.constant(&shape.cos),
+        sin: emulator.constant(&shape.sin),
+        q: emulator.uninit((batch * shape.n_heads * shape.padded / 2) as usize),
+        k_cache: emulator.buffer(&cache.k).cast(),
+        v_cache: emulator.buffer(&cache.v),
+        batch,
+        n_heads: shape.n_heads,
+        n_kv_heads: shape.n_kv_heads,
+        head_dim: shape.head_dim,
+        padded: shape.padded,
+        context: shape.context,
+        q_scale: q_scale(shape.head_dim),
+    };
+    emulator.launch(&append.launch(), &append)?;
+    let params = AttentionPrefill {
+        q: append.q,
+        k_cache: append.k_cache,
+        v_cache: append.v_cache.cast(),
+        tiles: emulator.constant(&tiles.iter().flat_map(|t| t.words()).collect::<Vec<_>>()),
+        out: emulator.uninit((batch * shape.n_heads * shape.head_dim) as usize),
+        n_tiles: tiles.len() as u32,
+        n_heads: shape.n_heads,
+        n_kv_heads: shape.n_kv_heads,
+        head_dim: shape.head_dim,
+        context: shape.context,
+    };
+    macro_rules! launch {
+        ($Params:ident) => {{
+            let params = $Params::from(params);
+            emulator.launch(&params.launch(), &params)?;
+        }};
+    }
+    match shape.padded {
+        32 => launch!(AttentionPrefill32),
+        64 => launch!(AttentionPrefill64),
+        128 => launch!(AttentionPrefill128),
+        _ => launch!(AttentionPrefill256),
+    }
+    let cache = Cache {
+        k: emulator.read(append.k_cache.cast())?,
+        v: emulator.read(append.v_cache)?,
+    };
+    Ok((emulator.read(params.out)?, cache))
+}
+
+/// What [`decode`] gives.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Decoded {
+    /// Output of every token.
+    pub(crate) out: Vec<f32>,
+    /// What multiplies the output before the published maximum is taken.
+    pub(crate) weight: Vec<f32>,
+    /// The published maxima of every token.
+    pub(crate) slots: Vec<Vec<u32>>,
+}
+
+/// Appends and attends tokens (sequence, position), one of a sequence: outputs, and the cache after.
+pub(crate) fn decode(
+    emulator: &mut Emulator,
+    shape: &Shape,
+    rows: &Rows,
+    cache: &Cache,
+    tokens: &[(u32, u32)],
+) -> Result<(Decoded, Cache), Fault> {
+    let batch = tokens.len() as u32;
+    // One more step than the positions need.
+    let steps = tokens.iter().map(|t| t.1).max().unwrap() / 64 + 2;
+    let partial = batch * shape.n_heads * steps;
+    let params = AttentionDecode {
+        qkv: emulator.constant(&rows.batch(shape, tokens)),
+        positions: emulator.constant(&tokens.iter().map(|t| t.1).collect::<Vec<_>>()),
+        sequences: emulator.constant(&tokens.iter().map(|t| t.0).collect::<Vec<_>>()),
+        cos: emulator.constant(&shape.cos),
+        sin: emulator.constant(&shape.sin),
+        k_cache: emulator.buffer(&cache.k).cast(),
+        v_cache: emulator.buffer(&cache.v).cast(),
+        values: emulator.uninit((partial * shape.padded) as usize),
+        sums: emulator.uninit(2 * partial as usize),
+        batch,
+        n_heads: shape.n_heads,
+        n_kv_heads: shape.n_kv_heads,
+        head_dim: shape.head_dim,
+        context: shape.context,
+        steps,
+        q_scale: q_scale(shape.head_dim),
+    };
+    macro_rules! launch {
+        ($Params:ident) => {{
+            let params = $Params::from(params);
+            emulator.launch(&params.launch(), &params)?;
+        }};
+    }
+    match shape.padded {
+        32 => launch!(AttentionDecode32),
+        64 => launch!(AttentionDecode64),
+        128 => launch!(AttentionDecode128),
+        _ => launch!(AttentionDecode256),
+    }
+    let d_q = (shape.n_heads * shape.head_dim) as usize;
+    let mut random = Random::new(11);
+    let weight: Vec<f32> = (0..d_q).map(|_| random.float()).collect();
+    let combine = AttentionCombine {
+        values: params.values,
+        sums: params.sums,
+        positions: params.positions,
+        out: emulator.uninit(batch as usize * d_q),
+        weight: emulator.constant(&weight),
+        slots: emulator.buffer(&vec![0; batch as usize * SLOTS]),
+        batch,
+        n_heads: shape.n_heads,
+        head_dim: shape.head_dim,
+        padded: shape.padded,
+        steps,
+        publish: 1,
+    };
+    emulator.launch(&combine.launch(), &combine)?;
+    let slots = emulator.read(combine.slots)?;
+    let decoded = Decoded {
+        out: emulator.read(combine.out)?,
+        weight,
+        slots: slots.chunks(SLOTS).map(<[u32]>::to_vec).collect(),
+    };
+    let cache = Cache {
+        k: emulator.read(params.k_cache.cast())?,
+        v: emulator.read(params.v_cache.cast())?,
+    };
+    Ok((decoded, cache))
+}

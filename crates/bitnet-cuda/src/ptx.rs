@@ -82,6 +82,41 @@ mod tests {
         }
     }
 
+    /// The instructions of the entry `name`.
+    fn entry_body<'a>(ptx: &'a str, name: &str) -> Option<&'a str> {
+        let start = ptx.find(&format!(".visible .entry {name}("))?;
+        let entry = &ptx[start..];
+        Some(&entry[..entry.find("\n}")?])
+    }
+
+    #[test]
+    fn a_barrier_between_two_branches_stays_one() {
+        for module in &MODULES {
+            let body = entry_body(module.text, "probe_divergence").expect("a probe in every module");
+            // Two would mean that the compiler put a copy on either side, and lanes of one warp would wait at both.
+            assert_eq!(body.matches("bar.sync").count(), 1, "sm_{}", module.sm);
+        }
+    }
+
+    #[test]
+    fn kernels_cannot_panic() {
+        for module in &MODULES {
+            for kernel in bitnet_kernels::ALL {
+                let Some(body) = entry_body(module.text, kernel.name) else {
+                    continue;
+                };
+                for forbidden in ["call.uni", "trap;"] {
+                    assert!(
+                        !body.contains(forbidden),
+                        "{} in sm_{}: {forbidden}",
+                        kernel.name,
+                        module.sm
+                    );
+                }
+            }
+        }
+    }
+
     #[test]
     fn the_newest_module_that_fits_is_chosen() {
         let sm = |capability| choose(capability).map(|module| module.sm);

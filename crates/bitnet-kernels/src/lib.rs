@@ -2,6 +2,7 @@
 //! emulator that runs the same source lane by lane.
 //!
 //! A file may use only files whose `mod` line stands above its own, so the list below is also the reading order.
+#![cfg_attr(all(doctest, feature = "emulator"), doc = include_str!("../README.md"))]
 #![no_std]
 #![cfg_attr(
     target_arch = "nvptx64",

@@ -306,7 +306,7 @@ fn bench(folder: &Path, out: &Path, commit: &str) -> Command {
     command.args([
         "bench", "kernels", "--device", "cuda:0", "-o", "md", "--commit", commit,
     ]);
-    command.arg("--json").arg(out.join("bench-kernels.json"));
+    command.arg("--save").arg(out.join("bench-kernels.json"));
     command.arg("--plot").arg(out.join("bench-kernels.svg"));
     command
 }

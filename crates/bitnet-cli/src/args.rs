@@ -192,7 +192,7 @@ pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
         .collect()
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("expected a whole number, 1 or more".to_owned()),
         Ok(n) => Ok(n),

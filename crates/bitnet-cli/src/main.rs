@@ -3,6 +3,7 @@
 
 mod answer;
 mod args;
+mod bench;
 mod convert;
 mod failure;
 mod generate;
@@ -36,6 +37,7 @@ enum Command {
     Convert(convert::Args),
     Inspect(inspect::Args),
     Tokenize(tokenize::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     failure::report(result)
 }

@@ -11,6 +11,7 @@ use bitnet_kernels::bit_gemv::{
 };
 use bitnet_kernels::ref_gemv::RefGemv;
 use bitnet_layout::mma_tile::{self, RowOrder};
+use bitnet_layout::random::Random;
 use bitnet_layout::reference;
 use bitnet_layout::reference_tile::ReferenceTile;
 use bitnet_layout::words::{Shape, unpack_word};
@@ -36,7 +37,7 @@ impl Problem {
         const MINUS: u32 = 0;
         let shape = Shape::new(n, k).map_err(|e| Error::Request(e.to_string()))?;
         let mut random = Random::new(seed);
-        let mut words: Vec<u32> = (0..shape.words()).map(|_| random.ternary()).collect();
+        let mut words: Vec<u32> = (0..shape.words()).map(|_| random.ternary_word()).collect();
         for (row, word) in [(0, PLUS), (1, MINUS)].into_iter().filter(|&(row, _)| row < n) {
             words[row * shape.words_per_row()..][..shape.words_per_row()].fill(word);
         }
@@ -83,36 +84,6 @@ impl Problem {
         columns
             .flat_map(|x| rows().map(|row| reference::dot(row, x)))
             .collect()
-    }
-}
-
-/// xorshift64* (Vigna 2016): the same numbers everywhere.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    /// The sequence of `seed`.
-    #[must_use]
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// The next 32 bits.
-    pub fn word(&mut self) -> u32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
-    }
-
-    /// 16 valid codes: a 3 is drawn again, and if it is a 3 again it becomes a 1 (zero).
-    fn ternary(&mut self) -> u32 {
-        let mut word = self.word();
-        for other in [self.word(), 0x5555_5555] {
-            let threes = (word & (word >> 1) & 0x5555_5555) * 3;
-            word = word & !threes | other & threes;
-        }
-        word
     }
 }
 
@@ -419,21 +390,6 @@ mod tests {
         reference::linear(problem.shape, &problem.words, &problem.x, &mut expected);
         assert_eq!(product, expected);
         assert!(Problem::random(5, 40, 1, 0).is_err());
-    }
-
-    #[test]
-    fn codes_are_balanced() {
-        let mut counts = [0_u32; 3];
-        let mut random = Random::new(1);
-        for _ in 0..10_000 {
-            unpack_word(random.ternary())
-                .iter()
-                .for_each(|&t| counts[(t + 1) as usize] += 1);
-        }
-        // 1/4 + 1/16, and 1/16 more for zero: 0.3125, 0.375, 0.3125.
-        for (count, share) in counts.iter().zip([0.3125, 0.375, 0.3125]) {
-            assert!((f64::from(*count) / 160_000.0 - share).abs() < 0.01, "{counts:?}");
-        }
     }
 
     #[test]

@@ -3,10 +3,10 @@
 
 mod gpu;
 
-use bitnet_cuda::gemv::Random;
 use bitnet_cuda::{Error, Gpu, LaunchConfig, Reporting, Stream};
 use bitnet_kernels::Launch;
 use bitnet_kernels::probe::{ProbeBulk, ProbeDivergence, ProbeMemory};
+use bitnet_layout::random::Random;
 use std::sync::atomic::Ordering::Relaxed;
 
 fn words(seed: u64, len: usize) -> Vec<u32> {

@@ -3,7 +3,8 @@
 mod gpu;
 
 use bitnet_cuda::bench::Bench;
-use bitnet_cuda::gemv::{GEMVS, Problem, Random, check};
+use bitnet_cuda::gemv::{GEMVS, Problem, check};
+use bitnet_layout::random::Random;
 
 /// The matrices of the reference project's benchmark.
 const SHAPES: [(usize, usize); 8] = [

@@ -9,6 +9,7 @@ pub mod draw;
 pub mod ternary;
 
 pub mod act;
+pub mod random;
 pub mod words;
 
 pub mod hf;

@@ -1,0 +1,220 @@
+//! The processor's side of `bench kernels`. It has no reference-layout kernel: that layout is for GPUs.
+
+use std::time::Instant;
+
+use anyhow::ensure;
+use bitnet_cpu::{Activations, Cpu, DenseMatrix, DenseType, Output, Precision, Simd, TernaryMatrix, Write};
+use bitnet_layout::random::Random;
+use bitnet_layout::reference;
+use bitnet_layout::words::{CODES_PER_WORD, Shape, unpack_word};
+
+use super::kernels::{HEAD, SHAPES};
+use super::report::{BF16, OURS, Report, Row, Timing};
+
+/// Weights that a cold pass goes through before it sees the same again: several times any last-level cache.
+const COLD_BYTES: u64 = 400_000_000;
+
+/// Fewest products in a pass.
+const MIN_PRODUCTS: usize = 16;
+
+/// Passes, of which the median counts.
+const RUNS: usize = 7;
+
+/// Size of the plain read that gives the bandwidth.
+const PEAK_BYTES: usize = 512 << 20;
+
+/// Measures this processor.
+pub(super) fn measure(simd: Option<Simd>, threads: Option<usize>) -> anyhow::Result<Report> {
+    let cpu = Cpu::new(simd, threads)?;
+    let facts = vec![
+        (
+            "device",
+            format!("{} ({}, {} threads)", name(), cpu.simd(), cpu.n_threads()),
+        ),
+        (
+            "method",
+            format!("median of {RUNS} passes; cold: over copies of the weights, 400 MB or more in all"),
+        ),
+    ];
+    let peak_gb_per_s = peak_gb_per_s(cpu.n_threads());
+    let mut rows = Vec::new();
+    for (n, k) in SHAPES {
+        let case = Case::new(n, k)?;
+        rows.push(Row {
+            n,
+            k,
+            timings: vec![ternary(&cpu, &case)?, dense(&cpu, &case)?],
+        });
+    }
+    let (n, k) = HEAD;
+    rows.push(Row {
+        n,
+        k,
+        timings: vec![dense(&cpu, &Case::new(n, k)?)?],
+    });
+    Ok(Report {
+        facts,
+        peak_gb_per_s,
+        rows,
+    })
+}
+
+/// A ternary matrix, integer activations that quantize to themselves, and the exact product.
+struct Case {
+    shape: Shape,
+    words: Vec<u32>,
+    x: Vec<f32>,
+    expected: Vec<f32>,
+}
+
+impl Case {
+    fn new(n: usize, k: usize) -> anyhow::Result<Self> {
+        let shape = Shape::new(n, k)?;
+        let mut random = Random::new(1);
+        let words: Vec<u32> = (0..shape.words()).map(|_| random.ternary_word()).collect();
+        let mut x: Vec<i8> = (0..k).map(|_| (random.word() as i8).max(-127)).collect();
+        // The largest magnitude is 127, so the scale is 1.
+        x[0] = 127;
+        let mut product = vec![0; n];
+        reference::linear(shape, &words, &x, &mut product);
+        Ok(Self {
+            shape,
+            words,
+            x: x.iter().map(|&x| x.into()).collect(),
+            // Below 2^24, so exact.
+            expected: product.iter().map(|&y| y as f32).collect(),
+        })
+    }
+}
+
+fn ternary(cpu: &Cpu, case: &Case) -> anyhow::Result<Timing> {
+    let (n, k) = (case.shape.n(), case.shape.k());
+    let new = || TernaryMatrix::new(n, k, &case.words, &[(n, 1.0)]);
+    let mut x = Activations::new(Precision::Int8, cpu.n_threads(), 1, k)?;
+    cpu.prepare(&case.x, k, &[], &mut x);
+    let first = new()?;
+    let bytes = first.bytes();
+    let mut weights = vec![first];
+    while weights.len() < n_copies(bytes) {
+        weights.push(new()?);
+    }
+    let timing = time(OURS, case, bytes, &weights, |w, y| {
+        cpu.matmul(
+            w,
+            &x,
+            Output {
+                data: y,
+                stride: n,
+                first: 0,
+                write: Write::Replace,
+            },
+        );
+        Ok(())
+    })?;
+    Ok(timing)
+}
+
+fn dense(cpu: &Cpu, case: &Case) -> anyhow::Result<Timing> {
+    let (n, k) = (case.shape.n(), case.shape.k());
+    let bytes = (n * k * 2) as u64;
+    let new = || {
+        DenseMatrix::read(DenseType::Bf16, (n, k), |row, out: &mut [u8]| {
+            let words = &case.words[row * case.shape.words_per_row()..];
+            for (out, &word) in out.chunks_exact_mut(2 * CODES_PER_WORD).zip(words) {
+                for (out, t) in out.chunks_exact_mut(2).zip(unpack_word(word)) {
+                    // -1, 0 and 1: the upper half of the float is all of it.
+                    out.copy_from_slice(&f32::from(t).to_le_bytes()[2..]);
+                }
+            }
+            Ok::<(), bitnet_cpu::Error>(())
+        })
+    };
+    let weights = (0..n_copies(bytes))
+        .map(|_| new())
+        .collect::<Result<Vec<_>, _>>()?;
+    time(BF16, case, bytes, &weights, |w, y| Ok(cpu.dense(w, &case.x, y)?))
+}
+
+/// Copies of weights of this size that a cold pass needs.
+fn n_copies(bytes: u64) -> usize {
+    COLD_BYTES.div_ceil(bytes).max(2) as usize
+}
+
+/// Times `product`, after comparing its result with the exact one.
+fn time<W>(
+    kernel: &'static str,
+    case: &Case,
+    weight_bytes: u64,
+    weights: &[W],
+    product: impl Fn(&W, &mut [f32]) -> anyhow::Result<()>,
+) -> anyhow::Result<Timing> {
+    let mut y = vec![f32::NAN; case.expected.len()];
+    product(&weights[weights.len() - 1], &mut y)?;
+    let wrong = y
+        .iter()
+        .zip(&case.expected)
+        .position(|(y, expected)| y != expected);
+    ensure!(
+        wrong.is_none(),
+        "{kernel} is wrong on {} x {}: row {wrong:?} of the result",
+        case.shape.n(),
+        case.shape.k()
+    );
+    let products = MIN_PRODUCTS.next_multiple_of(weights.len());
+    let mut pass = |weights: &[W]| -> anyhow::Result<f64> {
+        let mut times = Vec::with_capacity(RUNS);
+        for run in 0..=RUNS {
+            let start = Instant::now();
+            for w in weights.iter().cycle().take(products) {
+                product(w, &mut y)?;
+            }
+            // The first pass warms up.
+            if run > 0 {
+                times.push(start.elapsed().as_secs_f64() * 1e6 / products as f64);
+            }
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(times[RUNS / 2])
+    };
+    let cold_us = pass(weights)?;
+    let hot_us = pass(&weights[..1])?;
+    let bytes = weight_bytes + (case.shape.k() + case.shape.n() * size_of::<f32>()) as u64;
+    Ok(Timing {
+        kernel,
+        cold_us,
+        hot_us,
+        bytes,
+    })
+}
+
+/// Bandwidth of `threads` threads that read memory and add it up, in GB/s: median of [`RUNS`].
+fn peak_gb_per_s(threads: usize) -> f64 {
+    let data = vec![1_u64; PEAK_BYTES / size_of::<u64>()];
+    let mut rates: Vec<f64> = (0..RUNS)
+        .map(|_| {
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                for share in data.chunks(data.len().div_ceil(threads.max(1))) {
+                    scope.spawn(|| {
+                        std::hint::black_box(share.iter().fold(0_u64, |sum, x| sum.wrapping_add(*x)))
+                    });
+                }
+            });
+            PEAK_BYTES as f64 / start.elapsed().as_secs_f64() / 1e9
+        })
+        .collect();
+    rates.sort_by(f64::total_cmp);
+    rates[RUNS / 2]
+}
+
+/// The processor's name, where the system tells it.
+fn name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    model.map_or_else(
+        || std::env::consts::ARCH.to_owned(),
+        |(_, name)| name.trim().to_owned(),
+    )
+}

@@ -1,0 +1,121 @@
+//! `bitnet bench kernels`: the products of a decoded token, one shape after the other.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use bitnet_model::{Device, Simd};
+
+use super::report::{Format, Report};
+use super::{cpu, plot};
+use crate::args::at_least_one;
+use crate::failure::hinted;
+
+/// Time the matrix products of a decoded token: ternary, reference layout and bfloat16
+///
+/// Every kernel is compared with the exact integer product before it is timed. Cold products take their weights from
+/// copies that no cache holds; hot ones use the same weights again and again. On a GPU the products run inside a CUDA
+/// graph, each launched so that it can start before its predecessor ends.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Where to run: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto", env = "BITNET_DEVICE")]
+    device: Device,
+    /// Processor threads [default: all cores]
+    #[arg(short, long, value_name = "N", env = "BITNET_THREADS", value_parser = at_least_one)]
+    threads: Option<usize>,
+    /// Processor instruction set [default: the best there is]
+    #[arg(long, value_name = "PATH")]
+    simd: Option<Simd>,
+    /// What to print
+    #[arg(short, long, value_name = "FORMAT", default_value = "md")]
+    output: Format,
+    /// Also write the results to this file, in the format of its ending (.md, .json or .csv); can be repeated
+    #[arg(long, value_name = "FILE")]
+    save: Vec<PathBuf>,
+    /// Also draw a bar chart with the bandwidth limit of each product
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    /// Commit to record [default: the one this program was built from]
+    #[arg(long, value_name = "COMMIT")]
+    commit: Option<String>,
+}
+
+/// The (rows, columns) that the reference project's benchmark has: the linear layers of the 2B model, fused as that
+/// project fuses them, and of the 3B model.
+pub(super) const SHAPES: [(usize, usize); 8] = [
+    (2560, 2560),
+    (3840, 2560),
+    (13824, 2560),
+    (2560, 6912),
+    (3200, 3200),
+    (4800, 3200),
+    (3200, 10240),
+    (20480, 3200),
+];
+
+/// The output head of the 2B model, in bfloat16 only.
+pub(super) const HEAD: (usize, usize) = (128_256, 2560);
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    // What cannot be written is said before minutes of measuring.
+    let saves = args
+        .save
+        .iter()
+        .map(|path| Ok((path, Format::of_file(path)?)))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let mut report = match args.device {
+        Device::Cpu => cpu::measure(args.simd, args.threads)?,
+        Device::Cuda(index) => on_gpu(index)?,
+        Device::Auto if has_gpu() => on_gpu(0)?,
+        Device::Auto => cpu::measure(args.simd, args.threads)?,
+    };
+    let commit = args.commit.as_deref().unwrap_or(env!("BITNET_COMMIT"));
+    let command: Vec<String> = std::env::args().skip(1).collect();
+    report
+        .facts
+        .insert(0, ("command", format!("bitnet {}", command.join(" "))));
+    report.facts.insert(
+        1,
+        (
+            "version",
+            format!("{} {commit}", env!("CARGO_PKG_VERSION"))
+                .trim()
+                .to_owned(),
+        ),
+    );
+    for (path, format) in saves {
+        fs::write(path, report.text(format)).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some(path) = &args.plot {
+        let chart = plot::bars(&report)?;
+        fs::write(path, chart).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    print!("{}", report.text(args.output));
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(feature = "cuda")]
+fn has_gpu() -> bool {
+    bitnet_cuda::probe(0).is_ok()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn has_gpu() -> bool {
+    false
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(index: usize) -> anyhow::Result<Report> {
+    super::cuda::measure(index)
+        .map_err(|error| hinted(error.to_string(), "--device cpu measures the processor"))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_gpu(_: usize) -> anyhow::Result<Report> {
+    Err(hinted(
+        "this program was built without CUDA",
+        "build it with --features cuda, or use --device cpu",
+    ))
+}

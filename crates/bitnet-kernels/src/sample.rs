@@ -20,8 +20,6 @@ pub const FORBIDDEN: u32 = u32::MAX - 1;
 
 /// Threads of a block of the selection.
 const THREADS: u32 = 512;
-/// Key of no token.
-const NONE: u64 = 0;
 
 /// How the tokens of one sequence are chosen; lies in device memory, so that a recorded graph serves every request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -214,11 +212,14 @@ pub const fn keep(top_k: u32) -> Option<u32> {
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
     use super::{
-        CHUNK, DAMAGED, DrawToken, FORBIDDEN, MAX_TOP_K, NONE, SelectKeys, SelectLogits, Settings, THREADS,
+        CHUNK, DAMAGED, DrawToken, FORBIDDEN, MAX_TOP_K, SelectKeys, SelectLogits, Settings, THREADS,
     };
     use crate::Global;
     use crate::intrinsics::*;
     use bitnet_layout::draw::{uniform, weight};
+
+    /// Key of no token.
+    const NONE: u64 = 0;
 
     /// Above every key of a token.
     const DAMAGED_KEY: u64 = u64::MAX;

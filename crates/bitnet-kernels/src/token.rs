@@ -1,7 +1,6 @@
 //! The two ends of a decoded token's step: the embedding and its first magnitudes, and the final norm and the choice of
 //! the next token.
 
-use crate::decode_linear::SLOTS;
 use crate::{Global, Launch};
 
 /// Threads of [`DecodeStart`] and [`FinalNorm`].
@@ -25,6 +24,8 @@ kernel! {
     ///
     /// # Safety
     /// Lengths as above; `n_slots` at least [`SLOTS`].
+    ///
+    /// [`SLOTS`]: crate::decode_linear::SLOTS
     decode_start, block = [THREADS, 1, 1], body = device::start;
     pub struct DecodeStart {
         /// The embedded token, (d).
@@ -139,7 +140,8 @@ impl ArgMax {
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
-    use super::{ARG_MAX_BLOCKS, ARG_MAX_THREADS, ArgMax, DecodeStart, FinalNorm, NO_TOKEN, SLOTS, THREADS};
+    use super::{ARG_MAX_BLOCKS, ARG_MAX_THREADS, ArgMax, DecodeStart, FinalNorm, NO_TOKEN, THREADS};
+    use crate::decode_linear::SLOTS;
     use crate::intrinsics::*;
     use crate::reduce::{block_max, block_sum};
 

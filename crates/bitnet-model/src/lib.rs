@@ -15,6 +15,7 @@ mod transformer;
 mod weights;
 
 pub mod conformance;
+mod score;
 
 mod fields;
 mod hf_config;
@@ -27,6 +28,8 @@ mod cpu;
 mod generate;
 
 mod staging;
+
+mod logits_file;
 
 mod convert;
 mod inspect;
@@ -44,8 +47,10 @@ pub use generate::{Event, FinishReason, GenerateOptions, Generation, Generator, 
 pub use inspect::{
     Inspection, ScaleSummary, ShapeSummary, TensorSummary, TernaryCounts, Verification, inspect, verify,
 };
+pub use logits_file::write_logits;
 pub use model::{Device, LoadOptions, Model, open_backend};
 pub use sampler::{Sampler, Sampling};
+pub use score::{Chunking, Perplexity, each_logits, negative_log_likelihood};
 pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, Tap, Token, check_batch};
 pub use weights::{Dense, DenseDtype, LayerWeights, Segment, TernaryTensor, WeightSource};

@@ -3,7 +3,7 @@
 mod prompts;
 
 use bitnet_model::{Backend, Checkpoint, CpuBackend, CpuOptions, KvType, Simd, Token};
-use prompts::{CLEAN, FOLDERS, expected, folder};
+use prompts::{FOLDERS, bounds, errors, expected, folder};
 
 fn arg_max(logits: &[f32]) -> u32 {
     let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
@@ -29,12 +29,9 @@ fn check(name: &str, simd: Simd, kv_type: KvType) {
             .step(&Token::run(&prompt.ids, 0, 0), &[n - 1])
             .unwrap()
             .to_vec();
-        let difference = || logits.iter().zip(&prompt.last).map(|(a, b)| (a - b).abs());
-        let max = difference().fold(0.0, f32::max);
-        let rms = (difference().map(|d| d * d).sum::<f32>() / logits.len() as f32).sqrt();
+        let (max, rms) = errors(&logits, &prompt.last);
         let (max_bound, rms_bound) = match kv_type {
-            KvType::F32 if CLEAN.contains(&prompt.name.as_str()) => (1e-4, 1e-4),
-            KvType::F32 => (0.2 * prompt.logit_std, 0.05 * prompt.logit_std),
+            KvType::F32 => bounds(&prompt),
             KvType::Bf16 => (0.4 * prompt.logit_std, 0.1 * prompt.logit_std),
         };
         println!(

@@ -1,8 +1,10 @@
 //! Flags that several subcommands share.
 
 use std::ffi::OsString;
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use bitnet_model::{Device, KvType, LoadOptions, Sampling, Simd};
 
 use crate::failure::hinted;
@@ -48,6 +50,29 @@ pub(crate) struct DeviceArgs {
     /// Processor instruction set: scalar, avx2, avx-vnni, avx512-vnni, neon, neon-dotprod [default: the best there is]
     #[arg(long, value_name = "PATH", help_heading = "Device")]
     simd: Option<Simd>,
+    /// Most prompt tokens computed at once; changes speed and memory, never the result
+    #[arg(short, long, value_name = "N", default_value = "512", value_parser = at_least_one, help_heading = "Device")]
+    batch_size: usize,
+}
+
+impl DeviceArgs {
+    /// What they ask for, with one sequence of `context` tokens.
+    pub(crate) fn options(&self, context: Option<usize>, kv_type: KvType) -> LoadOptions {
+        LoadOptions {
+            device: if self.cpu { Device::Cpu } else { self.device },
+            threads: self.threads,
+            simd: self.simd,
+            context,
+            max_batch: self.batch_size,
+            kv_type,
+            ..LoadOptions::default()
+        }
+    }
+}
+
+/// The cache of commands that generate.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CacheArgs {
     /// Tokens of context, prompt and answer together, such as 4096 or 4k; 0 is all the model was trained for
     /// [default: that, but at most 4096]
     #[arg(
@@ -59,7 +84,7 @@ pub(crate) struct DeviceArgs {
         value_parser = tokens,
         help_heading = "Device"
     )]
-    ctx_size: Option<usize>,
+    pub(crate) ctx_size: Option<usize>,
     /// Element type of the cache of keys and values: bf16 or f32
     #[arg(
         long,
@@ -69,24 +94,44 @@ pub(crate) struct DeviceArgs {
         value_parser = kv_type,
         help_heading = "Device"
     )]
-    kv_type: KvType,
-    /// Most prompt tokens computed at once; changes speed and memory, never the result
-    #[arg(short, long, value_name = "N", default_value = "512", value_parser = at_least_one, help_heading = "Device")]
-    batch_size: usize,
+    pub(crate) kv_type: KvType,
 }
 
-impl DeviceArgs {
-    /// What they ask for, with one sequence.
-    pub(crate) fn options(&self) -> LoadOptions {
-        LoadOptions {
-            device: if self.cpu { Device::Cpu } else { self.device },
-            threads: self.threads,
-            simd: self.simd,
-            context: self.ctx_size,
-            max_batch: self.batch_size,
-            kv_type: self.kv_type,
-            ..LoadOptions::default()
+/// Where a text comes from.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PromptArgs {
+    /// Text of the prompt; without -p and -f it is read from stdin
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: Option<String>,
+    /// Read the text from a file
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    file: Option<PathBuf>,
+}
+
+impl PromptArgs {
+    /// The text of -p or -f.
+    pub(crate) fn given(&self) -> anyhow::Result<Option<String>> {
+        match (&self.prompt, &self.file) {
+            (Some(text), _) => Ok(Some(text.clone())),
+            (None, Some(path)) => {
+                let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+                Ok(Some(text))
+            }
+            (None, None) => Ok(None),
         }
+    }
+
+    /// The text of -p, -f or stdin; `hint` is for those at a terminal who gave none.
+    pub(crate) fn read(&self, hint: &str) -> anyhow::Result<String> {
+        if let Some(text) = self.given()? {
+            return Ok(text);
+        }
+        if std::io::stdin().is_terminal() {
+            return Err(hinted("no prompt given", hint));
+        }
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).context("stdin")?;
+        Ok(text)
     }
 }
 
@@ -200,7 +245,7 @@ pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
 }
 
 /// A count with an optional `k` for 1024.
-fn tokens(text: &str) -> Result<usize, String> {
+pub(crate) fn tokens(text: &str) -> Result<usize, String> {
     let (digits, unit) = match text.strip_suffix(['k', 'K']) {
         Some(digits) => (digits, 1024),
         None => (text, 1),
@@ -218,7 +263,7 @@ fn last_n(text: &str) -> Result<usize, String> {
     }
 }
 
-fn kv_type(text: &str) -> Result<KvType, String> {
+pub(crate) fn kv_type(text: &str) -> Result<KvType, String> {
     match text {
         "bf16" => Ok(KvType::Bf16),
         "f32" => Ok(KvType::F32),

@@ -34,7 +34,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         Existing::Keep
     };
-    let bar = progress::Bytes::new("converting");
+    let bar = progress::Bar::bytes("converting");
     let converted = convert(&source, &args.out, existing, |progress| {
         bar.set(progress.done_bytes, progress.total_bytes);
         bar.say(progress.tensor);

@@ -1,18 +1,23 @@
 //! `bitnet generate` and `bitnet chat`: continue a prompt, or hold a conversation.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
-use bitnet_model::{ChatTemplate, FinishReason, GenerateOptions, Message, Model, Prompt, SpecialTokens};
+use bitnet_model::{
+    ChatTemplate, FinishReason, GenerateOptions, LoadOptions, Message, Model, Prompt, SpecialTokens,
+};
 
 use crate::answer::Answerer;
-use crate::args::{self, DeviceArgs, ModelArgs, SamplingArgs};
+use crate::args::{self, CacheArgs, DeviceArgs, ModelArgs, PromptArgs, SamplingArgs};
 use crate::failure::{INTERRUPTED, hinted};
 use crate::report::{self, Facts};
 use crate::terminal::Terminal;
 use crate::{interrupt, model, repl};
+
+/// For those who gave none at a terminal.
+const NO_PROMPT: &str =
+    "give one with -p, -f, --prompt-ids or on stdin; --interactive or `bitnet chat` ask for it";
 
 /// Continue a prompt
 ///
@@ -54,12 +59,8 @@ pub(crate) struct ChatArgs {
 struct TextArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// The prompt; without -p and -f it is read from stdin
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
-    prompt: Option<String>,
-    /// Read the prompt from a file
-    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
-    file: Option<PathBuf>,
+    #[command(flatten)]
+    prompt: PromptArgs,
     /// Most tokens to generate; -1 goes on until the model stops or the context is full
     #[arg(
         short,
@@ -95,6 +96,8 @@ struct TextArgs {
     sampling: SamplingArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Plain input and output: no line editing, colors or spinner
     #[arg(long)]
     simple_io: bool,
@@ -121,11 +124,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let folder = text.model.folder()?;
     let prompt = match &ids {
         Some(_) => String::new(),
-        None => text.prompt()?.map_or_else(read_stdin, Ok)?,
+        None => text.prompt.read(NO_PROMPT)?,
     };
     let terminal = Terminal::detect(text.simple_io);
     interrupt::install()?;
-    let mut model = model::load(folder, text.device.options(), terminal)?;
+    let mut model = model::load(folder, text.options(), terminal)?;
     let mut messages = Vec::new();
     if args.chat_format {
         text.prepare_chat(&mut model)?;
@@ -171,10 +174,10 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
 
 fn converse(text: &TextArgs, chat_format: bool) -> anyhow::Result<ExitCode> {
     let folder = text.model.folder()?;
-    let first = text.prompt()?;
+    let first = text.prompt.given()?;
     let terminal = Terminal::detect(text.simple_io);
     interrupt::install()?;
-    let mut model = model::load(folder, text.device.options(), terminal)?;
+    let mut model = model::load(folder, text.options(), terminal)?;
     if chat_format {
         text.prepare_chat(&mut model)?;
     }
@@ -198,16 +201,8 @@ fn converse(text: &TextArgs, chat_format: bool) -> anyhow::Result<ExitCode> {
 }
 
 impl TextArgs {
-    /// The prompt of -p or -f.
-    fn prompt(&self) -> anyhow::Result<Option<String>> {
-        match (&self.prompt, &self.file) {
-            (Some(text), _) => Ok(Some(text.clone())),
-            (None, Some(path)) => {
-                let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-                Ok(Some(text))
-            }
-            (None, None) => Ok(None),
-        }
+    fn options(&self) -> LoadOptions {
+        self.device.options(self.cache.ctx_size, self.cache.kv_type)
     }
 
     /// Makes sure that the model has a chat template.
@@ -253,16 +248,4 @@ impl TextArgs {
             statistics: !self.quiet,
         }
     }
-}
-
-fn read_stdin() -> anyhow::Result<String> {
-    if std::io::stdin().is_terminal() {
-        return Err(hinted(
-            "no prompt given",
-            "give one with -p, -f, --prompt-ids or on stdin; --interactive or `bitnet chat` ask for it",
-        ));
-    }
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).context("stdin")?;
-    Ok(text)
 }

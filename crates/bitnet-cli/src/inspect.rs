@@ -43,12 +43,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let checkpoint = Checkpoint::open(folder)?;
     let verification = match args.verify {
         true => {
-            let bar = progress::Bytes::new("verifying");
+            let bar = progress::Bar::bytes("verifying");
             Some(verify(&checkpoint, |done, total| bar.set(done, total))?)
         }
         false => None,
     };
-    let bar = progress::Bytes::new("reading");
+    let bar = progress::Bar::bytes("reading");
     let inspection = inspect(&checkpoint, |done, total| bar.set(done, total))?;
     drop(bar);
     let mut out = std::io::stdout().lock();

@@ -10,7 +10,10 @@ mod generate;
 mod inspect;
 mod interrupt;
 mod line;
+mod logits;
+mod measure;
 mod model;
+mod perplexity;
 mod progress;
 mod repl;
 mod report;
@@ -36,6 +39,8 @@ enum Command {
     Generate(generate::Args),
     Convert(convert::Args),
     Inspect(inspect::Args),
+    Logits(logits::Args),
+    Perplexity(perplexity::Args),
     Tokenize(tokenize::Args),
     Bench(bench::Args),
 }
@@ -47,6 +52,8 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Perplexity(args) => perplexity::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Bench(args) => bench::run(&args),
     };

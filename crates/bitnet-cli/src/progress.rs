@@ -1,17 +1,30 @@
-//! A bar for work that is measured in bytes: on a terminal only, on stderr, gone when the work ends.
+//! A bar for long work: on a terminal only, on stderr, gone when the work ends.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A bar; dropping it clears it. Where stderr is not a terminal it draws nothing.
-pub(crate) struct Bytes(ProgressBar);
+pub(crate) struct Bar(ProgressBar);
 
-impl Bytes {
-    /// A bar for `what`.
-    pub(crate) fn new(what: &'static str) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
-        let style = ProgressStyle::with_template(
+impl Bar {
+    /// A bar for `what`, measured in bytes.
+    pub(crate) fn bytes(what: &'static str) -> Self {
+        Self::new(
+            what,
             "{prefix} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} eta {eta} {wide_msg}",
-        );
+        )
+    }
+
+    /// A bar for `what`, measured in tokens.
+    pub(crate) fn tokens(what: &'static str) -> Self {
+        Self::new(
+            what,
+            "{prefix} [{bar:30}] {pos}/{len} tokens, {per_sec} eta {eta} {wide_msg}",
+        )
+    }
+
+    fn new(what: &'static str, template: &'static str) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
+        let style = ProgressStyle::with_template(template);
         bar.set_style(
             style
                 .expect("the template names known fields")
@@ -28,12 +41,12 @@ impl Bytes {
     }
 
     /// Shows what was last done.
-    pub(crate) fn say(&self, message: &str) {
-        self.0.set_message(message.to_owned());
+    pub(crate) fn say(&self, message: impl Into<String>) {
+        self.0.set_message(message.into());
     }
 }
 
-impl Drop for Bytes {
+impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
     }

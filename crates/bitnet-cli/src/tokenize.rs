@@ -1,26 +1,20 @@
 //! `bitnet tokenize`: token ids of a text, and text of token ids.
 
-use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use bitnet_model::Tokenizer;
 use serde_json::json;
 
-use crate::args::{self, ModelArgs};
+use crate::args::{self, ModelArgs, PromptArgs};
 
 /// Print the token ids of a text, or the text of token ids
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// The text; without -p, -f or --ids it is read from stdin
-    #[arg(short, long, value_name = "TEXT")]
-    prompt: Option<String>,
-    /// Read the text from a file
-    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
-    file: Option<PathBuf>,
+    #[command(flatten)]
+    prompt: PromptArgs,
     /// Token ids to turn into text, such as 1,2,3
     #[arg(long, value_name = "IDS", conflicts_with_all = ["prompt", "file"])]
     ids: Option<String>,
@@ -38,17 +32,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let ids = match &args.ids {
         Some(ids) => args::parse_ids(ids).map_err(anyhow::Error::msg)?,
         None => {
-            let text = match (&args.prompt, &args.file) {
-                (Some(text), _) => text.clone(),
-                (None, Some(path)) => {
-                    std::fs::read_to_string(path).with_context(|| path.display().to_string())?
-                }
-                (None, None) => {
-                    let mut text = String::new();
-                    std::io::stdin().read_to_string(&mut text).context("stdin")?;
-                    text
-                }
-            };
+            let text = args
+                .prompt
+                .read("give one with -p, -f or on stdin, or token ids with --ids")?;
             if args.no_bos {
                 tokenizer.encode_plain(&text)?
             } else {

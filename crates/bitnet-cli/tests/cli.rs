@@ -1,76 +1,12 @@
 //! The program itself, run as a user runs it.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+mod program;
 
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use program::{bitnet, expected, failure, oracle, run, run_with_input, stdout};
 use serde_json::Value;
-
-fn oracle(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../bitnet-model/tests/oracle")
-        .join(name)
-}
-
-fn expected(folder: &Path, name: &str) -> Value {
-    let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
-    let expected: Value = serde_json::from_str(&text).unwrap();
-    let mut prompts = expected["prompts"].as_array().unwrap().iter();
-    prompts.find(|prompt| prompt["name"] == name).unwrap().clone()
-}
-
-fn bitnet() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BITNET_")) {
-        command.env_remove(name);
-    }
-    command.stdin(Stdio::null());
-    command
-}
-
-/// `bitnet <command> -m <folder> <args>`.
-fn run(command: &str, folder: &Path, args: &[&str]) -> Output {
-    bitnet()
-        .arg(command)
-        .arg("-m")
-        .arg(folder)
-        .args(args)
-        .output()
-        .unwrap()
-}
-
-fn run_with_input(command: &str, folder: &Path, args: &[&str], input: &str) -> Output {
-    let mut child = bitnet()
-        .arg(command)
-        .arg("-m")
-        .arg(folder)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    child.wait_with_output().unwrap()
-}
-
-fn stdout(output: &Output) -> String {
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-/// What a failing run says; it must say nothing on stdout.
-fn failure(output: &Output) -> String {
-    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(output.stdout.is_empty());
-    assert!(stderr.starts_with("error: "), "{stderr}");
-    stderr
-}
 
 #[test]
 fn every_reference_prompt_gives_its_tokens_and_text() {

@@ -1,0 +1,81 @@
+//! What the commands that look at logits share: token ids, and a back end that holds them.
+
+use bitnet_model::{Backend, Checkpoint, Config, KvType, Tokenizer, WeightSource, open_backend};
+
+use crate::args::{self, DeviceArgs, ModelArgs, PromptArgs};
+use crate::model;
+use crate::terminal::Terminal;
+
+/// Which model, on which tokens.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MeasureArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    /// Token ids instead of a text, such as 1,2,3, taken as they are; needs no tokenizer
+    #[arg(long, value_name = "IDS", conflicts_with_all = ["prompt", "file", "no_bos"])]
+    prompt_ids: Option<String>,
+    /// Add no beginning-of-sequence token
+    #[arg(long)]
+    no_bos: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Element type of the cache of keys and values: f32 to measure exactly, or bf16, what text is generated with
+    #[arg(
+        long,
+        visible_alias = "kv-cache-dtype",
+        value_name = "TYPE",
+        default_value = "f32",
+        value_parser = args::kv_type,
+        help_heading = "Device"
+    )]
+    kv_type: KvType,
+}
+
+/// A loaded model and what to compute with it.
+pub(crate) struct Subject {
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) ids: Vec<u32>,
+    /// The model's beginning-of-sequence token.
+    pub(crate) bos: Option<u32>,
+}
+
+impl MeasureArgs {
+    /// Reads the tokens and loads the model; `context` says how many tokens of context that many need.
+    pub(crate) fn open(&self, context: impl FnOnce(&Config, usize) -> usize) -> anyhow::Result<Subject> {
+        let folder = self.model.folder()?;
+        model::require(folder)?;
+        let checkpoint = Checkpoint::open(folder)?;
+        let config = checkpoint.config();
+        let tokenizer = match &self.prompt_ids {
+            Some(_) if !folder.join("tokenizer.json").exists() => None,
+            _ => Some(Tokenizer::from_folder(folder, config.bos, &config.eos)?),
+        };
+        let ids = match (&self.prompt_ids, &tokenizer) {
+            (None, Some(tokenizer)) => {
+                let text = self
+                    .prompt
+                    .read("give a text with -p, -f or on stdin, or token ids with --prompt-ids")?;
+                if self.no_bos {
+                    tokenizer.encode_plain(&text)?
+                } else {
+                    tokenizer.encode_prompt(&text)?
+                }
+            }
+            (ids, _) => args::parse_ids(ids.as_deref().unwrap_or_default())
+                .map_err(|e| anyhow::anyhow!("--prompt-ids: {e}"))?,
+        };
+        anyhow::ensure!(!ids.is_empty(), "the text is empty; give at least one token");
+        let context = context(config, ids.len());
+        model::warn_past_training(context, config);
+        let spinner = Terminal::detect(false).spinner(format!("loading {}", folder.display()));
+        let backend = open_backend(&checkpoint, &self.device.options(Some(context), self.kv_type));
+        spinner.finish_and_clear();
+        Ok(Subject {
+            backend: backend?,
+            ids,
+            bos: tokenizer.and_then(|tokenizer| tokenizer.bos()).or(config.bos),
+        })
+    }
+}

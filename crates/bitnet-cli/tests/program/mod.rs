@@ -1,0 +1,74 @@
+//! The program, run as a user runs it, and the reference folders.
+#![allow(dead_code, reason = "every test file uses its own part")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+pub(crate) fn oracle(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../bitnet-model/tests/oracle")
+        .join(name)
+}
+
+pub(crate) fn expected(folder: &Path, name: &str) -> Value {
+    let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+    let expected: Value = serde_json::from_str(&text).unwrap();
+    let mut prompts = expected["prompts"].as_array().unwrap().iter();
+    prompts.find(|prompt| prompt["name"] == name).unwrap().clone()
+}
+
+pub(crate) fn bitnet() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bitnet"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BITNET_")) {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// `bitnet <command> -m <folder> <args>`.
+pub(crate) fn run(command: &str, folder: &Path, args: &[&str]) -> Output {
+    bitnet()
+        .arg(command)
+        .arg("-m")
+        .arg(folder)
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+pub(crate) fn run_with_input(command: &str, folder: &Path, args: &[&str], input: &str) -> Output {
+    let mut child = bitnet()
+        .arg(command)
+        .arg("-m")
+        .arg(folder)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// What a failing run says; it must say nothing on stdout.
+pub(crate) fn failure(output: &Output) -> String {
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(output.stdout.is_empty());
+    assert!(stderr.starts_with("error: "), "{stderr}");
+    stderr
+}

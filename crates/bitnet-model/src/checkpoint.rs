@@ -1,8 +1,8 @@
 //! A folder with a model in it, opened: everything is checked against config.json at once, and read when it is asked for.
 //!
 //! Folders are what the Hugging Face Hub serves (every form of BitNet b1.58 that is kept in safetensors) and what
-//! [`crate::convert`] writes. Which form a folder has is decided in [`crate::hf_config`], how a matrix is read in
-//! [`crate::projection`]; this file knows the names of the tensors.
+//! [`crate::convert`] writes. Which form a folder has is decided in `storage.rs`, how a matrix is read in `projection.rs`;
+//! this file knows the names of the tensors.
 
 use std::path::{Path, PathBuf};
 

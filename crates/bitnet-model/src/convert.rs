@@ -23,9 +23,9 @@ use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::checkpoint::{PROJECTIONS, check_finite, linear_norm};
-use crate::hf_config::{WORDS_METHOD, WORDS_VERSION};
 use crate::projection::Projection;
 use crate::staging::{Staging, is_vacant};
+use crate::storage::{WORDS_METHOD, WORDS_VERSION};
 use crate::tensors::{Tensor, checksum_key, checksum_text};
 use crate::{ActQuant, Checkpoint, Error, Result, WeightSource};
 

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::checkpoint::{PROJECTIONS, check_finite};
-use crate::hf_config::Storage;
 use crate::projection::Projection;
+use crate::storage::Storage;
 use crate::tensors::Tensor;
 use crate::{ActQuant, Activation, Checkpoint, Config, Error, Result, WeightSource};
 

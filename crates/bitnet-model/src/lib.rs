@@ -18,6 +18,8 @@ pub mod conformance;
 mod score;
 
 mod fields;
+mod storage;
+
 mod hf_config;
 mod tensors;
 

@@ -12,7 +12,7 @@ use bitnet_layout::ternary::{WeightQuant, abs_sum};
 use bitnet_layout::words::{Shape, pack_row};
 use safetensors::Dtype;
 
-use crate::hf_config::Storage;
+use crate::storage::Storage;
 use crate::tensors::{Tensor, TensorFiles};
 use crate::{DenseDtype, Error, Result};
 

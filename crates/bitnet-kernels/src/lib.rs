@@ -89,7 +89,6 @@ pub const ALL: &[KernelInfo] = &[
     repack::Repack::INFO,
     rope::RopeAppend::INFO,
     token::DecodeStart::INFO,
-    token::FinalNorm::INFO,
     token::ArgMax::INFO,
     attention::AttentionCombine::INFO,
     attention::AttentionDecode32::INFO,

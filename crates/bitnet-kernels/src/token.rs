@@ -1,9 +1,8 @@
-//! The two ends of a decoded token's step: the embedding and its first magnitudes, and the final norm and the choice of
-//! the next token.
+//! The two ends of a decoded token's step: the first magnitudes of its embedding, and the choice of the next token.
 
 use crate::{Global, Launch};
 
-/// Threads of [`DecodeStart`] and [`FinalNorm`].
+/// Threads of [`DecodeStart`].
 const THREADS: u32 = 640;
 /// Threads of a block of [`ArgMax`].
 const ARG_MAX_THREADS: u32 = 256;
@@ -14,7 +13,7 @@ const ARG_MAX_BLOCKS: u32 = 64;
 pub const NO_TOKEN: u32 = u32::MAX;
 
 kernel! {
-    /// Begins a decode step: publishes the largest `|x norm|` of the embedded token `x` in the first [`SLOTS`] words of
+    /// Begins a decode step: publishes the largest `|x norm|` of the embedded token `x` in the first [`crate::decode_linear::SLOTS`] words of
     /// `slots` and clears the others.
     ///
     /// - Shapes: `x`, `norm` (d); `slots` (n_slots).
@@ -23,9 +22,7 @@ kernel! {
     ///   what steps before this one wrote without waiting for it.
     ///
     /// # Safety
-    /// Lengths as above; `n_slots` at least [`SLOTS`].
-    ///
-    /// [`SLOTS`]: crate::decode_linear::SLOTS
+    /// Lengths as above; `n_slots` at least [`crate::decode_linear::SLOTS`].
     decode_start, block = [THREADS, 1, 1], body = device::start;
     pub struct DecodeStart {
         /// The embedded token, (d).
@@ -54,43 +51,6 @@ impl DecodeStart {
 }
 
 kernel! {
-    /// `y[r] = x[row[r]] norm / rms(x[row[r]])`: the input of the output head.
-    ///
-    /// - Shapes: `x` (batch, d); `rows` (rows); `norm` (d); `y` (rows, d).
-    /// - Launch: a block of 640 threads a row. Bound: latency.
-    ///
-    /// # Safety
-    /// Lengths as above; every element of `rows` below the batch.
-    final_norm, block = [THREADS, 1, 1], body = device::final_norm;
-    pub struct FinalNorm {
-        /// The residual stream, (batch, d).
-        pub x: Global<f32>,
-        /// Rows of the batch that logits are wanted for, (rows).
-        pub rows: Global<u32>,
-        /// Weight of the final norm, (d).
-        pub norm: Global<f32>,
-        /// Output, (rows, d).
-        pub y: Global<f32>,
-        /// Width of the residual stream.
-        pub d: u32,
-        /// Epsilon of the norm.
-        pub eps: f32,
-    }
-}
-
-impl FinalNorm {
-    /// The launch for `rows` rows.
-    #[must_use]
-    pub const fn launch(rows: u32) -> Launch {
-        Launch {
-            grid: [rows, 1, 1],
-            block: [THREADS, 1, 1],
-            shared_bytes: THREADS / 32 * 4,
-        }
-    }
-}
-
-kernel! {
     /// Chooses the largest logit, the first of equals, and makes it the next token of the sequence:
     /// `token = arg max`, `position += 1`, and the token goes to the host's ring.
     ///
@@ -102,7 +62,7 @@ kernel! {
     /// A NaN gives [`NO_TOKEN`], on the ring alone: the token to embed stays, so that the next step reads valid memory.
     ///
     /// # Safety
-    /// Lengths as above; `logits` 16-byte aligned; `vocab` a multiple of 4; `ring_len` a power of two.
+    /// Lengths as above; `logits` 16-byte aligned; `ring_len` a power of two.
     arg_max, block = [ARG_MAX_THREADS, 1, 1], body = device::arg_max;
     pub struct ArgMax {
         /// Logits, (vocab).
@@ -140,10 +100,10 @@ impl ArgMax {
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
-    use super::{ARG_MAX_BLOCKS, ARG_MAX_THREADS, ArgMax, DecodeStart, FinalNorm, NO_TOKEN, THREADS};
+    use super::{ARG_MAX_BLOCKS, ARG_MAX_THREADS, ArgMax, DecodeStart, NO_TOKEN, THREADS};
     use crate::decode_linear::SLOTS;
     use crate::intrinsics::*;
-    use crate::reduce::{block_max, block_sum};
+    use crate::reduce::block_max;
 
     #[inline(always)]
     pub(super) unsafe fn start(p: DecodeStart) {
@@ -165,33 +125,6 @@ mod device {
                 p.slots
                     .store(slot as usize, if slot < SLOTS as u32 { max.to_bits() } else { 0 });
                 slot += THREADS;
-            }
-        }
-    }
-
-    #[inline(always)]
-    pub(super) unsafe fn final_norm(p: FinalNorm) {
-        let (me, row) = (thread_idx_x(), block_idx_x() as usize);
-        // SAFETY: columns are compared with d; every branch around a block operation is uniform.
-        unsafe {
-            grid_dependency_launch();
-            grid_dependency_wait();
-            let x = p.x.offset(p.rows.load_l2(row)[0] as usize * p.d as usize);
-            let mut square = 0.0;
-            let mut col = me;
-            while col < p.d {
-                let x = x.load_l2(col as usize)[0];
-                square = fma(x, x, square);
-                col += THREADS;
-            }
-            let square = block_sum::<{ THREADS / 32 }>(square, Shared::at(0));
-            let scale = 1.0 / sqrt(square / p.d as f32 + p.eps);
-            let y = p.y.offset(row * p.d as usize);
-            let mut col = me;
-            while col < p.d {
-                let at = col as usize;
-                y.store(at, p.norm.load_constant(at)[0] * (x.load_l2(at)[0] * scale));
-                col += THREADS;
             }
         }
     }
@@ -232,6 +165,14 @@ mod device {
                     j += 1;
                 }
                 quad += ARG_MAX_BLOCKS * ARG_MAX_THREADS;
+            }
+            // The last few, when they are no whole quad.
+            let last = p.vocab / 4 * 4 + me;
+            if block_idx_x() == 0 && last < p.vocab {
+                let key = ordered(p.logits.load_l2(last as usize)[0]);
+                if key > best {
+                    (best, index) = (key, last);
+                }
             }
             let top = warp_reduce_max_u32(FULL_MASK, best);
             let first = warp_reduce_min_u32(FULL_MASK, if best == top { index } else { u32::MAX });

@@ -16,6 +16,8 @@ pub mod gemv;
 
 pub mod bench;
 
+pub mod engine;
+
 pub use cuda_driver::{CudaVersion, ProbeError, probe};
 pub use error::{Error, Result};
 pub use gpu::{Gpu, KernelUsage, Properties, Reporting};

@@ -1,0 +1,259 @@
+//! Weights on the device, and how they get there.
+
+use super::{Dims, Engine};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::memory::DeviceBuffer;
+use crate::stream::Stream;
+use bitnet_kernels::repack::Repack;
+use bitnet_layout::mma_tile::{self, RowOrder};
+
+/// A ternary matrix in the canonical layout, of up to three projections stacked by rows.
+#[derive(Clone, Copy, Debug)]
+pub struct TernaryParts<'a> {
+    /// Rows.
+    pub n: usize,
+    /// Columns.
+    pub k: usize,
+    /// `n * k / 16` words.
+    pub words: &'a [u32],
+    /// Rows and scale of each projection.
+    pub segments: &'a [(usize, f32)],
+}
+
+/// The weights of a layer.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerParts<'a> {
+    /// Norm before attention, (d_model).
+    pub attn_norm: &'a [f32],
+    /// Norm before the feed-forward block, (d_model).
+    pub ffn_norm: &'a [f32],
+    /// Norm of the attention's output, (d_q).
+    pub attn_sub_norm: Option<&'a [f32]>,
+    /// Norm of the gated activations, (d_ffn).
+    pub ffn_sub_norm: Option<&'a [f32]>,
+    /// q, k and v.
+    pub qkv: TernaryParts<'a>,
+    /// o.
+    pub o: TernaryParts<'a>,
+    /// gate and up.
+    pub gate_up: TernaryParts<'a>,
+    /// down.
+    pub down: TernaryParts<'a>,
+}
+
+/// A ternary matrix in tiles.
+#[derive(Debug)]
+pub(super) struct Matrix {
+    pub(super) tiles: DeviceBuffer<u32>,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    order: RowOrder,
+    pub(super) scales: [f32; 3],
+    /// First rows of the second and third scale.
+    pub(super) starts: [u32; 2],
+}
+
+/// A layer: weights and cache.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) attn_norm: DeviceBuffer<f32>,
+    pub(super) ffn_norm: DeviceBuffer<f32>,
+    pub(super) attn_sub_norm: Option<DeviceBuffer<f32>>,
+    pub(super) ffn_sub_norm: Option<DeviceBuffer<f32>>,
+    pub(super) qkv: Matrix,
+    pub(super) o: Matrix,
+    pub(super) gate_up: Matrix,
+    pub(super) down: Matrix,
+    pub(super) k_cache: DeviceBuffer<u32>,
+    pub(super) v_cache: DeviceBuffer<u32>,
+}
+
+impl Matrix {
+    fn new(gpu: &Gpu, n: usize, k: usize, order: RowOrder) -> Result<Self> {
+        Ok(Self {
+            tiles: gpu.alloc("ternary weights", mma_tile::words(n, k))?,
+            n,
+            k,
+            order,
+            scales: [0.0; 3],
+            starts: [u32::MAX; 2],
+        })
+    }
+
+    /// Uploads the canonical words and repacks them on the device.
+    fn set(&mut self, stream: &Stream, staging: &DeviceBuffer<u32>, parts: &TernaryParts<'_>) -> Result<()> {
+        let rows: usize = parts.segments.iter().map(|s| s.0).sum();
+        if (parts.n, parts.k) != (self.n, self.k)
+            || parts.words.len() != self.n * self.k / 16
+            || rows != self.n
+            || !(1..=3).contains(&parts.segments.len())
+        {
+            return Err(Error::Request(format!(
+                "a matrix of shape [{}, {}] with {} words and {rows} scaled rows where [{}, {}] was expected",
+                parts.n,
+                parts.k,
+                parts.words.len(),
+                self.n,
+                self.k
+            )));
+        }
+        let mut start = 0;
+        for (i, &(rows, scale)) in parts.segments.iter().enumerate() {
+            self.scales[i] = scale;
+            if i > 0 {
+                self.starts[i - 1] = start;
+            }
+            start += rows as u32;
+        }
+        stream.upload(staging, 0, parts.words)?;
+        let repack = Repack {
+            words: staging.global(),
+            tiles: self.tiles.global(),
+            n: self.n as u32,
+            k: self.k as u32,
+            paired: (self.order == RowOrder::Paired).into(),
+        };
+        // SAFETY: the words were checked to be of this shape and fit the staging buffer, the tiles were allocated for it,
+        // and both outlive the work: it is waited for.
+        unsafe { stream.launch(&repack, repack.launch())? };
+        stream.synchronize()
+    }
+}
+
+impl Layer {
+    pub(super) fn new(gpu: &Gpu, dims: &Dims, cache_words: usize) -> Result<Self> {
+        let (d_q, d_kv) = (dims.n_heads * dims.head_dim, dims.n_kv_heads * dims.head_dim);
+        let norm = |n: usize| gpu.alloc("norms", n);
+        let sub_norm = |n: usize| {
+            if dims.sub_norms {
+                norm(n).map(Some)
+            } else {
+                Ok(None)
+            }
+        };
+        Ok(Self {
+            attn_norm: norm(dims.d_model)?,
+            ffn_norm: norm(dims.d_model)?,
+            attn_sub_norm: sub_norm(d_q)?,
+            ffn_sub_norm: sub_norm(dims.d_ffn)?,
+            qkv: Matrix::new(gpu, d_q + 2 * d_kv, dims.d_model, RowOrder::Plain)?,
+            o: Matrix::new(gpu, dims.d_model, d_q, RowOrder::Plain)?,
+            gate_up: Matrix::new(gpu, 2 * dims.d_ffn, dims.d_model, RowOrder::Paired)?,
+            down: Matrix::new(gpu, dims.d_model, dims.d_ffn, RowOrder::Plain)?,
+            k_cache: gpu.alloc("the KV cache", cache_words)?,
+            v_cache: gpu.alloc("the KV cache", cache_words)?,
+        })
+    }
+
+    pub(super) fn size_bytes(&self) -> u64 {
+        let norms = [
+            Some(&self.attn_norm),
+            Some(&self.ffn_norm),
+            self.attn_sub_norm.as_ref(),
+            self.ffn_sub_norm.as_ref(),
+        ];
+        let words = [
+            &self.qkv.tiles,
+            &self.o.tiles,
+            &self.gate_up.tiles,
+            &self.down.tiles,
+            &self.k_cache,
+            &self.v_cache,
+        ];
+        norms.iter().flatten().map(|b| b.size_bytes()).sum::<u64>()
+            + words.iter().map(|b| b.size_bytes()).sum::<u64>()
+    }
+}
+
+impl Engine {
+    /// A buffer that [`Engine::set_layer`] uploads through, large enough for every matrix.
+    ///
+    /// # Errors
+    /// When the device is full.
+    pub fn staging(&self) -> Result<DeviceBuffer<u32>> {
+        let largest = self.layers.first().map_or(0, |l| {
+            [&l.qkv, &l.o, &l.gate_up, &l.down]
+                .iter()
+                .map(|m| m.n * m.k / 16)
+                .max()
+                .unwrap_or(0)
+        });
+        self.gpu().alloc("loading weights", largest)
+    }
+
+    /// Uploads layer `index`.
+    ///
+    /// # Errors
+    /// When a part does not have the shape the engine was made for, or the device fails.
+    pub fn set_layer(
+        &mut self,
+        index: usize,
+        parts: &LayerParts<'_>,
+        staging: &DeviceBuffer<u32>,
+    ) -> Result<()> {
+        let n_layers = self.layers.len();
+        let Some(layer) = self.layers.get_mut(index) else {
+            return Err(Error::Request(format!("layer {index} of {n_layers}")));
+        };
+        let stream = &self.stream;
+        upload_norm(stream, &layer.attn_norm, parts.attn_norm)?;
+        upload_norm(stream, &layer.ffn_norm, parts.ffn_norm)?;
+        for (buffer, norm) in [
+            (&layer.attn_sub_norm, parts.attn_sub_norm),
+            (&layer.ffn_sub_norm, parts.ffn_sub_norm),
+        ] {
+            match (buffer, norm) {
+                (Some(buffer), Some(norm)) => upload_norm(stream, buffer, norm)?,
+                (None, None) => {}
+                _ => {
+                    return Err(Error::Request(format!(
+                        "layer {index} has other sub-norms than the model"
+                    )));
+                }
+            }
+        }
+        layer.qkv.set(stream, staging, &parts.qkv)?;
+        layer.o.set(stream, staging, &parts.o)?;
+        layer.gate_up.set(stream, staging, &parts.gate_up)?;
+        layer.down.set(stream, staging, &parts.down)
+    }
+
+    /// Uploads the norm before the output head, (d_model).
+    ///
+    /// # Errors
+    /// When it has another length, or the device fails.
+    pub fn set_final_norm(&mut self, norm: &[f32]) -> Result<()> {
+        upload_norm(&self.stream, &self.final_norm, norm)
+    }
+
+    /// Uploads words of the embedding, two bfloat16 each, from word `start`.
+    ///
+    /// # Errors
+    /// When they do not fit, or the device fails.
+    pub fn set_embedding(&mut self, start: usize, words: &[u32]) -> Result<()> {
+        self.stream.upload(&self.embedding, start, words)
+    }
+
+    /// Uploads words of the output head, as [`Engine::set_embedding`].
+    ///
+    /// # Errors
+    /// When the head is the embedding, the words do not fit, or the device fails.
+    pub fn set_head(&mut self, start: usize, words: &[u32]) -> Result<()> {
+        match &self.head {
+            Some(head) => self.stream.upload(head, start, words),
+            None => Err(Error::Request("the output head is the embedding".to_owned())),
+        }
+    }
+}
+
+fn upload_norm(stream: &Stream, buffer: &DeviceBuffer<f32>, norm: &[f32]) -> Result<()> {
+    if norm.len() != buffer.len() {
+        return Err(Error::Request(format!(
+            "a norm of {} weights where {} were expected",
+            norm.len(),
+            buffer.len()
+        )));
+    }
+    stream.upload(buffer, 0, norm)
+}

@@ -71,4 +71,16 @@ impl Config {
     pub fn d_kv(&self) -> usize {
         self.n_kv_heads * self.head_dim
     }
+
+    /// Rotation of each pair of a head's elements, in radians a position, (head_dim / 2): `1 / theta^(2 i / head_dim)` in f32,
+    /// each operation rounded, as transformers computes it.
+    #[must_use]
+    pub fn rope_frequencies(&self) -> Vec<f32> {
+        (0..self.head_dim / 2)
+            .map(|i| {
+                let exponent = (2 * i) as f32 / self.head_dim as f32;
+                1.0 / (f64::from(self.rope_theta).powf(f64::from(exponent)) as f32)
+            })
+            .collect()
+    }
 }

@@ -342,10 +342,10 @@ impl Backend for CpuBackend {
         Ok(logits)
     }
 
-    fn read(&mut self, tap: Tap) -> Result<Vec<f32>> {
+    fn read(&mut self, tap: Tap) -> Result<Option<Vec<f32>>> {
         let (c, s, n_tokens) = (&self.config, &self.scratch, self.places.len());
         let cached = || self.places.iter().map(|&place| self.kv.load(self.layer, place));
-        Ok(match tap {
+        Ok(Some(match tap {
             Tap::Residual => s.residual[..n_tokens * c.d_model].to_vec(),
             Tap::Query => {
                 let rows = s.qkv.chunks_exact(c.d_q() + 2 * c.d_kv()).take(n_tokens);
@@ -355,7 +355,7 @@ impl Backend for CpuBackend {
             Tap::Value => cached().flat_map(|(_, values)| values).collect(),
             Tap::Attention => s.attention[..n_tokens * c.d_q()].to_vec(),
             Tap::Gated => s.gated[..n_tokens * c.d_ffn].to_vec(),
-        })
+        }))
     }
 }
 

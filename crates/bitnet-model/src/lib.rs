@@ -27,6 +27,8 @@ mod projection;
 
 mod checkpoint;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod generate;
 
 mod staging;
@@ -43,6 +45,8 @@ pub use checkpoint::Checkpoint;
 pub use config::{ActQuant, Activation, Config};
 pub use convert::{ConvertProgress, Converted, Existing, convert};
 pub use cpu::{CpuBackend, CpuOptions};
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaBackend, CudaOptions, cuda_probe};
 pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
 pub use error::{Error, Result};
 pub use generate::{Event, FinishReason, GenerateOptions, Generation, Generator, Prompt, Timings};

@@ -229,8 +229,36 @@ pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<
             };
             Ok(Box::new(CpuBackend::new(source, options)?))
         }
-        Device::Cuda(index) => Err(Error::Device(format!(
-            "cuda:{index}: this build of bitnet cannot run models on a GPU; use the device cpu"
-        ))),
+        Device::Cuda(index) => open_cuda(source, options, context, index),
     }
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(
+    source: &dyn WeightSource,
+    options: &LoadOptions,
+    context: usize,
+    index: usize,
+) -> Result<Box<dyn Backend>> {
+    if options.kv_type != KvType::Bf16 {
+        return Err(Error::Request(format!(
+            "cuda:{index} keeps keys and values in bf16; leave --kv-type at bf16"
+        )));
+    }
+    let options = crate::CudaOptions {
+        device: u32::try_from(index)
+            .map_err(|_| Error::Request(format!("cuda:{index}: there is no such GPU")))?,
+        context,
+        n_seqs: options.n_seqs,
+        max_batch: options.max_batch.min(context),
+        sync: false,
+    };
+    Ok(Box::new(crate::CudaBackend::new(source, &options)?))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: &dyn WeightSource, _: &LoadOptions, _: usize, index: usize) -> Result<Box<dyn Backend>> {
+    Err(Error::Device(format!(
+        "cuda:{index}: this program was built without the feature `cuda`; use the device cpu"
+    )))
 }

@@ -56,6 +56,24 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// Whether the choice is the largest logit as the model computed it.
+    #[must_use]
+    pub fn is_plain_greedy(&self) -> bool {
+        let Self {
+            temperature,
+            repeat_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+            ..
+        } = self;
+        *temperature == 0.0
+            && *repeat_penalty == 1.0
+            && *presence_penalty == 0.0
+            && *frequency_penalty == 0.0
+            && logit_bias.is_empty()
+    }
+
     /// Always the most likely token.
     #[must_use]
     pub fn greedy() -> Self {

@@ -1,5 +1,7 @@
 //! The transformer, written once over the verbs of a [`Backend`].
 
+use std::ops::ControlFlow;
+
 use crate::{Config, Error, Result};
 
 /// One token to compute: prompt tokens, decoded tokens and tokens of several sequences look alike.
@@ -99,11 +101,30 @@ pub trait Backend {
     /// # Errors
     /// When a row is out of range or the device fails.
     fn logits(&mut self, rows: &[usize]) -> Result<&[f32]>;
-    /// An intermediate of the verb that just ran; for tests.
+
+    /// Decodes greedily without the host in between, where the back end can: computes `first`, hands each chosen token (the
+    /// lowest id of the largest logits) to `on_token`, which says whether to go on, and computes it in turn, for at most `n`
+    /// tokens. Returns false, having done nothing, where it cannot.
+    ///
+    /// Positions past the last token that was accepted may hold anything until they are computed again.
     ///
     /// # Errors
-    /// When the back end does not keep that intermediate or the device fails.
-    fn read(&mut self, tap: Tap) -> Result<Vec<f32>>;
+    /// As for the verbs; and when a logit is not a number.
+    fn decode_greedy(
+        &mut self,
+        first: Token,
+        n: usize,
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<bool> {
+        let _ = (first, n, on_token);
+        Ok(false)
+    }
+
+    /// An intermediate of the verb that just ran, for tests; `None` where the back end does not keep it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn read(&mut self, tap: Tap) -> Result<Option<Vec<f32>>>;
 
     /// Runs the whole transformer on a batch and returns the logits of `rows`, (rows, vocab).
     ///

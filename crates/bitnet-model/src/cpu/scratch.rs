@@ -65,13 +65,7 @@ impl Scratch {
             logits: reserve("the logits", c.vocab)?,
             cos: zeros("the rotary embedding", half)?,
             sin: zeros("the rotary embedding", half)?,
-            frequencies: (0..half)
-                .map(|i| {
-                    // As transformers has it: 1 / theta^(2 i / d) in f32, each operation rounded.
-                    let exponent = (2 * i) as f32 / c.head_dim as f32;
-                    1.0 / (f64::from(c.rope_theta).powf(f64::from(exponent)) as f32)
-                })
-                .collect(),
+            frequencies: c.rope_frequencies(),
         })
     }
 

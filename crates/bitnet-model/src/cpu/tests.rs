@@ -268,9 +268,10 @@ fn taps_are_what_the_verbs_leave() {
         .iter()
         .flat_map(|token| embedding.row(token.id as usize))
         .collect();
-    assert_eq!(backend.read(Tap::Residual).unwrap(), expected);
+    assert_eq!(backend.read(Tap::Residual).unwrap().unwrap(), expected);
     backend.qkv(0).unwrap();
-    let [query, key, value] = [Tap::Query, Tap::Key, Tap::Value].map(|tap| backend.read(tap).unwrap());
+    let [query, key, value] =
+        [Tap::Query, Tap::Key, Tap::Value].map(|tap| backend.read(tap).unwrap().unwrap());
     assert_eq!(
         (query.len(), key.len(), value.len()),
         (5 * c.d_q(), 5 * c.d_kv(), 5 * c.d_kv())
@@ -281,7 +282,7 @@ fn taps_are_what_the_verbs_leave() {
     );
     backend.attention(0).unwrap();
     // The first token sees itself alone: its attention is its value, for every head of a group.
-    let attention = backend.read(Tap::Attention).unwrap();
+    let attention = backend.read(Tap::Attention).unwrap().unwrap();
     let group = c.n_heads / c.n_kv_heads;
     for head in 0..c.n_heads {
         let found = &attention[head * c.head_dim..][..c.head_dim];
@@ -289,9 +290,9 @@ fn taps_are_what_the_verbs_leave() {
     }
     backend.out_proj(0).unwrap();
     backend.up_gate(0).unwrap();
-    assert_eq!(backend.read(Tap::Gated).unwrap().len(), 5 * c.d_ffn);
+    assert_eq!(backend.read(Tap::Gated).unwrap().unwrap().len(), 5 * c.d_ffn);
     backend.down(0).unwrap();
-    assert_ne!(backend.read(Tap::Residual).unwrap(), expected);
+    assert_ne!(backend.read(Tap::Residual).unwrap().unwrap(), expected);
 }
 
 #[test]

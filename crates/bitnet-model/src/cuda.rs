@@ -1,0 +1,283 @@
+//! The CUDA back end: a model's weights in the hands of [`bitnet_cuda`], which knows no model.
+
+use std::ops::ControlFlow;
+
+use bitnet_cuda::engine::{Dims, Engine, Input, Intermediate, LayerParts, Limits, TernaryParts};
+use bitnet_cuda::{Gpu, Reporting};
+
+use crate::transformer::check_batch;
+use crate::{
+    ActQuant, Activation, Backend, Config, Dense, DenseDtype, Error, Result, Tap, TernaryTensor, Token,
+    WeightSource,
+};
+
+/// Values of `activation` in the kernels.
+const RELU2: u32 = 0;
+const SILU: u32 = 1;
+
+/// How a model is run on a GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// The GPU, as the driver counts.
+    pub device: u32,
+    /// Positions of a sequence slot.
+    pub context: usize,
+    /// Sequence slots.
+    pub n_seqs: usize,
+    /// Tokens one step can take.
+    pub max_batch: usize,
+    /// Whether to wait after every launch, so that an error names its kernel; slow.
+    pub sync: bool,
+}
+
+/// A model on a GPU. Its results depend on the request alone: not on the rest of the batch, or how a prompt was cut.
+pub struct CudaBackend {
+    engine: Engine,
+    config: Config,
+    name: String,
+    max_batch: usize,
+    batch: usize,
+    logits: Vec<f32>,
+}
+
+impl CudaBackend {
+    /// Loads a model and allocates everything that running it needs.
+    ///
+    /// # Errors
+    /// When there is no usable GPU, it has too little memory, its kernels do not support the model, or the source fails.
+    pub fn new(source: &dyn WeightSource, options: &CudaOptions) -> Result<Self> {
+        let config = source.config().clone();
+        let refuse = |what: &str| {
+            Err(Error::Device(format!(
+                "the GPU kernels do not support {what}; use --device cpu"
+            )))
+        };
+        if config.act_quant == ActQuant::None {
+            return refuse("models whose activations are not quantized");
+        }
+        if config.linear_norm_eps.is_some() {
+            return refuse("models with a norm of its own before every linear layer (use_rms_norm)");
+        }
+        let embedding = source.embedding()?;
+        let head = source.head()?;
+        for dense in [Some(&embedding), head.as_ref()].into_iter().flatten() {
+            if dense.dtype() != DenseDtype::Bf16 {
+                return refuse(&format!(
+                    "an embedding or output head of type {:?}, only bfloat16",
+                    dense.dtype()
+                ));
+            }
+        }
+        let reporting = if options.sync {
+            Reporting::EachLaunch
+        } else {
+            Reporting::Late
+        };
+        let gpu = Gpu::new(options.device, reporting).map_err(device)?;
+        let name = format!("cuda:{} ({})", options.device, gpu.properties().name);
+        let dims = Dims {
+            d_model: config.d_model,
+            d_ffn: config.d_ffn,
+            n_layers: config.n_layers,
+            n_heads: config.n_heads,
+            n_kv_heads: config.n_kv_heads,
+            head_dim: config.head_dim,
+            vocab: config.vocab,
+            eps: config.rms_eps,
+            own_head: head.is_some(),
+            sub_norms: config.sub_norms,
+            frequencies: config.rope_frequencies(),
+            activation: match config.activation {
+                Activation::Relu2 => RELU2,
+                Activation::Silu => SILU,
+            },
+        };
+        let max_batch = options.max_batch.max(1);
+        let limits = Limits {
+            context: options.context,
+            n_seqs: options.n_seqs,
+            max_batch,
+        };
+        let mut engine = Engine::new(&gpu, dims, limits).map_err(device)?;
+        upload(embedding.as_ref(), |start, words| {
+            engine.set_embedding(start, words)
+        })?;
+        let staging = engine.staging().map_err(device)?;
+        for index in 0..config.n_layers {
+            let layer = source.layer(index)?;
+            let segments = [&layer.qkv, &layer.o, &layer.gate_up, &layer.down].map(segments);
+            let parts = LayerParts {
+                attn_norm: &layer.attn_norm,
+                ffn_norm: &layer.ffn_norm,
+                attn_sub_norm: layer.attn_sub_norm.as_deref(),
+                ffn_sub_norm: layer.ffn_sub_norm.as_deref(),
+                qkv: parts(&layer.qkv, &segments[0]),
+                o: parts(&layer.o, &segments[1]),
+                gate_up: parts(&layer.gate_up, &segments[2]),
+                down: parts(&layer.down, &segments[3]),
+            };
+            engine.set_layer(index, &parts, &staging).map_err(device)?;
+        }
+        engine.set_final_norm(&source.final_norm()?).map_err(device)?;
+        if let Some(head) = head {
+            upload(head.as_ref(), |start, words| engine.set_head(start, words))?;
+        }
+        Ok(Self {
+            engine,
+            config,
+            name,
+            max_batch,
+            batch: 0,
+            logits: Vec::new(),
+        })
+    }
+}
+
+/// Whether GPU `index` can be used: its name, or why not and what is needed.
+///
+/// # Errors
+/// When there is no driver, no such GPU, or one of them is too old.
+pub fn cuda_probe(index: u32) -> Result<String> {
+    bitnet_cuda::probe(index)
+        .map(|found| found.name)
+        .map_err(|error| Error::Device(error.to_string()))
+}
+
+/// An error of the GPU as this crate's.
+#[expect(clippy::needless_pass_by_value, reason = "what `map_err` takes")]
+fn device(error: bitnet_cuda::Error) -> Error {
+    Error::Device(error.to_string())
+}
+
+fn segments(tensor: &TernaryTensor) -> Vec<(usize, f32)> {
+    tensor
+        .segments
+        .iter()
+        .map(|segment| (segment.rows, segment.scale))
+        .collect()
+}
+
+fn parts<'a>(tensor: &'a TernaryTensor, segments: &'a [(usize, f32)]) -> TernaryParts<'a> {
+    TernaryParts {
+        n: tensor.n,
+        k: tensor.k,
+        words: &tensor.words,
+        segments,
+    }
+}
+
+/// Reads a bfloat16 matrix in pieces and hands them on as words, with the word each begins at.
+fn upload(dense: &dyn Dense, mut to: impl FnMut(usize, &[u32]) -> bitnet_cuda::Result<()>) -> Result<()> {
+    const PIECE_BYTES: usize = 32 << 20;
+    let (rows, cols) = dense.shape();
+    let row_bytes = cols * dense.dtype().size();
+    let rows_per_piece = (PIECE_BYTES / row_bytes).max(1);
+    let mut bytes = Vec::new();
+    let mut words = Vec::new();
+    for first in (0..rows).step_by(rows_per_piece) {
+        let n = rows_per_piece.min(rows - first);
+        bytes.resize(n * row_bytes, 0);
+        dense.read_rows(first, &mut bytes)?;
+        words.clear();
+        words.extend(
+            bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|&word| u32::from_le_bytes(word)),
+        );
+        to(first * row_bytes / 4, &words).map_err(device)?;
+    }
+    Ok(())
+}
+
+fn input(token: &Token) -> Input {
+    Input {
+        id: token.id,
+        position: token.pos,
+        sequence: token.seq,
+    }
+}
+
+impl Backend for CudaBackend {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn n_seqs(&self) -> usize {
+        self.engine.limits().n_seqs
+    }
+
+    fn context(&self) -> usize {
+        self.engine.limits().context
+    }
+
+    fn max_batch(&self) -> usize {
+        self.max_batch
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.engine.memory_bytes()
+    }
+
+    fn embed(&mut self, batch: &[Token]) -> Result<()> {
+        check_batch(self, batch)?;
+        self.batch = batch.len();
+        let batch: Vec<Input> = batch.iter().map(input).collect();
+        self.engine.begin(&batch).map_err(device)
+    }
+
+    fn qkv(&mut self, layer: usize) -> Result<()> {
+        self.engine.qkv(layer).map_err(device)
+    }
+
+    fn attention(&mut self, layer: usize) -> Result<()> {
+        self.engine.attention(layer).map_err(device)
+    }
+
+    fn out_proj(&mut self, layer: usize) -> Result<()> {
+        self.engine.out_proj(layer).map_err(device)
+    }
+
+    fn up_gate(&mut self, layer: usize) -> Result<()> {
+        self.engine.up_gate(layer).map_err(device)
+    }
+
+    fn down(&mut self, layer: usize) -> Result<()> {
+        self.engine.down(layer).map_err(device)
+    }
+
+    fn logits(&mut self, rows: &[usize]) -> Result<&[f32]> {
+        self.logits.resize(rows.len() * self.config.vocab, 0.0);
+        self.engine.logits(rows, &mut self.logits).map_err(device)?;
+        Ok(&self.logits)
+    }
+
+    fn decode_greedy(
+        &mut self,
+        first: Token,
+        n: usize,
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<bool> {
+        check_batch(self, &[first])?;
+        self.engine
+            .decode_greedy(input(&first), n, on_token)
+            .map_err(device)?;
+        Ok(true)
+    }
+
+    fn read(&mut self, tap: Tap) -> Result<Option<Vec<f32>>> {
+        let what = match tap {
+            Tap::Residual => Intermediate::Residual,
+            Tap::Attention => Intermediate::Attention,
+            Tap::Gated => Intermediate::Gated,
+            // Rotated inside the attention kernels.
+            Tap::Query | Tap::Key | Tap::Value => return Ok(None),
+        };
+        self.engine.read(what).map(Some).map_err(device)
+    }
+}

@@ -1,0 +1,209 @@
+//! The CUDA back end against what transformers computes, against the CPU back end, and against itself: however a prompt is
+//! cut and whatever shares a batch, the same bits. Returns early, saying so, where there is no GPU.
+#![cfg(feature = "cuda")]
+
+mod prompts;
+
+use std::ops::ControlFlow;
+
+use bitnet_model::{
+    Backend, Checkpoint, CpuBackend, CpuOptions, CudaBackend, CudaOptions, Token, conformance,
+};
+use prompts::{FOLDERS, expected, folder};
+
+const CONTEXT: usize = 512;
+
+fn options(n_seqs: usize) -> CudaOptions {
+    CudaOptions {
+        device: 0,
+        context: CONTEXT,
+        n_seqs,
+        max_batch: 256,
+        sync: false,
+    }
+}
+
+/// The model on the GPU, or `None` where there is none.
+fn open(checkpoint: &Checkpoint, n_seqs: usize) -> Option<CudaBackend> {
+    if let Err(error) = bitnet_model::cuda_probe(0) {
+        println!("not tested: {error}");
+        return None;
+    }
+    Some(CudaBackend::new(checkpoint, &options(n_seqs)).unwrap())
+}
+
+fn arg_max(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (i, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = i;
+        }
+    }
+    best as u32
+}
+
+#[test]
+fn tokens_are_those_of_transformers() {
+    for name in FOLDERS {
+        let checkpoint = Checkpoint::open(folder(name)).unwrap();
+        let Some(mut gpu) = open(&checkpoint, 1) else {
+            return;
+        };
+        for prompt in expected(&folder(name)) {
+            let n = prompt.ids.len();
+            let logits = gpu
+                .step(&Token::run(&prompt.ids, 0, 0), &[n - 1])
+                .unwrap()
+                .to_vec();
+            // The band of float32 with another rounding, as the folder's README has it for bfloat16 activations: keys and
+            // values are kept in that type.
+            let errors: Vec<f64> = logits
+                .iter()
+                .zip(&prompt.last)
+                .map(|(a, b)| f64::from(a - b))
+                .collect();
+            let rms = (errors.iter().map(|e| e * e).sum::<f64>() / errors.len() as f64).sqrt();
+            let std = f64::from(prompt.logit_std);
+            println!(
+                "{name} {}: rms error {:.2e} of the logits' deviation",
+                prompt.name,
+                rms / std
+            );
+            assert!(
+                rms < 0.1 * std,
+                "{name} {}: rms error {rms} of {std}",
+                prompt.name
+            );
+
+            let mut greedy = vec![arg_max(&logits)];
+            let first = Token {
+                id: greedy[0],
+                pos: n as u32,
+                seq: 0,
+            };
+            let mut take = |id| {
+                greedy.push(id);
+                ControlFlow::Continue(())
+            };
+            assert!(
+                gpu.decode_greedy(first, prompt.greedy.len() - 1, &mut take)
+                    .unwrap()
+            );
+            assert_eq!(greedy, prompt.greedy, "{name} {}", prompt.name);
+
+            // Step by step through the host: the same tokens.
+            let mut id = greedy[0];
+            for (i, &next) in prompt.greedy.iter().enumerate().skip(1) {
+                let at = n + i - 1;
+                id = arg_max(gpu.step(&Token::run(&[id], at, 0), &[0]).unwrap());
+                assert_eq!(id, next, "{name} {} token {i}", prompt.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn cutting_and_company_change_no_bit() {
+    for name in FOLDERS {
+        let checkpoint = Checkpoint::open(folder(name)).unwrap();
+        let Some(mut gpu) = open(&checkpoint, 40) else {
+            return;
+        };
+        let ids: Vec<u32> = expected(&folder(name))
+            .iter()
+            .flat_map(|prompt| prompt.ids.clone())
+            .take(200)
+            .collect();
+        let mut run = |chunk: usize, seq: u32| {
+            let mut all = Vec::new();
+            for (i, part) in ids.chunks(chunk).enumerate() {
+                let rows: Vec<usize> = (0..part.len()).collect();
+                all.extend_from_slice(gpu.step(&Token::run(part, i * chunk, seq), &rows).unwrap());
+            }
+            all
+        };
+        let alone = run(1, 0);
+        for (seq, chunk) in [2, 7, 8, 33, 64, 65, 200].into_iter().enumerate() {
+            let cut = run(chunk, seq as u32 + 1);
+            let first = alone
+                .iter()
+                .zip(&cut)
+                .position(|(a, b)| a.to_bits() != b.to_bits());
+            assert_eq!(
+                first.map(|i| i / gpu_vocab(&checkpoint)),
+                None,
+                "{name}: chunks of {chunk} differ at this token"
+            );
+        }
+        // The next token of forty copies at once, and of a few with a prompt between them.
+        let n = ids.len();
+        for seq in 8..40 {
+            gpu.step(&Token::run(&ids, 0, seq), &[]).unwrap();
+        }
+        let vocab = gpu_vocab(&checkpoint);
+        let one = gpu.step(&Token::run(&ids[..1], n, 0), &[0]).unwrap().to_vec();
+        for width in [2, 5, 8, 9, 32, 40] {
+            let batch: Vec<Token> = (0..width)
+                .map(|seq| Token {
+                    id: ids[0],
+                    pos: n as u32,
+                    seq,
+                })
+                .collect();
+            let rows: Vec<usize> = (0..batch.len()).collect();
+            for (seq, logits) in gpu.step(&batch, &rows).unwrap().chunks_exact(vocab).enumerate() {
+                assert_eq!(logits, one, "{name}: sequence {seq} of {width}");
+            }
+        }
+        let mut mixed = vec![Token {
+            id: ids[0],
+            pos: n as u32,
+            seq: 3,
+        }];
+        mixed.extend(Token::run(&ids[..20], 0, 39));
+        mixed.push(Token {
+            id: ids[0],
+            pos: n as u32,
+            seq: 4,
+        });
+        let logits = gpu.step(&mixed, &[0, 20, 21]).unwrap();
+        assert_eq!(&logits[..vocab], one);
+        assert_eq!(&logits[vocab..2 * vocab], &alone[19 * vocab..20 * vocab]);
+        assert_eq!(&logits[2 * vocab..], one);
+    }
+}
+
+fn gpu_vocab(checkpoint: &Checkpoint) -> usize {
+    use bitnet_model::WeightSource;
+    checkpoint.config().vocab
+}
+
+#[test]
+fn close_to_the_cpu_verb_by_verb() {
+    for name in FOLDERS {
+        let checkpoint = Checkpoint::open(folder(name)).unwrap();
+        let Some(mut gpu) = open(&checkpoint, 1) else {
+            return;
+        };
+        let cpu = CpuOptions {
+            context: CONTEXT,
+            max_batch: 256,
+            ..CpuOptions::default()
+        };
+        let mut cpu = CpuBackend::new(&checkpoint, cpu).unwrap();
+        let ids: Vec<u32> = expected(&folder(name))
+            .iter()
+            .flat_map(|prompt| prompt.ids.clone())
+            .take(100)
+            .collect();
+        let mut batches = vec![Token::run(&ids[..70], 0, 0)];
+        batches.extend((70..100).map(|i| Token::run(&ids[i..=i], i, 0)));
+        let report = conformance::compare(&mut cpu, &mut gpu, &batches).unwrap();
+        println!("{name}: {report}");
+        let top = &report.top_one;
+        assert!(
+            top.n_agree * 10 >= top.n_rows * 9,
+            "{name}: the likeliest token differs too often: {report}"
+        );
+    }
+}

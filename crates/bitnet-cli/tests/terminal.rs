@@ -1,0 +1,171 @@
+//! `bitnet` at a terminal, as a person uses it: a pseudoterminal with somebody typing.
+#![cfg(unix)]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const QUESTION: &str = "Is the chimney of the old brickworks still used?";
+const ANSWER: &str = "No. A pair of storks lives on it now.";
+
+/// A running program and what it has shown since it was last looked at.
+struct Session {
+    child: Child,
+    keyboard: File,
+    screen: Receiver<Vec<u8>>,
+    seen: String,
+}
+
+impl Session {
+    fn start(command: &str, args: &[&str], environment: &[(&str, &str)]) -> Self {
+        let size = Winsize {
+            ws_row: 30,
+            ws_col: 200,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pty = openpty(Some(&size), None).unwrap();
+        let side = || pty.slave.try_clone().unwrap();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bitnet-model/tests/oracle/bitnet-bf16");
+        let child = Command::new(env!("CARGO_BIN_EXE_bitnet"))
+            .arg(command)
+            .arg("-m")
+            .arg(folder)
+            .args(["--temp", "0"])
+            .args(args)
+            .env("TERM", "xterm-256color")
+            .env_remove("NO_COLOR")
+            .env("BITNET_HISTORY", "")
+            .envs(environment.iter().copied())
+            .stdin(side())
+            .stdout(side())
+            .stderr(side())
+            .spawn()
+            .unwrap();
+        drop(pty.slave);
+        let keyboard = File::from(pty.master);
+        let mut display = keyboard.try_clone().unwrap();
+        let (sender, screen) = channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            // The terminal of a program that ended gives an error on Linux.
+            while let Ok(n @ 1..) = display.read(&mut buffer) {
+                if sender.send(buffer[..n].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        Self {
+            child,
+            keyboard,
+            screen,
+            seen: String::new(),
+        }
+    }
+
+    fn type_in(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// What is shown up to the end of `text`, once it is there.
+    fn until(&mut self, text: &str) -> String {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(at) = self.seen.find(text) {
+                let rest = self.seen.split_off(at + text.len());
+                return std::mem::replace(&mut self.seen, rest);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            match self.screen.recv_timeout(left) {
+                Ok(bytes) => self.seen.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(e) => panic!("waited for {text:?}: {e}; shown was {:?}", self.seen),
+            }
+        }
+    }
+
+    /// Ctrl-C while the program is not reading keys: there the terminal would send the signal.
+    fn interrupt(&self) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+}
+
+#[test]
+fn a_conversation_with_line_editing() {
+    let history = tempfile::tempdir().unwrap();
+    let history = history.path().join("new/history");
+    let mut session = Session::start("chat", &[], &[("BITNET_HISTORY", history.to_str().unwrap())]);
+    session.until("loading");
+    session.until("> ");
+    session.type_in(QUESTION);
+    session.type_in("\r");
+    session.until(ANSWER);
+    assert!(session.until("first token").contains("\x1b[2mprompt 27 tokens"));
+    session.until("> ");
+
+    session.type_in("first \\\rsecond\r");
+    session.until("NoNoNo");
+    session.interrupt();
+    session.until("(stopped)");
+    session.until("> ");
+
+    session.type_in("/he\t\r");
+    session.until("forget the conversation");
+    session.until("> ");
+    session.type_in("\x03");
+    session.until("(Ctrl-C again or /exit leaves)");
+    session.until("> ");
+    // What is typed ahead is not lost.
+    session.type_in("/clear\r/bye\r");
+    session.until("(forgotten)");
+    assert!(session.end().success());
+    let history = std::fs::read_to_string(history).unwrap();
+    for line in [QUESTION, "/help", "/clear"] {
+        assert!(history.contains(line), "{history}");
+    }
+}
+
+#[test]
+fn control_c_ends_a_single_answer() {
+    let mut session = Session::start("generate", &["-p", "The", "--ignore-eos", "-t", "1"], &[]);
+    session.until("reading the prompt");
+    session.until("\r\x1b[2K");
+    session.until("e");
+    session.interrupt();
+    session.until("first token");
+    assert_eq!(session.end().code(), Some(130));
+}
+
+#[test]
+fn plain_terminals_get_plain_text() {
+    let mut session = Session::start("chat", &["--simple-io", "-t", "2"], &[]);
+    session.until("> ");
+    session.type_in(QUESTION);
+    session.type_in("\n");
+    let shown = session.until("threads)") + &session.until("> ");
+    assert!(shown.contains(ANSWER) && !shown.contains('\x1b'), "{shown:?}");
+    session.type_in("\x04");
+    assert!(session.end().success());
+
+    let mut session = Session::start("chat", &["-t", "2"], &[("NO_COLOR", "1")]);
+    session.until("> ");
+    session.type_in(QUESTION);
+    session.type_in("\r");
+    let shown = session.until("threads)");
+    assert!(
+        !shown.contains("\x1b[2m") && !shown.contains("\x1b[1;32m"),
+        "{shown:?}"
+    );
+    session.type_in("\x04");
+    assert!(session.end().success());
+}

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::DecoderWrapper;
 
@@ -58,6 +59,13 @@ impl Tokenizer {
         bos: Option<u32>,
         eos: &[u32],
     ) -> Result<Self> {
+        // The library panics on a file that was cut off, and does not say where.
+        serde_json::from_slice::<IgnoredAny>(json).map_err(|e| {
+            Error::invalid(
+                path,
+                format!("not valid JSON: {e}; if the download was cut off, repeat it"),
+            )
+        })?;
         let mut inner = guard(path, || tokenizers::Tokenizer::from_bytes(json))?;
         // Training-time truncation and padding of whole batches: a prompt must arrive as it was written.
         inner.with_padding(None);

@@ -264,6 +264,20 @@ fn malformed_files_are_errors_that_name_them() {
         let error = Tokenizer::from_folder(folder.path(), None, &[]).err().unwrap();
         assert!(error.to_string().contains("tokenizer.json: "), "{error}");
     }
+    let whole = std::fs::read_to_string(folders()[0].join("tokenizer.json")).unwrap();
+    for cut in (0..whole.len())
+        .step_by(997)
+        .filter(|&cut| whole.is_char_boundary(cut))
+    {
+        let folder = folder_with("tokenizer.json", Some(&whole[..cut]));
+        let error = Tokenizer::from_folder(folder.path(), None, &[]).err().unwrap();
+        assert!(
+            error
+                .to_string()
+                .contains("tokenizer.json: not valid JSON: EOF while parsing"),
+            "{error}"
+        );
+    }
     let folder = folder_with("tokenizer_config.json", Some("[1]"));
     let error = Tokenizer::from_folder(folder.path(), None, &[]).err().unwrap();
     assert!(

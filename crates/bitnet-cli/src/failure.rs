@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::io::{ErrorKind, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 /// Exit status of a program that Ctrl-C ended: 128 + SIGINT, as shells report it.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -30,9 +32,9 @@ pub(crate) fn hinted(message: impl Into<String>, hint: impl Into<String>) -> any
     })
 }
 
-/// Prints the failure of a command and gives its exit status. A reader that closed the pipe (`| head`) is no failure.
-pub(crate) fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
-    let error = match result {
+/// Runs a command, prints its failure and gives its exit status. A reader that closed the pipe (`| head`) is no failure.
+pub(crate) fn report(command: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
+    let error = match catch(command) {
         Ok(code) => return code,
         Err(error) => error,
     };
@@ -50,6 +52,28 @@ pub(crate) fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
         let _ = writeln!(stderr, "hint: {}", hinted.hint);
     }
     ExitCode::FAILURE
+}
+
+/// Runs a command; a panic on the main thread is an error that says so. Nothing is printed where a panic begins: libraries
+/// that panic on malformed files are caught where they are called, and the user gets the error that is made of it.
+fn catch(command: impl FnOnce() -> anyhow::Result<ExitCode>) -> anyhow::Result<ExitCode> {
+    static PANIC: Mutex<String> = Mutex::new(String::new());
+    let (main, print) = (std::thread::current().id(), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().id() == main {
+            *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = panic.to_string();
+        } else {
+            print(panic);
+        }
+    }));
+    catch_unwind(AssertUnwindSafe(command)).unwrap_or_else(|_| {
+        let panic = PANIC
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace('\n', " ");
+        let hint = "this is a bug in bitnet; please report it with the command that shows it";
+        Err(hinted(format!("internal error: {panic}"), hint))
+    })
 }
 
 /// The chain of causes in one line, without the causes that the message above them already quotes.
@@ -80,6 +104,16 @@ mod tests {
         assert_eq!(
             message(&error),
             "cannot load the model: a/config.json: no such file"
+        );
+    }
+
+    #[test]
+    fn a_panic_is_an_error() {
+        let error = catch(|| panic!("index out of {}", "range")).unwrap_err();
+        let text = message(&error);
+        assert!(
+            text.starts_with("internal error: panicked at") && text.ends_with("index out of range"),
+            "{text}"
         );
     }
 }

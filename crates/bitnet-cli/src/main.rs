@@ -47,7 +47,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let args = std::env::args_os().map(args::expand);
-    let result = match Cli::parse_from(args).command {
+    let command = Cli::parse_from(args).command;
+    failure::report(|| match command {
         Command::Chat(args) => generate::chat(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Convert(args) => convert::run(&args),
@@ -56,6 +57,5 @@ fn main() -> ExitCode {
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Bench(args) => bench::run(&args),
-    };
-    failure::report(result)
+    })
 }

@@ -15,7 +15,7 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The best device this build can use.
+    /// The first GPU, where this build and this machine have a usable one, or else the processor.
     #[default]
     Auto,
     /// The processor.
@@ -217,7 +217,11 @@ pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<
         Some(0) => trained,
         Some(context) => context,
     };
-    match options.device {
+    let device = match options.device {
+        Device::Auto if options.kv_type == KvType::Bf16 && has_gpu() => Device::Cuda(0),
+        device => device,
+    };
+    match device {
         Device::Auto | Device::Cpu => {
             let options = CpuOptions {
                 threads: options.threads,
@@ -231,6 +235,16 @@ pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<
         }
         Device::Cuda(index) => open_cuda(source, options, context, index),
     }
+}
+
+#[cfg(feature = "cuda")]
+fn has_gpu() -> bool {
+    crate::cuda_probe(0).is_ok()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn has_gpu() -> bool {
+    false
 }
 
 #[cfg(feature = "cuda")]

@@ -187,6 +187,11 @@ fn time<W>(
     })
 }
 
+/// Bandwidth of a plain read, in GB/s, with the threads that a model would use.
+pub(super) fn peak(threads: Option<usize>) -> anyhow::Result<f64> {
+    Ok(peak_gb_per_s(Cpu::new(None, threads)?.n_threads()))
+}
+
 /// Bandwidth of `threads` threads that read memory and add it up, in GB/s: median of [`RUNS`].
 fn peak_gb_per_s(threads: usize) -> f64 {
     let data = vec![1_u64; PEAK_BYTES / size_of::<u64>()];

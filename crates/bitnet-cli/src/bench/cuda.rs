@@ -55,6 +55,12 @@ pub(super) fn measure(index: usize) -> Result<Report, Error> {
     })
 }
 
+/// Bandwidth of a plain read on GPU `index`, in GB/s.
+pub(super) fn peak(index: usize) -> Result<f64, Error> {
+    let index = u32::try_from(index).map_err(|_| Error::Request(format!("there is no GPU {index}")))?;
+    Bench::new(&Gpu::new(index, Reporting::Late)?)?.peak_gb_per_s()
+}
+
 fn timing(bench: &Bench, kernel: &dyn Gemv, n: usize, k: usize) -> Result<Option<Timing>, Error> {
     let measured = bench.measure(kernel, n, k)?;
     Ok(measured.map(|m| Timing {

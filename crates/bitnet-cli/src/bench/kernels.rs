@@ -97,12 +97,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 #[cfg(feature = "cuda")]
-fn has_gpu() -> bool {
+pub(super) fn has_gpu() -> bool {
     bitnet_cuda::probe(0).is_ok()
 }
 
 #[cfg(not(feature = "cuda"))]
-fn has_gpu() -> bool {
+pub(super) fn has_gpu() -> bool {
     false
 }
 
@@ -118,4 +118,14 @@ fn on_gpu(_: usize) -> anyhow::Result<Report> {
         "this program was built without CUDA",
         "build it with --features cuda, or use --device cpu",
     ))
+}
+
+#[cfg(feature = "cuda")]
+pub(super) fn gpu_peak(index: usize) -> anyhow::Result<f64> {
+    super::cuda::peak(index).map_err(|error| hinted(error.to_string(), "--device cpu measures the processor"))
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(super) fn gpu_peak(index: usize) -> anyhow::Result<f64> {
+    on_gpu(index).map(|report| report.peak_gb_per_s)
 }

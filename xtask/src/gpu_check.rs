@@ -57,6 +57,9 @@ const STEPS: [Step; 6] = [
     Step::Bench,
 ];
 
+/// Lines of output shown of a step that failed, and of the benchmark.
+const TAIL_LINES: usize = 40;
+
 /// What compute-sanitizer returns when it found something.
 const FOUND: &str = "99";
 
@@ -195,6 +198,8 @@ struct Outcome {
     seconds: f64,
     /// Why it did not pass, or what it says of itself.
     note: String,
+    /// The last lines of its output.
+    tail: String,
 }
 
 /// Runs the packed steps and fails when one of them does.
@@ -228,11 +233,14 @@ fn check(folder: &Path, args: &Args) -> Result<()> {
                 .collect(),
             (_, Some(tool)) => {
                 let Some(sanitizer) = &sanitizer else {
+                    let note = "compute-sanitizer is not installed; it comes with the CUDA toolkit";
+                    println!("FAILED {tool}: {note}");
                     outcomes.push(Outcome {
                         name: tool.to_owned(),
                         passed: false,
                         seconds: 0.0,
-                        note: "compute-sanitizer is not installed; it comes with the CUDA toolkit".to_owned(),
+                        note: note.to_owned(),
+                        tail: String::new(),
                     });
                     continue;
                 };
@@ -251,6 +259,9 @@ fn check(folder: &Path, args: &Args) -> Result<()> {
                 outcome.name,
                 outcome.note
             );
+            if !outcome.passed || step == Step::Bench {
+                println!("{}", outcome.tail);
+            }
             outcomes.push(outcome);
         }
     }
@@ -375,6 +386,8 @@ fn watch(name: String, mut command: Command, log: &mut File, limit: Duration) ->
             .iter()
             .any(|mark| line.contains(mark))
     };
+    let lines: Vec<&str> = output.lines().collect();
+    let tail = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
     for line in output.lines().filter(says) {
         if !note.contains(line) {
             note = if note.is_empty() {
@@ -389,6 +402,7 @@ fn watch(name: String, mut command: Command, log: &mut File, limit: Duration) ->
         passed,
         seconds,
         note,
+        tail,
     })
 }
 

@@ -1,5 +1,6 @@
 //! The input of ternary matrices: a row for each token, normed and quantized.
 
+use crate::gemm;
 use crate::memory::{Buffer, Pages};
 use crate::{Error, Result};
 
@@ -32,18 +33,25 @@ pub struct Activations {
     pub(crate) k: usize,
     /// Int8: scratch, a row for each thread. F32: the rows.
     pub(crate) x: Buffer<f32>,
-    /// The rows, `stride(k)` apart; zeros between a row's end and the next row.
-    pub(crate) q: Buffer<i8>,
+    /// The rows of 8-bit values, padded with zeros to whole [`Columns`]: one after the other, or packed for
+    /// [`crate::gemm`].
+    pub(crate) q: Buffer<Columns>,
+    /// Whether they are packed.
+    pub(crate) packed: bool,
+    /// A row of 8-bit values for each thread.
+    pub(crate) row: Buffer<Columns>,
     /// By row, what an 8-bit unit is worth.
     pub(crate) inverse: Vec<f32>,
     /// By row, the sum of its 8-bit values.
     pub(crate) sum: Vec<i32>,
+    /// For products of many rows.
+    pub(crate) scratch: gemm::Scratch,
 }
 
-impl Activations {
-    /// Rows begin at multiples of this, so that kernels may read whole vectors and tiles of columns.
-    pub(crate) const ALIGN: usize = 64;
+/// 8-bit values of as many columns as a kernel takes in one step.
+pub(crate) type Columns = [i8; gemm::COLUMN_STEP];
 
+impl Activations {
     /// Room for `max_tokens` rows of `max_k` columns, to be filled by `n_threads` threads.
     ///
     /// # Errors
@@ -58,6 +66,10 @@ impl Activations {
             Precision::Int8 => (n_threads, max_tokens),
             Precision::F32 => (max_tokens, 0),
         };
+        // Kernels read whole steps of rows.
+        let padded = q_rows
+            .checked_next_multiple_of(gemm::TOKEN_STEP)
+            .unwrap_or(usize::MAX);
         Ok(Self {
             precision,
             max_tokens,
@@ -65,20 +77,23 @@ impl Activations {
             n_tokens: 0,
             k: 0,
             x: Buffer::zeroed(what, size(x_rows, max_k)?, Pages::Lazy)?,
-            q: Buffer::zeroed(what, size(q_rows, stride(max_k))?, Pages::Lazy)?,
+            q: Buffer::zeroed(what, size(padded, steps(max_k))?, Pages::Huge)?,
+            packed: false,
+            row: Buffer::zeroed(what, size(n_threads, steps(max_k))?, Pages::Lazy)?,
             inverse: vec![0.0; q_rows],
             sum: vec![0; q_rows],
+            scratch: gemm::Scratch::new(n_threads, q_rows)?,
         })
     }
 
     /// Size in memory.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.x.bytes() + self.q.bytes() + (self.sum.len() * 8) as u64
+        self.x.bytes() + self.q.bytes() + (self.sum.len() * 8) as u64 + self.scratch.bytes()
     }
 }
 
-/// Elements from one row of `k` 8-bit values to the next.
-pub(crate) fn stride(k: usize) -> usize {
-    k.next_multiple_of(Activations::ALIGN)
+/// Steps of columns of a row of `k`.
+pub(crate) fn steps(k: usize) -> usize {
+    k.div_ceil(gemm::COLUMN_STEP)
 }

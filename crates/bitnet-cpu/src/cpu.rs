@@ -1,56 +1,24 @@
 //! What the processor does for a model: the operations a transformer is made of, over plain slices.
 
 use crate::activations::{self, Activations, Norm, Precision};
-use crate::dot::{self, DotFn, Rows};
+use crate::dot::{self, DotFn};
 use crate::error::check_size;
 use crate::float::{Float, TOKENS};
-use crate::matrix::{DenseMatrix, TernaryMatrix};
+use crate::gemm::{self, Gemm};
+use crate::matrix::DenseMatrix;
 use crate::pool::{Pool, Shards};
 use crate::{Error, Result, Simd};
 
 /// Weight bytes of a claim in a parallel loop: a few microseconds of streaming, far above the cost of claiming.
-const CHUNK_BYTES: usize = 32 << 10;
-
-/// Rows of activations multiplied with one tile before the next: their sums stay in the first-level cache.
-const TOKEN_BLOCK: usize = 64;
+pub(crate) const CHUNK_BYTES: usize = 32 << 10;
 
 /// An instruction set and the threads to use it with.
 pub struct Cpu {
     simd: Simd,
     pub(crate) float: Float,
-    dot: DotFn,
+    pub(crate) dot: DotFn,
+    pub(crate) gemm: Option<Gemm>,
     pub(crate) pool: Pool,
-}
-
-/// What happens to the old values of an output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Write {
-    /// They are replaced.
-    Replace,
-    /// The result is added to them.
-    Add,
-}
-
-/// Where a matrix product goes: some columns of row-major rows, one row a token.
-#[derive(Debug)]
-pub struct Output<'a> {
-    /// The rows.
-    pub data: &'a mut [f32],
-    /// Elements from one row to the next.
-    pub stride: usize,
-    /// First column to write.
-    pub first: usize,
-    /// What happens to the old values.
-    pub write: Write,
-}
-
-/// The gate of a feed-forward block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
-    /// `relu(gate)^2 * up`.
-    Relu2,
-    /// `gate * sigmoid(gate) * up`.
-    Silu,
 }
 
 /// Rotations of the positions of a batch: (tokens, head_dim / 2) cosines, and as many sines.
@@ -95,6 +63,7 @@ impl Cpu {
             simd,
             float: Float::new(simd),
             dot,
+            gemm: gemm::path(simd),
             pool: Pool::new(threads.max(1))?,
         })
     }
@@ -143,117 +112,50 @@ impl Cpu {
             a.max_tokens
         );
         (a.n_tokens, a.k) = (n_tokens, k);
-        let (stride, precision, max_k) = (activations::stride(k), a.precision, a.max_k);
+        a.packed = self.gemm.is_some() && a.precision == Precision::Int8 && n_tokens >= gemm::MIN_TOKENS;
+        let (n_steps, max_steps) = (activations::steps(k), activations::steps(a.max_k));
+        let (precision, packed, max_k) = (a.precision, a.packed, a.max_k);
         let (rows, q) = (Shards::new(&mut a.x), Shards::new(&mut a.q));
         let (inverse, sum) = (Shards::new(&mut a.inverse), Shards::new(&mut a.sum));
-        self.pool.run(n_tokens, &|token, thread| {
-            let first = match precision {
-                Precision::Int8 => thread * max_k,
-                Precision::F32 => token * k,
-            };
-            // SAFETY: rows differ between tokens, and threads between calls that run at one time.
-            let row = unsafe { rows.get(first, k) };
-            row.copy_from_slice(&x[token * k..][..k]);
-            for norm in norms {
-                (self.float.rms_norm)(row, norm.weight, norm.eps);
-            }
-            if precision == Precision::Int8 {
-                // SAFETY: rows differ between tokens.
-                let (q, inverse, sum) = unsafe {
-                    (
-                        q.get(token * stride, stride),
-                        inverse.get(token, 1),
-                        sum.get(token, 1),
-                    )
-                };
-                let (q, padding) = q.split_at_mut(k);
-                (inverse[0], sum[0]) = (self.float.quantize)(row, q);
-                padding.fill(0);
-            }
-        });
-    }
-
-    /// `y = W x` for every row x of `activations`.
-    ///
-    /// # Panics
-    /// When the columns of `w` are not those of the activations, or the output is too small.
-    pub fn matmul(&self, w: &TernaryMatrix, activations: &Activations, output: Output<'_>) {
-        let a = activations;
-        assert_eq!(w.k(), a.k, "columns of the matrix and of the activations");
-        assert!(output.first + w.n() <= output.stride, "columns of the output");
-        assert!(
-            a.n_tokens * output.stride <= output.data.len(),
-            "rows of the output"
-        );
-        let Output {
-            data,
-            stride,
-            first,
-            write,
-        } = output;
-        let data = Shards::new(data);
-        let tiles_at_once = (CHUNK_BYTES / (4 * w.k().max(1))).max(1);
-        self.pool.run(w.n_tiles().div_ceil(tiles_at_once), &|chunk, _| {
-            let begin = chunk * tiles_at_once;
-            for i in begin..w.n_tiles().min(begin + tiles_at_once) {
-                let rows = (w.n() - 16 * i).min(16);
-                self.tile(w, i, a, |token, y| {
-                    // SAFETY: a token's 16 columns of this tile are written by no other tile.
-                    let out = unsafe { data.get(token * stride + first + 16 * i, rows) };
-                    match write {
-                        Write::Replace => out.copy_from_slice(&y[..rows]),
-                        Write::Add => out.iter_mut().zip(y).for_each(|(out, y)| *out += y),
+        let row = Shards::new(&mut a.row);
+        // Packed rows of one step share pieces, so one call quantizes them all.
+        let tokens_at_once = if packed { gemm::TOKEN_STEP } else { 1 };
+        self.pool
+            .run(n_tokens.div_ceil(tokens_at_once), &|chunk, thread| {
+                let tokens = chunk * tokens_at_once..n_tokens.min((chunk + 1) * tokens_at_once);
+                for token in tokens {
+                    let first = match precision {
+                        Precision::Int8 => thread * max_k,
+                        Precision::F32 => token * k,
+                    };
+                    // SAFETY: rows differ between tokens, and threads between calls that run at one time.
+                    let floats = unsafe { rows.get(first, k) };
+                    floats.copy_from_slice(&x[token * k..][..k]);
+                    for norm in norms {
+                        (self.float.rms_norm)(floats, norm.weight, norm.eps);
                     }
-                });
-            }
-        });
-    }
-
-    /// Calls `emit(token, y)` with the 16 outputs of tile `i` for every row of activations.
-    fn tile(&self, w: &TernaryMatrix, i: usize, a: &Activations, mut emit: impl FnMut(usize, &[f32; 16])) {
-        let (tile, scales) = w.tile(i);
-        let mut y = [0.0; 16];
-        match a.precision {
-            Precision::F32 => {
-                for token in 0..a.n_tokens {
-                    let sums = (self.float.ternary)(tile, &a.x[token * a.k..][..a.k]);
-                    y = std::array::from_fn(|r| sums[r] * scales[r]);
-                    emit(token, &y);
-                }
-            }
-            Precision::Int8 => {
-                let stride = activations::stride(a.k);
-                let mut codes = [[0; 16]; TOKEN_BLOCK];
-                for first in (0..a.n_tokens).step_by(TOKEN_BLOCK) {
-                    let codes = &mut codes[..(a.n_tokens - first).min(TOKEN_BLOCK)];
-                    let x = &a.q[first * stride..];
-                    (self.dot)(tile, Rows { x, stride }, codes);
-                    for (codes, token) in codes.iter().zip(first..) {
-                        (self.float.dequantize)(codes, a.sum[token], a.inverse[token], scales, &mut y);
-                        emit(token, &y);
+                    if precision == Precision::F32 {
+                        continue;
+                    }
+                    // SAFETY: as above.
+                    let (inverse, sum) = unsafe { (inverse.get(token, 1), sum.get(token, 1)) };
+                    let row = match packed {
+                        // SAFETY: as above.
+                        true => unsafe { row.get(thread * max_steps, n_steps) },
+                        // SAFETY: as above.
+                        false => unsafe { q.get(token * n_steps, n_steps) },
+                    };
+                    let (values, padding) = row.as_flattened_mut().split_at_mut(k);
+                    (inverse[0], sum[0]) = (self.float.quantize)(floats, values);
+                    padding.fill(0);
+                    if packed {
+                        let n_columns = gemm::TOKEN_STEP * n_steps;
+                        // SAFETY: the pieces of a step of rows belong to one call.
+                        let pieces = unsafe { q.get(chunk * n_columns, n_columns) };
+                        gemm::put_row(row, pieces.as_chunks_mut().0, token);
                     }
                 }
-            }
-        }
-    }
-
-    /// Row t of `out`, (tokens, n): the gate of the first n columns of row t of `x` applied to the n columns that follow.
-    ///
-    /// # Panics
-    /// When `x`, (tokens, 2 n), is not twice the size of `out`, or `out` is not whole rows.
-    pub fn gate(&self, gate: Gate, x: &[f32], n: usize, out: &mut [f32]) {
-        assert!(n > 0 && out.len().is_multiple_of(n) && x.len() == 2 * out.len());
-        let n_tokens = out.len() / n;
-        let out = Shards::new(out);
-        self.pool.run(n_tokens, &|token, _| {
-            let (gates, ups) = x[2 * n * token..][..2 * n].split_at(n);
-            // SAFETY: rows differ between tokens.
-            let out = unsafe { out.get(token * n, n) };
-            match gate {
-                Gate::Relu2 => (self.float.relu2)(gates, ups, out),
-                Gate::Silu => (self.float.silu)(gates, ups, out),
-            }
-        });
+            });
     }
 
     /// Rotates heads by the angles of their token: elements i and i + dim / 2 of a head are a pair.

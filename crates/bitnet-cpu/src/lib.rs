@@ -14,14 +14,14 @@
 //! let mut x = Activations::new(Precision::Int8, cpu.n_threads(), 1, 16)?;
 //! cpu.prepare(&[2.0; 16], 16, &[], &mut x);
 //! let mut y = [0.0];
-//! cpu.matmul(&w, &x, Output { data: &mut y, stride: 1, first: 0, write: Write::Replace });
+//! cpu.matmul(&w, &mut x, Output { data: &mut y, stride: 1, first: 0, write: Write::Replace });
 //! assert_eq!(y, [16.0]);
 //! # Ok(())
 //! # }
 //! ```
 //!
 //! A file may use only files whose `mod` line stands above its own, so the list below is also the reading order; the
-//! exception is that [`Error`] names [`Simd`].
+//! exception is that [`Error`] names [`Simd`], which asks `gemm` for AMX.
 
 mod error;
 mod simd;
@@ -32,15 +32,21 @@ mod pool;
 mod dot;
 mod float;
 
+mod gemm;
+
 mod activations;
 mod matrix;
 
 mod cpu;
+
 mod kv;
+mod matmul;
 
 pub use activations::{Activations, Norm, Precision};
-pub use cpu::{Angles, Cpu, Gate, Heads, Output, Write};
+pub use cpu::{Angles, Cpu, Heads};
 pub use error::{Error, Result};
+pub use float::Write;
 pub use kv::{KvCache, KvShape, KvType, Place, Queries};
+pub use matmul::{Gate, Output};
 pub use matrix::{DenseMatrix, DenseType, TernaryMatrix};
 pub use simd::Simd;

@@ -75,9 +75,9 @@ impl TernaryMatrix {
         self.tiles.bytes() + (self.scales.len() * size_of::<[f32; ROWS]>()) as u64
     }
 
-    /// Tiles of 16 rows.
-    pub(crate) fn n_tiles(&self) -> usize {
-        self.scales.len()
+    /// The scales of the rows, by tile.
+    pub(crate) fn scales(&self) -> &[[f32; ROWS]] {
+        &self.scales
     }
 
     /// Tile `i` and the scales of its rows.

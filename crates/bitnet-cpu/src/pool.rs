@@ -262,6 +262,11 @@ impl<'a, T> Shards<'a, T> {
         }
     }
 
+    /// Elements of the slice.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// The part from `first` of `len` elements.
     ///
     /// # Safety

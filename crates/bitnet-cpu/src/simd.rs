@@ -16,6 +16,8 @@ pub enum Simd {
     AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI: `vpdpbusd` on 512 bits.
     Avx512Vnni,
+    /// The same with AMX: batches by `tdpbssd` on tiles, single tokens as [`Simd::Avx512Vnni`].
+    Amx,
     /// AArch64: `smull` and `sadalp`.
     Neon,
     /// AArch64 with the dot product extension: `sdot`.
@@ -24,7 +26,8 @@ pub enum Simd {
 
 impl Simd {
     /// Every instruction set, on this processor or not.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
+        Self::Amx,
         Self::Avx512Vnni,
         Self::AvxVnni,
         Self::Avx2,
@@ -60,6 +63,8 @@ impl Simd {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512Vnni.is_available() && crate::gemm::amx::is_available(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "aarch64")]
@@ -79,6 +84,7 @@ impl Simd {
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avx-vnni",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonDotprod => "neon-dotprod",
         }

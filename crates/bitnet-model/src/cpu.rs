@@ -6,14 +6,11 @@ mod scratch;
 mod tests;
 
 use bitnet_cpu::{
-    Angles, Cpu, DenseMatrix, DenseType, Gate, Heads, KvCache, KvShape, KvType, Norm, Place, Queries, Simd,
-    Write,
+    Angles, Cpu, DenseMatrix, DenseType, Heads, KvCache, KvShape, KvType, Norm, Place, Queries, Simd, Write,
 };
 
 use crate::transformer::check_batch;
-use crate::{
-    Activation, Backend, Config, Dense, DenseDtype, Error, LayerWeights, Result, Tap, Token, WeightSource,
-};
+use crate::{Backend, Config, Dense, DenseDtype, Error, LayerWeights, Result, Tap, Token, WeightSource};
 use linear::{Input, Linear};
 use scratch::Scratch;
 
@@ -290,14 +287,14 @@ impl Backend for CpuBackend {
             x: &s.residual[..n_tokens * c.d_model],
             norm: Some(ffn_norm),
         };
-        let rows = &mut s.gate_up[..n_tokens * gate_up.n];
-        gate_up.apply(&self.cpu, c, &mut s.activations, input, rows, Write::Replace);
-        let gate = match c.activation {
-            Activation::Relu2 => Gate::Relu2,
-            Activation::Silu => Gate::Silu,
-        };
-        self.cpu
-            .gate(gate, rows, c.d_ffn, &mut s.gated[..n_tokens * c.d_ffn]);
+        // Empty where no projection has a norm of its own.
+        let rows = &mut s.gate_up[..if gate_up.is_split() {
+            n_tokens * gate_up.n
+        } else {
+            0
+        }];
+        let gated = &mut s.gated[..n_tokens * c.d_ffn];
+        gate_up.apply_gated(&self.cpu, c, &mut s.activations, input, rows, gated);
         Ok(())
     }
 

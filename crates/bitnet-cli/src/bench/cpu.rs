@@ -101,7 +101,7 @@ fn ternary(cpu: &Cpu, case: &Case) -> anyhow::Result<Timing> {
     let timing = time(OURS, case, bytes, &weights, |w, y| {
         cpu.matmul(
             w,
-            &x,
+            &mut x,
             Output {
                 data: y,
                 stride: n,
@@ -146,7 +146,7 @@ fn time<W>(
     case: &Case,
     weight_bytes: u64,
     weights: &[W],
-    product: impl Fn(&W, &mut [f32]) -> anyhow::Result<()>,
+    mut product: impl FnMut(&W, &mut [f32]) -> anyhow::Result<()>,
 ) -> anyhow::Result<Timing> {
     let mut y = vec![f32::NAN; case.expected.len()];
     product(&weights[weights.len() - 1], &mut y)?;

@@ -70,7 +70,7 @@ pub(crate) fn path(simd: Simd) -> Option<DotFn> {
         Simd::AvxVnni => Some(|tile, x, out| unsafe { avx_vnni::dot(tile, x, out) }),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Simd::Avx512Vnni => Some(|tile, x, out| unsafe { avx512_vnni::dot(tile, x, out) }),
+        Simd::Avx512Vnni | Simd::Amx => Some(|tile, x, out| unsafe { avx512_vnni::dot(tile, x, out) }),
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
         Simd::Neon => Some(|tile, x, out| unsafe { neon::dot(tile, x, out) }),

@@ -17,6 +17,8 @@ use bitnet_layout::row_tiles::Group;
 pub(crate) use attend::{Attend, QUERIES};
 pub(crate) use dense::{TOKENS, Weights};
 pub(crate) use element::{Bf16, Element, F16, Narrow};
+pub(crate) use norm::Codes;
+pub use norm::Write;
 
 use crate::Simd;
 use isa::Portable;
@@ -50,7 +52,7 @@ macro_rules! functions {
                 }
                 match simd {
                     #[cfg(target_arch = "x86_64")]
-                    Simd::Avx512Vnni => Self {
+                    Simd::Avx512Vnni | Simd::Amx => Self {
                         // SAFETY: the features are available, checked above.
                         $($name: |$($arg),*| unsafe { avx512::$name($($arg),*) },)*
                     },
@@ -106,8 +108,8 @@ functions! {
     rms_norm = norm::rms_norm: (x: &mut [f32], w: &[f32], eps: f32);
     /// Quantizes a row: `(1 / s, sum of q)`, where `x` is about `q / s`.
     quantize = norm::quantize: (x: &[f32], q: &mut [i8]) -> (f32, i32);
-    /// `y[r] = (codes[r] - sum) * (scale[r] * inverse)` for as many rows as `y` has.
-    dequantize = norm::dequantize: (codes: &[i32; 16], sum: i32, inverse: f32, scale: &[f32; 16], y: &mut [f32]);
+    /// `y[16 i + r] = (codes[i * stride][r] - sum) * (scales[i][r] * inverse)`, replaced or added, as long as y is.
+    dequantize = norm::dequantize: (codes: &Codes<'_>, scales: &[[f32; 16]], write: Write, y: &mut [f32]);
     /// `y = relu(gate)^2 * up`.
     relu2 = norm::relu2: (gate: &[f32], up: &[f32], y: &mut [f32]);
     /// `y = gate * sigmoid(gate) * up`.

@@ -1,4 +1,8 @@
 //! Rows of activations: norms, quantization and its inverse, gates, rotation.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "counted loops over arrays are what becomes vectors"
+)]
 
 use super::exp::{ROUND, exp};
 use super::isa::Isa;
@@ -42,20 +46,48 @@ pub(super) fn quantize(_: impl Isa, x: &[f32], q: &mut [i8]) -> (f32, i32) {
     (1.0 / scale, sum)
 }
 
+/// Sums of products of codes with one row of activations.
+#[derive(Clone, Copy)]
+pub(crate) struct Codes<'a> {
+    /// For the tiles of some rows of weights, `stride` apart.
+    pub(crate) sums: &'a [[i32; 16]],
+    /// From the sums of a tile to those of the next.
+    pub(crate) stride: usize,
+    /// Sum of the activations: what the codes, which are ternary values plus 1, add too much.
+    pub(crate) sum: i32,
+    /// What a unit of the activations is worth.
+    pub(crate) inverse: f32,
+}
+
+/// What happens to the old values of an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// They are replaced.
+    Replace,
+    /// The result is added to them.
+    Add,
+}
+
 #[inline(always)]
-pub(super) fn dequantize(
-    _: impl Isa,
-    codes: &[i32; 16],
-    sum: i32,
-    inverse: f32,
-    scale: &[f32; 16],
-    y: &mut [f32],
-) {
-    let value = |r: usize| (codes[r] - sum) as f32 * (scale[r] * inverse);
-    // The whole tile is the fast case; only the last tile of a matrix can be shorter.
-    match y.as_mut_array::<16>() {
-        Some(y) => *y = std::array::from_fn(value),
-        None => y.iter_mut().enumerate().for_each(|(r, y)| *y = value(r)),
+pub(super) fn dequantize(_: impl Isa, codes: &Codes<'_>, scales: &[[f32; 16]], write: Write, y: &mut [f32]) {
+    let Codes {
+        sums,
+        stride,
+        sum,
+        inverse,
+    } = *codes;
+    for ((sums, scales), y) in sums.iter().step_by(stride).zip(scales).zip(y.chunks_mut(16)) {
+        let mut values = [0.0; 16];
+        for r in 0..16 {
+            values[r] = (sums[r] - sum) as f32 * (scales[r] * inverse);
+        }
+        // The last tile of a matrix can be shorter.
+        match (write, y.as_mut_array::<16>()) {
+            (Write::Replace, Some(y)) => *y = values,
+            (Write::Add, Some(y)) => y.iter_mut().zip(values).for_each(|(y, value)| *y += value),
+            (Write::Replace, None) => y.iter_mut().zip(values).for_each(|(y, value)| *y = value),
+            (Write::Add, None) => y.iter_mut().zip(values).for_each(|(y, value)| *y += value),
+        }
     }
 }
 

@@ -1,14 +1,13 @@
 //! Ternary projections: norm, quantize, multiply.
 
-use bitnet_cpu::{Activations, Cpu, Norm, Output, TernaryMatrix, Write};
+use bitnet_cpu::{Activations, Cpu, Gate, Norm, Output, TernaryMatrix, Write};
 
 use super::check_len;
-use crate::{Config, Error, Result, TernaryTensor};
+use crate::{Activation, Config, Error, Result, TernaryTensor};
 
 /// Projections of one input: one matrix, or one for each projection where each norms that input in its own way.
 pub(super) struct Linear {
     pub(super) n: usize,
-    k: usize,
     parts: Vec<Part>,
 }
 
@@ -64,7 +63,7 @@ impl Linear {
             }
             check_len(&format!("rows of the projections of {name}"), first_row, n)?;
         }
-        Ok(Self { n, k, parts })
+        Ok(Self { n, parts })
     }
 
     /// Size in memory.
@@ -83,18 +82,7 @@ impl Linear {
         write: Write,
     ) {
         for part in &self.parts {
-            let block = input.norm.map(|weight| Norm {
-                weight,
-                eps: c.rms_eps,
-            });
-            let own = part.input_norm.as_deref().zip(c.linear_norm_eps);
-            let own = own.map(|(weight, eps)| Norm { weight, eps });
-            let norms = match (block, own) {
-                (Some(block), Some(own)) => &[block, own][..],
-                (Some(norm), None) | (None, Some(norm)) => &[norm],
-                (None, None) => &[],
-            };
-            cpu.prepare(input.x, self.k, norms, activations);
+            part.prepare(cpu, c, activations, &input);
             let output = Output {
                 data: &mut *rows,
                 stride: self.n,
@@ -103,5 +91,52 @@ impl Linear {
             };
             cpu.matmul(&part.matrix, activations, output);
         }
+    }
+
+    /// Norms, quantizes and multiplies the rows of `input`, and gates the second half of the products with the first:
+    /// (tokens, n / 2). `rows`, (tokens, n), is for projections that have each a norm of their own.
+    pub(super) fn apply_gated(
+        &self,
+        cpu: &Cpu,
+        c: &Config,
+        activations: &mut Activations,
+        input: Input<'_>,
+        rows: &mut [f32],
+        gated: &mut [f32],
+    ) {
+        let gate = match c.activation {
+            Activation::Relu2 => Gate::Relu2,
+            Activation::Silu => Gate::Silu,
+        };
+        if let [part] = &self.parts[..] {
+            part.prepare(cpu, c, activations, &input);
+            cpu.matmul_gated(&part.matrix, activations, gate, gated);
+        } else {
+            self.apply(cpu, c, activations, input, rows, Write::Replace);
+            cpu.gate(gate, rows, self.n / 2, gated);
+        }
+    }
+
+    /// Whether [`Linear::apply_gated`] needs `rows`.
+    pub(super) fn is_split(&self) -> bool {
+        self.parts.len() > 1
+    }
+}
+
+impl Part {
+    /// Norms and quantizes the rows of `input`: the norm of the block, then the projection's own.
+    fn prepare(&self, cpu: &Cpu, c: &Config, activations: &mut Activations, input: &Input<'_>) {
+        let block = input.norm.map(|weight| Norm {
+            weight,
+            eps: c.rms_eps,
+        });
+        let own = self.input_norm.as_deref().zip(c.linear_norm_eps);
+        let own = own.map(|(weight, eps)| Norm { weight, eps });
+        let norms = match (block, own) {
+            (Some(block), Some(own)) => &[block, own][..],
+            (Some(norm), None) | (None, Some(norm)) => &[norm],
+            (None, None) => &[],
+        };
+        cpu.prepare(input.x, self.matrix.k(), norms, activations);
     }
 }

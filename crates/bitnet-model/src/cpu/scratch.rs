@@ -13,7 +13,7 @@ pub(super) struct Scratch {
     pub(super) qkv: Vec<f32>,
     /// (tokens, d_q)
     pub(super) attention: Vec<f32>,
-    /// (tokens, 2 d_ffn)
+    /// (tokens, 2 d_ffn), or empty where gate and up are one matrix.
     pub(super) gate_up: Vec<f32>,
     /// (tokens, d_ffn)
     pub(super) gated: Vec<f32>,
@@ -51,6 +51,12 @@ impl Scratch {
             ActQuant::Int8 => Precision::Int8,
             ActQuant::None => Precision::F32,
         };
+        // Gate and up are one matrix unless each norms its input in its own way.
+        let split_width = if c.linear_norm_eps.is_some() {
+            2 * c.d_ffn
+        } else {
+            0
+        };
         let max_k = c.d_model.max(c.d_q()).max(c.d_ffn);
         let half = c.head_dim / 2;
         Ok(Self {
@@ -59,7 +65,7 @@ impl Scratch {
             residual: zeros("the residual stream", c.d_model)?,
             qkv: zeros("queries, keys and values", c.d_q() + 2 * c.d_kv())?,
             attention: zeros("the output of attention", c.d_q())?,
-            gate_up: zeros("the feed-forward block", 2 * c.d_ffn)?,
+            gate_up: zeros("the feed-forward block", split_width)?,
             gated: zeros("the feed-forward block", c.d_ffn)?,
             last: zeros("the input of the head", c.d_model)?,
             logits: reserve("the logits", c.vocab)?,

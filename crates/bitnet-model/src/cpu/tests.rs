@@ -1,7 +1,7 @@
 use bitnet_layout::words;
 
 use super::*;
-use crate::{ActQuant, Segment, TernaryTensor};
+use crate::{ActQuant, Activation, Segment, TernaryTensor};
 
 /// A model of random weights, made as it is read.
 struct Random {

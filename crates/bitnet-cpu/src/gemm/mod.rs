@@ -1,0 +1,283 @@
+//! Integer products of a batch: codes are unpacked once for many rows of activations.
+//!
+//! The loops around a kernel keep what is used again close by: a block of columns of two tiles, unpacked, stays in the
+//! first-level cache while all rows of activations pass; those columns of the activations stay in the second-level cache
+//! while the tiles of a panel pass; and sums wait in memory between blocks of columns.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx512_vnni;
+
+use bitnet_layout::row_tiles::Group;
+
+use crate::Simd;
+use crate::memory::{Buffer, Pages};
+use crate::{Error, Result};
+
+/// Codes of four columns of the 16 rows of a tile: a byte each, the first column lowest.
+pub(crate) type Quad = [u32; 16];
+
+/// Columns of a block: two tiles of them, unpacked, are 20 KiB.
+const COLUMNS: usize = 640;
+
+/// Columns that a kernel takes in one step.
+pub(crate) const COLUMN_STEP: usize = 64;
+
+/// Tiles of a panel, which one thread multiplies.
+pub(crate) const PANEL: usize = 8;
+
+/// Rows of activations of a panel.
+pub(crate) const TOKENS: usize = 512;
+
+/// Rows of activations that a kernel takes in one step, whether there are so many or not.
+pub(crate) const TOKEN_STEP: usize = 16;
+
+/// Activations of one step of rows and columns, row by row: 1 KiB, contiguous.
+pub(crate) type Piece = [[i8; COLUMN_STEP]; TOKEN_STEP];
+
+/// Fewest rows of activations for which unpacking pays.
+pub(crate) const MIN_TOKENS: usize = 8;
+
+/// Two tiles' codes times rows of activations.
+pub(crate) struct Block<'a> {
+    /// Codes of each tile, a quad for every four columns.
+    pub(crate) codes: [&'a [Quad]; 2],
+    /// Activations: for each step of rows, the pieces of all columns in order; the first is that of the first of `codes`.
+    pub(crate) x: &'a [Piece],
+    /// Pieces from one step of rows to the next.
+    pub(crate) stride: usize,
+    /// Rows of activations.
+    pub(crate) n_tokens: usize,
+    /// For each tile, sums by row of activations, whole steps of them.
+    pub(crate) sums: [&'a mut [[i32; 16]]; 2],
+    /// Whether the sums are of earlier columns, to be added to.
+    pub(crate) more: bool,
+}
+
+/// The kernels of an instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct Gemm {
+    /// Unpacks groups into four quads each; zeros for quads left over.
+    unpack: fn(&[Group], &mut [Quad]),
+    /// `sums[i][t] += codes[i] x[t]`.
+    multiply: fn(Block<'_>),
+}
+
+/// The kernels of an instruction set, if it has any that beat [`crate::dot`] and this processor has it.
+pub(crate) fn path(simd: Simd) -> Option<Gemm> {
+    if !simd.is_available() {
+        return None;
+    }
+    match simd {
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx512Vnni => Some(Gemm {
+            // SAFETY: `is_available` found the features, above.
+            unpack: |groups, quads| unsafe { avx512_vnni::unpack(groups, quads) },
+            // SAFETY: as above.
+            multiply: |block| unsafe { avx512_vnni::multiply(block) },
+        }),
+        #[cfg(target_arch = "x86_64")]
+        Simd::Amx => Some(Gemm {
+            // SAFETY: `is_available` found the features, above.
+            unpack: |groups, quads| unsafe { avx512_vnni::unpack(groups, quads) },
+            // SAFETY: `is_available` found AMX and the system's leave to use it, above.
+            multiply: |block| unsafe { amx::multiply(block) },
+        }),
+        _ => None,
+    }
+}
+
+/// What the kernels write between their loops, for each thread.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    codes: Buffer<Quad>,
+    sums: Buffer<[i32; 16]>,
+    n_tokens: usize,
+}
+
+/// One thread's part of a [`Scratch`].
+pub(crate) struct Workspace<'a> {
+    pub(crate) codes: &'a mut [Quad],
+    pub(crate) sums: &'a mut [[i32; 16]],
+}
+
+impl Scratch {
+    /// Quads of two tiles' blocks.
+    pub(crate) const CODES: usize = 2 * COLUMNS / 4;
+
+    /// For `n_threads` threads and batches up to `max_tokens`.
+    pub(crate) fn new(n_threads: usize, max_tokens: usize) -> Result<Self> {
+        let what = "the products of a batch";
+        let n_tokens = max_tokens.min(TOKENS).next_multiple_of(TOKEN_STEP);
+        let len = |each: usize| {
+            let bytes = usize::MAX;
+            n_threads.checked_mul(each).ok_or(Error::Memory { what, bytes })
+        };
+        Ok(Self {
+            codes: Buffer::zeroed(what, len(Self::CODES)?, Pages::Lazy)?,
+            sums: Buffer::zeroed(what, len(PANEL * n_tokens)?, Pages::Lazy)?,
+            n_tokens,
+        })
+    }
+
+    /// Size in memory.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.codes.bytes() + self.sums.bytes()
+    }
+
+    /// The codes, and the sums, of all threads, and the sums of each.
+    pub(crate) fn parts(&mut self) -> (&mut [Quad], &mut [[i32; 16]], usize) {
+        (&mut self.codes, &mut self.sums, PANEL * self.n_tokens)
+    }
+}
+
+impl Gemm {
+    /// `sums[i][t]` of up to [`PANEL`] tiles and `n_tokens` rows of activations, packed as in [`Block`] with `stride`
+    /// pieces for each step of rows; the sums of tile i begin at `i * n` for the `n` returned.
+    pub(crate) fn panel(
+        self,
+        tiles: &[&[Group]],
+        x: &[Piece],
+        stride: usize,
+        n_tokens: usize,
+        work: &mut Workspace<'_>,
+    ) -> usize {
+        let padded = n_tokens.next_multiple_of(TOKEN_STEP);
+        let k = stride * COLUMN_STEP;
+        let columns = k.div_ceil(k.div_ceil(COLUMNS)).next_multiple_of(COLUMN_STEP);
+        for first in (0..k).step_by(columns) {
+            let end = k.min(first + columns);
+            let n_quads = (end - first) / 4;
+            for (pair, sums) in tiles.chunks(2).zip(work.sums.chunks_mut(2 * padded)) {
+                let (low, high) = work.codes.split_at_mut(n_quads);
+                let mut codes = [low, &mut high[..n_quads]];
+                for (i, codes) in codes.iter_mut().enumerate() {
+                    // A panel with an odd number of tiles multiplies zeros in the place of the last.
+                    let tile = pair.get(i).copied().unwrap_or_default();
+                    let groups = tile.len().min(first / 16)..tile.len().min(end / 16);
+                    (self.unpack)(&tile[groups], codes);
+                }
+                let (low, high) = sums.split_at_mut(padded);
+                (self.multiply)(Block {
+                    codes: codes.map(|codes| &*codes),
+                    x: &x[first / COLUMN_STEP..],
+                    stride,
+                    n_tokens,
+                    sums: [low, high],
+                    more: first > 0,
+                });
+            }
+        }
+        padded
+    }
+}
+
+impl Block<'_> {
+    /// Checks every length that a kernel relies on: columns of a whole number of steps, and rows and sums for the tokens
+    /// rounded up to a whole step.
+    ///
+    /// # Panics
+    /// When one does not hold.
+    fn check(&self) {
+        let n_quads = self.codes[0].len();
+        let n_steps = self.n_tokens.div_ceil(TOKEN_STEP);
+        assert_eq!(self.codes[1].len(), n_quads, "quads of two tiles");
+        assert!(
+            n_quads > 0 && n_quads.is_multiple_of(COLUMN_STEP / 4),
+            "{n_quads} quads"
+        );
+        assert!(
+            n_steps > 0 && n_quads / (COLUMN_STEP / 4) <= self.stride,
+            "columns of a row"
+        );
+        let n_pieces = (n_steps - 1) * self.stride + n_quads / (COLUMN_STEP / 4);
+        assert!(n_pieces <= self.x.len(), "pieces of activations");
+        let n_sums = n_steps * TOKEN_STEP;
+        assert!(self.sums.iter().all(|sums| n_sums <= sums.len()), "room for sums");
+    }
+}
+
+/// Puts row `token` of the activations, padded to whole steps of columns, into the pieces of its step of rows.
+pub(crate) fn put_row(row: &[[i8; COLUMN_STEP]], pieces: &mut [Piece], token: usize) {
+    for (piece, columns) in pieces.iter_mut().zip(row) {
+        piece[token % TOKEN_STEP] = *columns;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_layout::{reference, row_tiles, words};
+
+    use super::*;
+
+    #[test]
+    fn every_path_equals_the_reference() {
+        let mut state = 7u64;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state >> 11
+        };
+        for k in [16, 48, 64, 80, 640, 1152, 1168, 2560, 6912] {
+            for n_tiles in [1, 2, 3, PANEL] {
+                for n_tokens in [1, 2, 11, 12, 13, 16, 17, 31, 33, 48] {
+                    let n = 16 * n_tiles;
+                    if n * k * n_tokens > 3_000_000 {
+                        continue;
+                    }
+                    let extreme = n_tokens == 2;
+                    let mut t: Vec<i8> = (0..n * k).map(|_| (random() % 3) as i8 - 1).collect();
+                    let mut x: Vec<i8> = (0..n_tokens * k).map(|_| random() as i8).collect();
+                    if extreme {
+                        t.fill(1);
+                        x.fill(-128);
+                    }
+                    check(k, &t, &x);
+                }
+            }
+        }
+    }
+
+    fn check(k: usize, t: &[i8], x: &[i8]) {
+        let (n, n_tokens) = (t.len() / k, x.len() / k);
+        let shape = words::Shape::new(n, k).unwrap();
+        let mut packed = vec![0; shape.words()];
+        words::pack_row(t, &mut packed);
+        let mut expected = vec![0; n * n_tokens];
+        reference::linear(shape, &packed, x, &mut expected);
+        let mut tiles = vec![vec![[0; 16]; k / 16]; n / 16];
+        for (i, tile) in tiles.iter_mut().enumerate() {
+            row_tiles::fill(&packed, k / 16, i, tile);
+        }
+        let tiles: Vec<&[Group]> = tiles.iter().map(Vec::as_slice).collect();
+        // Rows past the last are read and must not matter.
+        let stride = k.div_ceil(COLUMN_STEP);
+        let mut pieces = vec![[[99; COLUMN_STEP]; TOKEN_STEP]; n_tokens.div_ceil(TOKEN_STEP) * stride];
+        for (i, x) in x.chunks_exact(k).enumerate() {
+            let mut row = vec![[0; COLUMN_STEP]; stride];
+            row.as_flattened_mut()[..k].copy_from_slice(x);
+            put_row(&row, &mut pieces[i / TOKEN_STEP * stride..][..stride], i);
+        }
+        for simd in Simd::available() {
+            let Some(gemm) = path(simd) else { continue };
+            let mut scratch = Scratch::new(1, n_tokens).unwrap();
+            let (codes, sums, _) = scratch.parts();
+            sums.as_flattened_mut().fill(i32::MIN);
+            let mut work = Workspace { codes, sums };
+            let each = gemm.panel(&tiles, &pieces, stride, n_tokens, &mut work);
+            for (token, x) in x.chunks_exact(k).enumerate() {
+                let sum: i32 = x.iter().map(|&x| i32::from(x)).sum();
+                for i in 0..tiles.len() {
+                    let found = work.sums[i * each + token].map(|codes| codes - sum);
+                    let expected = &expected[token * n + 16 * i..][..16];
+                    assert_eq!(
+                        found, expected,
+                        "{simd}, k = {k}, tile {i}, token {token} of {n_tokens}"
+                    );
+                }
+            }
+        }
+    }
+}

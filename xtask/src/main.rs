@@ -3,6 +3,7 @@
 mod fixtures;
 mod gpu_check;
 mod ptx;
+mod test_neon;
 
 use clap::Parser;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ enum Task {
     BuildPtx(ptx::Args),
     Fixtures(fixtures::Args),
     GpuCheck(gpu_check::Args),
+    TestNeon(test_neon::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -28,6 +30,7 @@ fn main() -> anyhow::Result<()> {
         Task::BuildPtx(args) => ptx::run(&args),
         Task::Fixtures(args) => fixtures::run(&args),
         Task::GpuCheck(args) => gpu_check::run(&args),
+        Task::TestNeon(args) => test_neon::run(&args),
     }
 }
 

@@ -171,13 +171,20 @@ impl Cpu {
         } = heads;
         let half = dim / 2;
         assert!(half > 0 && dim % 2 == 0 && first + count * dim <= stride);
-        let rows = angles.cos.chunks_exact(half).zip(angles.sin.chunks_exact(half));
-        assert!(rows.len() * stride <= x.len());
-        for ((cos, sin), row) in rows.zip(x.chunks_exact_mut(stride)) {
-            for head in row[first..][..count * dim].chunks_exact_mut(dim) {
-                (self.float.rotate)(head, cos, sin);
+        let n_tokens = angles.cos.len() / half;
+        let (cos, sin) = (angles.cos, angles.sin);
+        assert!(
+            cos.len() == n_tokens * half && sin.len() == cos.len(),
+            "angles of a token"
+        );
+        let x = Shards::new(x);
+        self.pool.run(n_tokens, &|token, _| {
+            // SAFETY: rows differ between tokens.
+            let row = unsafe { x.get(token * stride + first, count * dim) };
+            for head in row.chunks_exact_mut(dim) {
+                (self.float.rotate)(head, &cos[token * half..][..half], &sin[token * half..][..half]);
             }
-        }
+        });
     }
 
     /// RMSNorm of each row of `x`, (tokens, weights).

@@ -127,23 +127,6 @@ impl KvCache {
         data + self.scores.bytes()
     }
 
-    /// Stores the keys and values of a token, (n_kv_heads, head_dim) each.
-    ///
-    /// # Panics
-    /// When the place is not in the cache, or the rows are too short.
-    pub fn store(&mut self, layer: usize, place: Place, key: &[f32], value: &[f32]) {
-        assert!(place.pos < self.shape.context);
-        let (d, n_blocks) = (self.shape.head_dim, self.n_blocks);
-        for head in 0..self.shape.n_kv_heads {
-            let slot = self.shape.index(layer, place.seq, head);
-            let (key, value) = (&key[head * d..][..d], &value[head * d..][..d]);
-            match &mut self.data {
-                Data::Bf16(store) => store.put(slot * n_blocks, place.pos, key, value),
-                Data::F32(store) => store.put(slot * n_blocks, place.pos, key, value),
-            }
-        }
-    }
-
     /// The keys and the values of a token as they stand in the cache, (n_kv_heads, head_dim) each.
     ///
     /// # Panics
@@ -172,18 +155,30 @@ impl<E: Narrow> Store<E> {
         })
     }
 
-    /// Stores a head's key and value at `pos` of the slot whose first block is `first`.
-    fn put(&mut self, first: usize, pos: usize, key: &[f32], value: &[f32]) {
-        let d = key.len();
-        let keys = &mut self.keys[(first + pos / 16) * d..][..d];
-        for (keys, &x) in keys.iter_mut().zip(key) {
-            keys[pos % 16] = E::narrow(x);
-        }
-        let n_columns = d.div_ceil(16);
-        let values = &mut self.values[(first * 16 + pos) * n_columns..][..n_columns];
-        for (to, &x) in values.as_flattened_mut().iter_mut().zip(value) {
-            *to = E::narrow(x);
-        }
+    /// Stores the keys and values of one head of a layer.
+    fn put(&mut self, cpu: &Cpu, shape: KvShape, layer: usize, rows: KvRows<'_>) {
+        let d = shape.head_dim;
+        let (n_blocks, n_columns) = (shape.context.div_ceil(16), d.div_ceil(16));
+        let (keys, values) = (Shards::new(&mut self.keys), Shards::new(&mut self.values));
+        cpu.pool.run(shape.n_kv_heads, &|head, _| {
+            for (place, row) in rows.places.iter().zip(rows.data.chunks_exact(rows.stride)) {
+                let block = shape.index(layer, place.seq, head) * n_blocks + place.pos / 16;
+                let (key, value) = (
+                    &row[rows.keys + head * d..][..d],
+                    &row[rows.values + head * d..][..d],
+                );
+                // SAFETY: a slot has the blocks of one head, and a head is in one call.
+                let keys = unsafe { keys.get(block * d, d) };
+                for (keys, &x) in keys.iter_mut().zip(key) {
+                    keys[place.pos % 16] = E::narrow(x);
+                }
+                // SAFETY: as above.
+                let values = unsafe { values.get((block * 16 + place.pos % 16) * n_columns, n_columns) };
+                for (to, &x) in values.as_flattened_mut().iter_mut().zip(value) {
+                    *to = E::narrow(x);
+                }
+            }
+        });
     }
 
     /// Attention of `q` over the first `len` positions of the slot whose first block is `first`.
@@ -217,6 +212,21 @@ impl<E: Narrow> Store<E> {
     }
 }
 
+/// Keys and values of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct KvRows<'a> {
+    /// A row for each token.
+    pub data: &'a [f32],
+    /// Elements from one row to the next.
+    pub stride: usize,
+    /// Column of the (n_kv_heads, head_dim) keys.
+    pub keys: usize,
+    /// Column of the (n_kv_heads, head_dim) values.
+    pub values: usize,
+    /// Where each token stands.
+    pub places: &'a [Place],
+}
+
 /// Queries of a batch, and room for what attention makes of them.
 #[derive(Debug)]
 pub struct Queries<'a> {
@@ -231,6 +241,20 @@ pub struct Queries<'a> {
 }
 
 impl Cpu {
+    /// Stores the keys and values of a batch in layer `layer`.
+    ///
+    /// # Panics
+    /// When a place is not in the cache, or the rows are too short.
+    pub fn store(&self, kv: &mut KvCache, layer: usize, rows: KvRows<'_>) {
+        let shape = kv.shape;
+        assert!(rows.places.iter().all(|place| place.pos < shape.context));
+        assert!(rows.stride > 0 && rows.places.len() * rows.stride <= rows.data.len());
+        match &mut kv.data {
+            Data::Bf16(store) => store.put(self, shape, layer, rows),
+            Data::F32(store) => store.put(self, shape, layer, rows),
+        }
+    }
+
     /// Causal softmax attention of every query over the positions of its own sequence up to its own, in layer `layer`.
     ///
     /// # Panics

@@ -46,7 +46,7 @@ pub use activations::{Activations, Norm, Precision};
 pub use cpu::{Angles, Cpu, Heads};
 pub use error::{Error, Result};
 pub use float::Write;
-pub use kv::{KvCache, KvShape, KvType, Place, Queries};
+pub use kv::{KvCache, KvRows, KvShape, KvType, Place, Queries};
 pub use matmul::{Gate, Output};
 pub use matrix::{DenseMatrix, DenseType, TernaryMatrix};
 pub use simd::Simd;

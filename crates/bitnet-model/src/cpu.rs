@@ -6,7 +6,8 @@ mod scratch;
 mod tests;
 
 use bitnet_cpu::{
-    Angles, Cpu, DenseMatrix, DenseType, Heads, KvCache, KvShape, KvType, Norm, Place, Queries, Simd, Write,
+    Angles, Cpu, DenseMatrix, DenseType, Heads, KvCache, KvRows, KvShape, KvType, Norm, Place, Queries, Simd,
+    Write,
 };
 
 use crate::transformer::check_batch;
@@ -244,10 +245,14 @@ impl Backend for CpuBackend {
             sin: &s.sin[..n_angles],
         };
         self.cpu.rotate(rows, heads, angles);
-        for (row, &place) in rows.chunks_exact(qkv.n).zip(&self.places) {
-            let (key, value) = row[c.d_q()..].split_at(c.d_kv());
-            self.kv.store(layer, place, key, value);
-        }
+        let rows = KvRows {
+            data: rows,
+            stride: qkv.n,
+            keys: c.d_q(),
+            values: c.d_q() + c.d_kv(),
+            places: &self.places,
+        };
+        self.cpu.store(&mut self.kv, layer, rows);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 mod module;
 mod ptxas;
 mod sources;
-mod toolchain;
+pub(crate) mod toolchain;
 
 use anyhow::{Context, Result, bail};
 use bitnet_kernels::KernelInfo;

@@ -125,3 +125,171 @@ functions! {
     /// Attention of up to [`QUERIES`] queries over the same keys and values, as f32.
     attend_f32 = attend::attend: (job: Attend<'_, f32>, y: &mut [&mut [f32]]);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(seed: u64, len: usize) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let next = std::iter::repeat_with(move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            ((state >> 40) as f32 / 8_388_608.0 - 1.0) * [1.0, 1e-3, 40.0][state as usize % 3]
+        });
+        next.take(len).collect()
+    }
+
+    fn bits(x: &[f32]) -> Vec<u32> {
+        x.iter().map(|x| x.to_bits()).collect()
+    }
+
+    /// What every function makes of the same inputs of `k` columns, bit by bit.
+    fn outputs(float: &Float, k: usize) -> Vec<(&'static str, Vec<u32>)> {
+        let mut out = Vec::new();
+        let (x, w) = (numbers(1, k), numbers(2, k));
+        let mut y = x.clone();
+        (float.rms_norm)(&mut y, &w, 1e-5);
+        out.push(("rms_norm", bits(&y)));
+        let mut q = vec![0; k];
+        let (inverse, sum) = (float.quantize)(&x, &mut q);
+        out.push((
+            "quantize",
+            q.iter()
+                .map(|&q| q as u32)
+                .chain([inverse.to_bits(), sum as u32])
+                .collect(),
+        ));
+        for (name, gate) in [("relu2", float.relu2), ("silu", float.silu)] {
+            gate(&x, &w, &mut y);
+            out.push((name, bits(&y)));
+        }
+        let even = k / 2 * 2;
+        (float.rotate)(&mut y[..even], &x[..even / 2], &w[..even / 2]);
+        out.push(("rotate", bits(&y)));
+        let sums: Vec<[i32; 16]> = (0..6)
+            .map(|i| std::array::from_fn(|r| i * 1000 - 37 * r as i32))
+            .collect();
+        let codes = Codes {
+            sums: &sums,
+            stride: 2,
+            sum: 17,
+            inverse,
+        };
+        let scales = [[0.3; 16], [1.7; 16], [1e-3; 16]];
+        let mut y = numbers(3, 37);
+        (float.dequantize)(&codes, &scales, Write::Add, &mut y);
+        out.push(("dequantize", bits(&y)));
+        let tile: Vec<Group> = (0..k / 16)
+            .map(|c| std::array::from_fn(|r| (c as u32 * 77 + r as u32) & 0x5555_5555))
+            .collect();
+        out.push(("ternary", bits(&(float.ternary)(&tile, &x))));
+        let rows = 3;
+        let weights = numbers(4, rows * k);
+        let bf16: Vec<Bf16> = weights.iter().map(|&w| Bf16::narrow(w)).collect();
+        let f16: Vec<F16> = weights
+            .iter()
+            .map(|&w| F16(half::f16::from_f32(w).to_bits()))
+            .collect();
+        let inputs: Vec<Vec<f32>> = (0..TOKENS as u64).map(|t| numbers(5 + t, k)).collect();
+        for (name, weights) in [
+            ("dense bf16", Weights::Bf16(&bf16)),
+            ("dense f16", Weights::F16(&f16)),
+            ("dense f32", Weights::F32(&weights)),
+        ] {
+            for n in 1..=TOKENS {
+                let inputs: Vec<&[f32]> = inputs[..n].iter().map(Vec::as_slice).collect();
+                let mut y = vec![vec![0.0; rows]; n];
+                let mut slices: Vec<&mut [f32]> = y.iter_mut().map(Vec::as_mut_slice).collect();
+                (float.dense)(weights, &inputs, &mut slices);
+                out.push((name, bits(&y.concat())));
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn every_path_gives_the_same_bits() {
+        let portable = Float::new(Simd::Scalar);
+        for k in (1..100).chain([640, 2560]) {
+            let expected = outputs(&portable, k);
+            for simd in Simd::available() {
+                for (found, expected) in outputs(&Float::new(simd), k).iter().zip(&expected) {
+                    assert_eq!(found, expected, "{simd}, k = {k}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_is_the_same_on_every_path_and_near_the_exact_value() {
+        for (d, len) in [
+            (4_usize, 1_usize),
+            (16, 3),
+            (32, 16),
+            (96, 17),
+            (100, 40),
+            (128, 70),
+            (256, 33),
+        ] {
+            let n_blocks = (len + QUERIES).div_ceil(16);
+            let n_columns = d.div_ceil(16);
+            let queries: Vec<Vec<f32>> = (0..QUERIES as u64).map(|t| numbers(t, d)).collect();
+            let q: Vec<&[f32]> = queries.iter().map(Vec::as_slice).collect();
+            let mut keys = vec![[0.0; 16]; n_blocks * d];
+            keys.as_flattened_mut()
+                .copy_from_slice(&numbers(20, n_blocks * d * 16));
+            let mut values = vec![[0.0; 16]; n_blocks * 16 * n_columns];
+            values
+                .as_flattened_mut()
+                .copy_from_slice(&numbers(21, n_blocks * 16 * n_columns * 16));
+            // A query sees a position more than the one before.
+            let lens: Vec<usize> = (0..QUERIES).map(|t| len + t / 2).collect();
+            let run = |simd, n: usize| {
+                let mut scores = vec![[f32::NAN; 16]; QUERIES * n_blocks];
+                let mut y = vec![vec![f32::NAN; d]; n];
+                let mut slices: Vec<&mut [f32]> = y.iter_mut().map(Vec::as_mut_slice).collect();
+                let (keys, values, scores) = (&keys[..], &values[..], &mut scores[..]);
+                let job = Attend {
+                    q: &q[..n],
+                    len: &lens[..n],
+                    keys,
+                    values,
+                    scale: 0.1,
+                    scores,
+                };
+                (Float::new(simd).attend_f32)(job, &mut slices);
+                y
+            };
+            let expected = run(Simd::Scalar, QUERIES);
+            for (t, y) in expected.iter().enumerate() {
+                let score = |j: usize| {
+                    let products =
+                        (0..d).map(|i| f64::from(queries[t][i]) * f64::from(keys[j / 16 * d + i][j % 16]));
+                    0.1 * products.sum::<f64>()
+                };
+                let scores: Vec<f64> = (0..lens[t]).map(score).collect();
+                let max = scores.iter().copied().fold(f64::MIN, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                for (i, &found) in y.iter().enumerate() {
+                    let value = |j: usize| f64::from(values[j * n_columns + i / 16][i % 16]);
+                    let exact: f64 = weights.iter().enumerate().map(|(j, w)| w * value(j)).sum::<f64>() / sum;
+                    // Scores up to a few hundred have errors of 1e-5, which the exponential passes on.
+                    assert!(
+                        (f64::from(found) - exact).abs() < 1e-3 * max.abs().max(40.0),
+                        "{found} {exact}"
+                    );
+                }
+            }
+            for simd in Simd::available() {
+                for n in 1..=QUERIES {
+                    for (found, expected) in run(simd, n).iter().zip(&expected) {
+                        assert_eq!(bits(found), bits(expected), "{simd}, d = {d}, {n} queries");
+                    }
+                }
+            }
+        }
+    }
+}

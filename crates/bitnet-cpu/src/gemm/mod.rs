@@ -4,6 +4,11 @@
 //! first-level cache while all rows of activations pass; those columns of the activations stay in the second-level cache
 //! while the tiles of a panel pass; and sums wait in memory between blocks of columns.
 
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "only x86-64 has such kernels so far")
+)]
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]

@@ -90,10 +90,15 @@ kernel! {
 #[cfg(not(target_arch = "nvptx64"))]
 #[must_use]
 pub fn q_scale(head_dim: u32) -> f32 {
-    // libm's square root is not in `core`, and one place must decide the bits.
-    let mut root = f64::from(head_dim).max(1.0);
-    for _ in 0..64 {
-        root = 0.5 * (root + f64::from(head_dim) / root);
+    // `core` has no square root. From above, Newton's steps fall until rounding stops them.
+    let square = f64::from(head_dim).max(1.0);
+    let mut root = square;
+    loop {
+        let next = 0.5 * (root + square / root);
+        if next >= root {
+            break;
+        }
+        root = next;
     }
     (core::f64::consts::LOG2_E / root) as f32
 }
@@ -267,6 +272,20 @@ pub(crate) mod device {
                 }
                 i += THREADS;
             }
+        }
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::q_scale;
+
+    #[test]
+    fn the_scale_of_queries_is_that_of_softmax() {
+        for head_dim in 1..=256 {
+            let expected = std::f64::consts::LOG2_E / f64::from(head_dim).sqrt();
+            let error = (f64::from(q_scale(head_dim)) / expected - 1.0).abs();
+            assert!(error < 2f64.powi(-24), "{head_dim}: {error}");
         }
     }
 }

@@ -13,7 +13,7 @@ kernel! {
     ///   `positions` (batch); `out` (batch, n_heads, head_dim); `weight` (n_heads, head_dim); `slots` (batch, [`crate::decode_linear::SLOTS`]).
     /// - Launch: [`AttentionCombine::launch`]; a block owns a head, a thread a dimension.
     /// - Moves: every partial result of the tokens' own steps once, from L2.
-    /// - Bound: latency; 16 steps are requested at a time.
+    /// - Bound: latency; up to 16 steps are requested at a time.
     ///
     /// # Safety
     /// Lengths as above; `steps` covers every position; `padded` 32, 64, 128 or 256, at least `head_dim`.
@@ -59,7 +59,7 @@ impl AttentionCombine {
 }
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
-pub(super) mod device {
+mod device {
     use super::super::math::{Fold, LOWEST};
     use super::AttentionCombine;
     use crate::Global;
@@ -67,16 +67,13 @@ pub(super) mod device {
     use crate::intrinsics::*;
     use crate::rope::BLOCK_KEYS;
 
-    /// Steps requested at a time.
-    const ROUND: u32 = 16;
-
-    /// One dimension of a head: the fold of `steps` steps, whose `values` lie `stride` apart.
+    /// One dimension of a head: the fold of `steps` steps, whose `values` lie `stride` apart, requested `ROUND` at a time.
     ///
     /// # Safety
     /// The elements are readable, the sums on a multiple of 8 bytes.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    pub(in super::super) unsafe fn fold(
+    unsafe fn fold<const ROUND: usize>(
         values: Global<f32>,
         stride: u32,
         sums: Global<f32>,
@@ -86,10 +83,10 @@ pub(super) mod device {
         let mut out = 0.0;
         let mut first = 0;
         while first < steps {
-            let mut value = [0.0; ROUND as usize];
-            let mut sum = [[0.0; 2]; ROUND as usize];
+            let mut value = [0.0; ROUND];
+            let mut sum = [[0.0; 2]; ROUND];
             let mut i = 0;
-            while i < ROUND {
+            while i < ROUND as u32 {
                 // Past the end the last step again, unused: a branch would keep the loads from going out together.
                 let step = (first + i).min(steps - 1);
                 // SAFETY: the caller's promise.
@@ -100,7 +97,7 @@ pub(super) mod device {
                 i += 1;
             }
             let mut i = 0;
-            while i < ROUND {
+            while i < ROUND as u32 {
                 let is_step = first + i < steps;
                 let [max, weights] = sum[i as usize];
                 let factors = fold.rescale(if is_step { max } else { LOWEST });
@@ -108,7 +105,7 @@ pub(super) mod device {
                 out = factors.fold(out, if is_step { value[i as usize] } else { 0.0 });
                 i += 1;
             }
-            first += ROUND;
+            first += ROUND as u32;
         }
         out / fold.sum
     }
@@ -130,7 +127,13 @@ pub(super) mod device {
             };
             grid_dependency_wait();
             let values = p.values.offset(at * p.padded as usize + d as usize);
-            let out = fold(values, p.padded, p.sums.offset(2 * at), steps);
+            let sums = p.sums.offset(2 * at);
+            // A short context has no use for a long round.
+            let out = if steps <= 4 {
+                fold::<4>(values, p.padded, sums, steps)
+            } else {
+                fold::<16>(values, p.padded, sums, steps)
+            };
             if is_inside {
                 p.out.store(row * p.head_dim as usize + d as usize, out);
             }

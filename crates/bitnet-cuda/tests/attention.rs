@@ -1,0 +1,328 @@
+//! Attention on a real GPU: the same bits from decode, prefill and pieces of a prompt, and what f64 says. Returns early
+//! where there is no GPU.
+
+mod gpu;
+
+use bitnet_cuda::{DeviceBuffer, LaunchConfig, Stream};
+use bitnet_kernels::attention::{
+    AttentionCombine, AttentionDecode, AttentionDecode64, AttentionDecode128, AttentionPrefill,
+    AttentionPrefill64, AttentionPrefill128, Tile,
+};
+use bitnet_kernels::decode_linear::SLOTS;
+use bitnet_kernels::rope::{RopeAppend, cache_len, padded_head_dim, q_scale};
+use bitnet_layout::random::Random;
+
+const CONTEXT: u32 = 512;
+const SEQUENCES: u32 = 3;
+
+/// An attention layer on the GPU.
+struct Layer<'a> {
+    stream: &'a Stream,
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_dim: u32,
+    padded: u32,
+    angles: [Vec<f32>; 2],
+    tables: [DeviceBuffer<f32>; 2],
+    k: DeviceBuffer<u16>,
+    v: DeviceBuffer<u16>,
+    /// Rows of the fused linear layer for every sequence and position.
+    rows: Vec<f32>,
+}
+
+impl<'a> Layer<'a> {
+    fn new(stream: &'a Stream, n_heads: u32, n_kv_heads: u32, head_dim: u32) -> Self {
+        let half = head_dim / 2;
+        let angles = (0..CONTEXT).flat_map(|position| {
+            (0..half).map(move |d| f64::from(position) * 1e4f64.powf(-f64::from(d) / f64::from(half)))
+        });
+        let angles = [
+            angles.clone().map(|a| a.cos() as f32).collect::<Vec<_>>(),
+            angles.map(|a| a.sin() as f32).collect(),
+        ];
+        let padded = padded_head_dim(head_dim).unwrap();
+        let len = cache_len(
+            SEQUENCES as usize,
+            n_kv_heads as usize,
+            CONTEXT as usize,
+            padded as usize,
+        );
+        let mut random = Random::new(5);
+        let row = (n_heads + 2 * n_kv_heads) * head_dim;
+        let rows = (0..SEQUENCES * CONTEXT * row)
+            .map(|_| random.word() as i32 as f32 / i32::MAX as f32)
+            .collect();
+        Self {
+            stream,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            padded,
+            tables: angles.each_ref().map(|t| stream.upload_new("angles", t).unwrap()),
+            angles,
+            k: stream.gpu().alloc("keys", len).unwrap(),
+            v: stream.gpu().alloc("values", len).unwrap(),
+            rows,
+        }
+    }
+
+    /// Fills the cache with NaN.
+    fn poison(&self) {
+        self.stream.fill_bytes(&self.k, 0xff).unwrap();
+        self.stream.fill_bytes(&self.v, 0xff).unwrap();
+    }
+
+    fn d_q(&self) -> usize {
+        (self.n_heads * self.head_dim) as usize
+    }
+
+    fn row(&self, (sequence, position): (u32, u32)) -> &[f32] {
+        let len = self.d_q() + 2 * (self.n_kv_heads * self.head_dim) as usize;
+        &self.rows[(sequence * CONTEXT + position) as usize * len..][..len]
+    }
+
+    /// Rows, positions and sequences of tokens.
+    fn batch(&self, tokens: &[(u32, u32)]) -> (DeviceBuffer<f32>, DeviceBuffer<u32>, DeviceBuffer<u32>) {
+        let rows: Vec<&[f32]> = tokens.iter().map(|&token| self.row(token)).collect();
+        let positions: Vec<u32> = tokens.iter().map(|t| t.1).collect();
+        let sequences: Vec<u32> = tokens.iter().map(|t| t.0).collect();
+        (
+            self.stream.upload_new("rows", &rows.concat()).unwrap(),
+            self.stream.upload_new("positions", &positions).unwrap(),
+            self.stream.upload_new("sequences", &sequences).unwrap(),
+        )
+    }
+
+    fn prefill(&self, runs: &[(u32, u32, u32)]) -> Vec<f32> {
+        let tokens: Vec<_> = runs
+            .iter()
+            .flat_map(|&(sequence, start, count)| (start..start + count).map(move |p| (sequence, p)))
+            .collect();
+        let (mut row, mut tiles) = (0, Vec::new());
+        for &(sequence, position, count) in runs {
+            let run = Tile {
+                row,
+                count,
+                sequence,
+                position,
+            };
+            let cut = run.cut(self.n_heads, self.n_kv_heads, self.padded);
+            tiles.extend(cut.flat_map(Tile::words));
+            row += count;
+        }
+        let (rows, positions, sequences) = self.batch(&tokens);
+        let (gpu, batch) = (self.stream.gpu(), tokens.len() as u32);
+        let q = gpu
+            .alloc("queries", (batch * self.n_heads * self.padded / 2) as usize)
+            .unwrap();
+        let out = gpu.alloc("out", tokens.len() * self.d_q()).unwrap();
+        let tiles = self.stream.upload_new("tiles", &tiles).unwrap();
+        let append = RopeAppend {
+            qkv: rows.global(),
+            positions: positions.global(),
+            sequences: sequences.global(),
+            cos: self.tables[0].global(),
+            sin: self.tables[1].global(),
+            q: q.global(),
+            k_cache: self.k.global().cast(),
+            v_cache: self.v.global(),
+            batch,
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+            padded: self.padded,
+            context: CONTEXT,
+            q_scale: q_scale(self.head_dim),
+        };
+        let attend = AttentionPrefill {
+            q: q.global(),
+            k_cache: append.k_cache,
+            v_cache: append.v_cache.cast(),
+            tiles: tiles.global(),
+            out: out.global(),
+            n_tiles: tiles.len() as u32 / 4,
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+            context: CONTEXT,
+        };
+        // SAFETY: the buffers have the lengths that the kernels' shapes say, and live until the download below.
+        unsafe {
+            self.stream.launch(&append, append.launch()).unwrap();
+            if self.padded == 64 {
+                let attend = AttentionPrefill64::from(attend);
+                self.stream.launch(&attend, attend.launch()).unwrap();
+            } else {
+                let attend = AttentionPrefill128::from(attend);
+                self.stream.launch(&attend, attend.launch()).unwrap();
+            }
+        }
+        self.stream.download_all(&out).unwrap()
+    }
+
+    fn decode(&self, tokens: &[(u32, u32)]) -> Vec<f32> {
+        let (rows, positions, sequences) = self.batch(tokens);
+        let (gpu, batch, steps) = (self.stream.gpu(), tokens.len() as u32, CONTEXT / 64);
+        let partial = (batch * self.n_heads * steps) as usize;
+        let values = gpu.alloc("values", partial * self.padded as usize).unwrap();
+        let sums = gpu.alloc("sums", 2 * partial).unwrap();
+        let out = gpu.alloc("out", tokens.len() * self.d_q()).unwrap();
+        let weight = self.stream.upload_new("weight", &vec![1.0; self.d_q()]).unwrap();
+        let slots = self
+            .stream
+            .upload_new("slots", &vec![0; tokens.len() * SLOTS])
+            .unwrap();
+        let attend = AttentionDecode {
+            qkv: rows.global(),
+            positions: positions.global(),
+            sequences: sequences.global(),
+            cos: self.tables[0].global(),
+            sin: self.tables[1].global(),
+            k_cache: self.k.global().cast(),
+            v_cache: self.v.global().cast(),
+            values: values.global(),
+            sums: sums.global(),
+            batch,
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+            context: CONTEXT,
+            steps,
+            q_scale: q_scale(self.head_dim),
+        };
+        let combine = AttentionCombine {
+            values: values.global(),
+            sums: sums.global(),
+            positions: positions.global(),
+            out: out.global(),
+            weight: weight.global(),
+            slots: slots.global(),
+            batch,
+            n_heads: self.n_heads,
+            head_dim: self.head_dim,
+            padded: self.padded,
+            steps,
+            publish: 1,
+        };
+        // SAFETY: as in `prefill`.
+        unsafe {
+            if self.padded == 64 {
+                let attend = AttentionDecode64::from(attend);
+                self.stream.launch(&attend, attend.launch()).unwrap();
+            } else {
+                let attend = AttentionDecode128::from(attend);
+                self.stream.launch(&attend, attend.launch()).unwrap();
+            }
+            let dependent = LaunchConfig::from(combine.launch()).programmatic_dependent();
+            self.stream.launch(&combine, dependent).unwrap();
+        }
+        let out: Vec<f32> = self.stream.download_all(&out).unwrap();
+        let slots = self.stream.download_all(&slots).unwrap();
+        for (out, slots) in out.chunks(self.d_q()).zip(slots.chunks(SLOTS)) {
+            let max = out.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+            assert_eq!(slots.iter().copied().max(), Some(max.to_bits()));
+        }
+        out
+    }
+
+    /// Head `head` of a row, rotated.
+    fn rotated(&self, token: (u32, u32), head: u32) -> Vec<f32> {
+        let (d, half) = (self.head_dim as usize, self.head_dim as usize / 2);
+        let x = &self.row(token)[head as usize * d..][..d];
+        let angle = |i: usize| token.1 as usize * half + i % half;
+        (0..d)
+            .map(|i| {
+                let other = if i < half { -x[i + half] } else { x[i - half] };
+                x[i] * self.angles[0][angle(i)] + other * self.angles[1][angle(i)]
+            })
+            .collect()
+    }
+
+    /// The attention of one head in f64, and the same of the values' magnitudes.
+    fn reference(&self, (sequence, position): (u32, u32), head: u32) -> Vec<[f64; 2]> {
+        let kv_head = head / (self.n_heads / self.n_kv_heads);
+        let q: Vec<f64> = self
+            .rotated((sequence, position), head)
+            .iter()
+            .map(|x| bf16(x * q_scale(self.head_dim)))
+            .collect();
+        let scores = (0..=position).map(|p| {
+            let k = self.rotated((sequence, p), self.n_heads + kv_head);
+            q.iter().zip(k).map(|(q, k)| q * bf16(k)).sum::<f64>()
+        });
+        let weights: Vec<f64> = scores.map(f64::exp2).collect();
+        let sum: f64 = weights.iter().sum();
+        let first = ((self.n_heads + self.n_kv_heads + kv_head) * self.head_dim) as usize;
+        (first..first + self.head_dim as usize)
+            .map(|i| {
+                let terms = (0..)
+                    .zip(&weights)
+                    .map(|(p, w)| w / sum * bf16(self.row((sequence, p))[i]));
+                terms.fold([0.0, 0.0], |[s, m], x| [s + x, m + x.abs()])
+            })
+            .collect()
+    }
+}
+
+/// The value after a rounding to bfloat16.
+fn bf16(x: f32) -> f64 {
+    let bits = x.to_bits();
+    f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000).into()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn a_token_has_the_same_bits_however_it_is_computed() {
+    let Some(gpu) = gpu::open() else { return };
+    let stream = gpu.stream().unwrap();
+    for (n_heads, n_kv_heads, head_dim) in [(20, 5, 128), (32, 32, 100), (8, 1, 64)] {
+        let layer = Layer::new(&stream, n_heads, n_kv_heads, head_dim);
+        let (d_q, len) = (layer.d_q(), 300);
+        layer.poison();
+        let whole = layer.prefill(&[(1, 0, len)]);
+        for position in [0, 1, 63, 64, 65, 299] {
+            for head in [0, n_heads - 1] {
+                let at = position as usize * d_q + (head * head_dim) as usize;
+                for (got, [expected, magnitude]) in
+                    whole[at..].iter().zip(layer.reference((1, position), head))
+                {
+                    // A weight and the weights' sum are each off by a bfloat16 rounding, 2^-9.
+                    let bound = magnitude * (2f64.powi(-8) + 2f64.powi(-12));
+                    assert!(
+                        (f64::from(*got) - expected).abs() <= bound,
+                        "position {position}, head {head}: {got} for {expected}"
+                    );
+                }
+            }
+        }
+
+        layer.poison();
+        let mut pieces = Vec::new();
+        for (start, end) in [(0, 1), (1, 128), (128, 228), (228, len)] {
+            pieces.extend(layer.prefill(&[(1, start, end - start)]));
+        }
+        assert!(bits(&pieces) == bits(&whole), "{n_heads} {head_dim}: pieces");
+
+        // From an empty cache, token by token.
+        layer.poison();
+        for position in 0..len {
+            let out = layer.decode(&[(1, position)]);
+            let expected = &whole[position as usize * d_q..][..d_q];
+            assert!(
+                bits(&out) == bits(expected),
+                "{n_heads} {head_dim}: decode of {position}"
+            );
+        }
+
+        layer.poison();
+        let batch = layer.prefill(&[(2, 0, 70), (1, 0, len), (0, 0, 5)]);
+        assert!(bits(&batch[70 * d_q..(70 + len as usize) * d_q]) == bits(&whole));
+        let decoded = layer.decode(&[(0, 5), (1, len), (2, 70)]);
+        layer.poison();
+        let long = layer.prefill(&[(1, 0, len + 1)]);
+        assert!(bits(&decoded[d_q..2 * d_q]) == bits(&long[len as usize * d_q..]));
+    }
+}

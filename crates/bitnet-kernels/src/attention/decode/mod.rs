@@ -1,0 +1,95 @@
+//! Attention of decoded tokens: every step of 64 keys is a block's, the query is rotated and the new key and value are
+//! appended on the way.
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod device;
+
+use crate::{Global, Launch};
+
+/// Warps of a block: each takes 16 of the keys, then a quarter of the dimensions.
+const WARPS: u32 = 4;
+
+/// Query heads that a block takes at a time: half the rows of the tensor cores' tile.
+const HEADS: u32 = 8;
+
+kernels_by_width! {
+    /// Parameters of the decode kernels, one for each padded width of a head: convert it into that kernel's.
+    ///
+    /// For every token b, head h and step: `m`, `l` and `o` of [`crate::attention`] for the query of the token, rotated as
+    /// [`crate::rope::RopeAppend`] does it, over the keys of the cache before the token and its own, which the block of
+    /// the token's step puts into the cache. [`crate::attention::AttentionCombine`] folds the steps.
+    ///
+    /// - Shapes: as for [`crate::rope::RopeAppend`]; `values` (batch, n_heads, steps, padded); `sums` (batch, n_heads,
+    ///   steps, 2).
+    /// - Launch: a block owns the query heads of one key head, one token and one step. Blocks of steps past the token's
+    ///   position return at once, so that one grid serves every position below `64 steps`.
+    /// - Moves: keys and values up to the position once, requested before the kernel waits for the one that writes `qkv`.
+    /// - Bound: latency from `qkv` to the partial results: 3.0 us a kernel at position 300, 3.4 us at 2047, in a chain of
+    ///   them on an H200 (20 heads, 5 of keys, 128 wide, cold cache); 4.3 and 5.4 us with `AttentionCombine`. A fold by the
+    ///   block that finishes last took 4.9 and 6.2 us.
+    ///
+    /// # Safety
+    /// Lengths and alignment as for `RopeAppend`, caches 16-byte and partial results 8-byte aligned; positions below
+    /// `64 steps` and `context`; at most one token of a sequence in the batch. `positions`, `sequences` and the cache before
+    /// the positions are written by no kernel that this one may overlap.
+    pub struct AttentionDecode {
+        /// Output of the fused linear layer, (batch, n_heads + 2 n_kv_heads, head_dim).
+        pub qkv: Global<f32>,
+        /// Position of every token in its sequence, (batch).
+        pub positions: Global<u32>,
+        /// Sequence of every token, (batch).
+        pub sequences: Global<u32>,
+        /// Cosines, (context, head_dim / 2).
+        pub cos: Global<f32>,
+        /// Sines, (context, head_dim / 2).
+        pub sin: Global<f32>,
+        /// Keys of the layer, two dimensions a word.
+        pub k_cache: Global<u32>,
+        /// Values of the layer, two positions a word.
+        pub v_cache: Global<u32>,
+        /// Weighted values of every step.
+        pub values: Global<f32>,
+        /// Maximum and sum of weights of every step.
+        pub sums: Global<f32>,
+        /// Tokens.
+        pub batch: u32,
+        /// Query heads.
+        pub n_heads: u32,
+        /// Key and value heads.
+        pub n_kv_heads: u32,
+        /// Dimensions of a head.
+        pub head_dim: u32,
+        /// Positions a sequence has in the cache.
+        pub context: u32,
+        /// Steps that partial results have room for.
+        pub steps: u32,
+        /// Factor of the queries, [`crate::rope::q_scale`].
+        pub q_scale: f32,
+    }
+    attention_decode_32, AttentionDecode32, 1, 32;
+    attention_decode_64, AttentionDecode64, 2, 64;
+    attention_decode_128, AttentionDecode128, 4, 128;
+    attention_decode_256, AttentionDecode256, 8, 256;
+}
+
+/// Threads of a block.
+const fn threads(_padded: u32) -> u32 {
+    WARPS * 32
+}
+
+/// The grid, and the shared memory that `device` divides.
+fn launch(padded: u32, p: &AttentionDecode) -> Launch {
+    Launch {
+        grid: [p.n_kv_heads, p.steps, p.batch],
+        block: [threads(padded), 1, 1],
+        shared_bytes: HEADS * row_bytes(padded) + 4 * padded + 32 * SCORES_STRIDE,
+    }
+}
+
+/// Bytes from a query row in shared memory to the next: 64 more than its elements, so that two rows lie in different banks.
+const fn row_bytes(padded: u32) -> u32 {
+    2 * padded + 64
+}
+
+/// Bytes from a lane's 16 scores in shared memory to the next lane's: 16 more than the scores, to spread the banks.
+const SCORES_STRIDE: u32 = 80;

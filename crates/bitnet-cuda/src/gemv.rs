@@ -7,7 +7,7 @@ use crate::stream::{LaunchConfig, Stream};
 use bitnet_kernels::Global;
 use bitnet_kernels::bf16_gemv::Bf16Gemv;
 use bitnet_kernels::bit_gemv::{
-    BitGemvT1K5, BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT4K1, BitGemvT4K2, MAX_COLS, Plan,
+    BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K5, BitGemvT4K1, BitGemvT4K2, MAX_COLS, Plan,
 };
 use bitnet_kernels::ref_gemv::RefGemv;
 use bitnet_layout::mma_tile::{self, RowOrder};
@@ -189,7 +189,7 @@ impl Gemv for W2A8 {
             }};
         }
         match (plan.tile_rows, plan.tiles_per_warp) {
-            (1, 5) => launch!(BitGemvT1K5),
+            (2, 5) => launch!(BitGemvT2K5),
             (2, 1) => launch!(BitGemvT2K1),
             (2, 2) => launch!(BitGemvT2K2),
             (2, 3) => launch!(BitGemvT2K3),

@@ -16,18 +16,8 @@ use bitnet_layout::mma_tile;
 /// Widest batch of [`BitGemvT2K1`] and its siblings.
 pub const MAX_COLS: u32 = 8;
 
-/// Most warps of a block whose warps hold `tiles_per_warp` tiles of each of their rows, so that the registers suffice.
-#[must_use]
-pub const fn max_warps(tiles_per_warp: u32) -> u32 {
-    match tiles_per_warp {
-        1 | 2 => 20,
-        3 => 18,
-        _ => 16,
-    }
-}
-
 macro_rules! bit_gemv {
-    ($($name:ident, $Params:ident, $t:literal, $kpw:literal;)*) => {$(
+    ($($name:ident, $Params:ident, $t:literal, $kpw:literal, $warps:literal, $min_blocks:literal;)*) => {$(
         kernel! {
             /// `y[c][n] = (sum over k of t[n][k] x[c][k]) * (scale(n) * unit[c])` for `cols` columns c.
             ///
@@ -41,7 +31,7 @@ macro_rules! bit_gemv {
             ///
             /// # Safety
             /// Lengths as above; `w` and `x` 16-byte aligned; `1 <= cols <= 8`; `n`, `k` at least 1; the launch is the plan's.
-            $name, block = [max_warps($kpw) * 32, 1, 1], body = device::run::<$t, $kpw>;
+            $name, block = [$warps * 32, 1, 1], min_blocks = $min_blocks, body = device::run::<$t, $kpw>;
             pub struct $Params {
                 /// Weights in tiles.
                 pub w: Global<u32>,
@@ -73,12 +63,12 @@ macro_rules! bit_gemv {
 }
 
 bit_gemv! {
-    bit_gemv_t2k1, BitGemvT2K1, 2, 1;
-    bit_gemv_t4k1, BitGemvT4K1, 4, 1;
-    bit_gemv_t2k2, BitGemvT2K2, 2, 2;
-    bit_gemv_t4k2, BitGemvT4K2, 4, 2;
-    bit_gemv_t2k3, BitGemvT2K3, 2, 3;
-    bit_gemv_t1k5, BitGemvT1K5, 1, 5;
+    bit_gemv_t2k1, BitGemvT2K1, 2, 1, 20, 1;
+    bit_gemv_t4k1, BitGemvT4K1, 4, 1, 20, 1;
+    bit_gemv_t2k2, BitGemvT2K2, 2, 2, 13, 2;
+    bit_gemv_t4k2, BitGemvT4K2, 4, 2, 10, 2;
+    bit_gemv_t2k3, BitGemvT2K3, 2, 3, 18, 1;
+    bit_gemv_t2k5, BitGemvT2K5, 2, 5, 16, 1;
 }
 
 /// The variant and launch for a shape.
@@ -94,7 +84,20 @@ pub struct Plan {
 
 impl Plan {
     /// The variants, as (`tile_rows`, `tiles_per_warp`), in the order of the declarations above.
-    pub const VARIANTS: [(u32, u32); 6] = [(2, 1), (4, 1), (2, 2), (4, 2), (2, 3), (1, 5)];
+    pub const VARIANTS: [(u32, u32); 6] = [(2, 1), (4, 1), (2, 2), (4, 2), (2, 3), (2, 5)];
+
+    /// Most warps of a block of a variant: what the registers suffice for, twice over for the variants whose kernels
+    /// follow each other most closely.
+    #[must_use]
+    pub const fn max_warps(tile_rows: u32, tiles_per_warp: u32) -> u32 {
+        match (tile_rows, tiles_per_warp) {
+            (_, 1) => 20,
+            (4, 2) => 10,
+            (_, 2) => 13,
+            (_, 3) => 18,
+            _ => 16,
+        }
+    }
 
     /// The fastest variant for an (n, k) matrix and `cols` columns, measured on an H200 with cold caches.
     ///
@@ -105,13 +108,13 @@ impl Plan {
         let tiles_k = mma_tile::tiles_k(k) as u32;
         let tiles_per_warp = match tiles_k {
             0..=20 if n < 4096 => 1,
-            0..=40 => 2,
-            41..=54 => 3,
+            0..=26 => 2,
+            27..=54 => 3,
             _ => 5,
         };
-        let tile_rows = match tiles_per_warp {
-            5 => 1,
-            1 | 2 if mma_tile::tiles_n(n) >= 200 => 4,
+        let tile_rows = match (tiles_per_warp, mma_tile::tiles_n(n)) {
+            (1, 200..) => 4,
+            (2, 400..) if tiles_k <= 20 => 4,
             _ => 2,
         };
         Self::with(n, k, cols, tile_rows, tiles_per_warp)
@@ -122,7 +125,7 @@ impl Plan {
     pub fn with(n: usize, k: usize, cols: u32, tile_rows: u32, tiles_per_warp: u32) -> Self {
         let warps = (mma_tile::tiles_k(k) as u32)
             .div_ceil(tiles_per_warp)
-            .min(max_warps(tiles_per_warp));
+            .min(Self::max_warps(tile_rows, tiles_per_warp));
         Self {
             tile_rows,
             tiles_per_warp,
@@ -138,6 +141,13 @@ impl Plan {
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub(crate) mod device {
     use crate::intrinsics::*;
+
+    /// Whether to ask early for what an output needs at the end. Without programmatic dependent launch there is no time to hide
+    /// it in, and it costs registers.
+    pub(crate) const EARLY: bool = cfg!(any(not(target_arch = "nvptx64"), sm_90));
+
+    /// Warps whose parts of a sum are loaded together.
+    pub(crate) const WARPS_AT_A_TIME: u32 = 4;
 
     /// Sums of one row of tiles over the `KPW` tiles of a warp: the four accumulators of the mma, scaled back.
     ///
@@ -177,14 +187,42 @@ pub(crate) mod device {
             }
         )*};
     }
-    params! { BitGemvT2K1 BitGemvT4K1 BitGemvT2K2 BitGemvT4K2 BitGemvT2K3 BitGemvT1K5 }
+    params! { BitGemvT2K1 BitGemvT4K1 BitGemvT2K2 BitGemvT4K2 BitGemvT2K3 BitGemvT2K5 }
+
+    /// This warp's tiles from tile `chunk` along k, of the `T` rows of tiles from `first`. Tiles past the end repeat the last.
+    ///
+    /// # Safety
+    /// The launch is the plan's.
+    #[inline(always)]
+    unsafe fn weights<const T: usize, const KPW: usize>(
+        p: &super::BitGemvT2K1,
+        first: u32,
+        chunk: u32,
+    ) -> [[[u32; 4]; KPW]; T] {
+        let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
+        let warps = block_dim_x() / WARP_SIZE;
+        let mut w = [[[0; 4]; KPW]; T];
+        let mut r = 0;
+        while r < T {
+            let band = (first + r as u32).min(tiles_n - 1) * tiles_k;
+            let mut i = 0;
+            while i < KPW {
+                let tile = (chunk + i as u32 * warps + warp_id()).min(tiles_k - 1);
+                // SAFETY: the tile is clamped to the matrix.
+                w[r][i] = unsafe { p.w.load_stream_x4(((band + tile) * 128 + lane_id() * 4) as usize) };
+                i += 1;
+            }
+            r += 1;
+        }
+        w
+    }
 
     #[inline(always)]
     pub(super) unsafe fn run<const T: usize, const KPW: usize>(p: impl Params) {
         let p = p.get();
         let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
         let (g, t) = (lane / 4, lane % 4);
-        let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
+        let tiles_k = p.k.div_ceil(128);
         let first = block_idx_x() * T as u32;
         // Lanes of unused columns repeat the last one; their results are not stored.
         let x_row = g.min(p.cols - 1) * tiles_k * 32;
@@ -197,23 +235,15 @@ pub(crate) mod device {
         // SAFETY: tile indices are clamped to the matrix, shared indices are below the plan's size; every branch around a
         // warp or block operation is uniform.
         unsafe {
-            while chunk < tiles_k {
-                let mut w = [[[0; 4]; KPW]; T];
-                let mut r = 0;
-                while r < T {
-                    let band = (first + r as u32).min(tiles_n - 1) * tiles_k;
-                    let mut i = 0;
-                    while i < KPW {
-                        let tile = (chunk + i as u32 * warps + warp).min(tiles_k - 1);
-                        w[r][i] = p.w.load_stream_x4(((band + tile) * 128 + lane * 4) as usize);
-                        i += 1;
-                    }
-                    r += 1;
-                }
-                if chunk == 0 {
-                    grid_dependency_launch();
-                    grid_dependency_wait();
-                }
+            // Outside the loop: in a branch of it, the assembler would move the loads behind the wait.
+            let mut w = weights::<T, KPW>(&p, first, 0);
+            grid_dependency_launch();
+            grid_dependency_wait();
+            let mut unit = 0.0;
+            if EARLY {
+                unit = p.unit.load_l2((thread_idx_x() / rows).min(p.cols - 1) as usize)[0];
+            }
+            loop {
                 let mut x = [[0; 8]; KPW];
                 let mut i = 0;
                 while i < KPW {
@@ -248,6 +278,10 @@ pub(crate) mod device {
                     r += 1;
                 }
                 chunk += warps * KPW as u32;
+                if chunk >= tiles_k {
+                    break;
+                }
+                w = weights::<T, KPW>(&p, first, chunk);
             }
             sum += warp_shuffle_xor(FULL_MASK, sum, 1);
             sum += warp_shuffle_xor(FULL_MASK, sum, 2);
@@ -260,10 +294,17 @@ pub(crate) mod device {
             while at < p.cols * rows {
                 let (col, row) = (at / rows, first * 16 + at % rows);
                 let mut total = 0;
-                let mut i = 0;
-                while i < warps {
-                    total += parts.load(i * p.cols * rows + at) - sums.load(i * p.cols + col);
-                    i += 1;
+                let mut base = 0;
+                while base < warps {
+                    // Several at a time, so that the loads do not wait for each other.
+                    let mut i = 0;
+                    while i < WARPS_AT_A_TIME {
+                        let (from, keep) = if base + i < warps { (base + i, -1) } else { (0, 0) };
+                        total +=
+                            (parts.load(from * p.cols * rows + at) - sums.load(from * p.cols + col)) & keep;
+                        i += 1;
+                    }
+                    base += WARPS_AT_A_TIME;
                 }
                 if row < p.n {
                     let scale = if row >= p.row_c {
@@ -273,7 +314,9 @@ pub(crate) mod device {
                     } else {
                         p.scale_a
                     };
-                    let unit = p.unit.load_l2(col as usize)[0];
+                    if !EARLY || at >= block_dim_x() {
+                        unit = p.unit.load_l2(col as usize)[0];
+                    }
                     p.y.store((col * p.n + row) as usize, total as f32 * (scale * unit));
                 }
                 at += block_dim_x();

@@ -8,7 +8,6 @@
 //!
 //! [`crate::quantize_rows`] computes the same codes and the same `unit`, bit for bit, for batches.
 
-use crate::bit_gemv::max_warps;
 use crate::{Global, Launch};
 use bitnet_layout::mma_tile;
 
@@ -34,7 +33,7 @@ macro_rules! decode_linear {
             ///
             /// # Safety
             /// Lengths as above; `w`, `x` and `norm` 16-byte aligned; `k` a multiple of 4; the launch is [`launch`]'s.
-            $name, block = [max_warps($kpw) * 32, 1, 1], body = device::run::<{ device::$epilogue }, $t, $kpw>;
+            $name, block = [max_warps($kpw) * 32, 1, 1], min_blocks = if $kpw == 2 { 2 } else { 1 }, body = device::run::<{ device::$epilogue }, $t, $kpw>;
             pub struct $Params {
                 /// Weights in tiles; in pairs of rows for the gated kernels.
                 pub w: Global<u32>,
@@ -103,12 +102,22 @@ decode_linear! {
     decode_gated_k4, DecodeGatedK4, GATED, 2, 4, "`y[i] = activation(z[i]) z[n / 2 + i]`: gate and up.";
 }
 
+/// Most warps of a block whose warps hold `tiles_per_warp` tiles of each of their rows: what the registers suffice for, twice
+/// over where a warp holds two.
+const fn max_warps(tiles_per_warp: u32) -> u32 {
+    match tiles_per_warp {
+        2 => 10,
+        3 => 18,
+        _ => 16,
+    }
+}
+
 /// Tiles along k that a warp holds at a time, for `k` columns. It also fixes the order in which squares are added.
 #[must_use]
 pub const fn tiles_per_warp(k: usize) -> u32 {
     match mma_tile::tiles_k(k) {
-        0..=40 => 2,
-        41..=54 => 3,
+        0..=20 => 2,
+        21..=54 => 3,
         _ => 4,
     }
 }
@@ -136,7 +145,7 @@ pub fn launch(n: usize, k: usize, gated: bool) -> Launch {
 pub(crate) mod device {
     use super::{DecodeStoreK2, RELU2, SLOTS};
     use crate::Global;
-    use crate::bit_gemv::device::tile_sums;
+    use crate::bit_gemv::device::{EARLY, WARPS_AT_A_TIME, tile_sums};
     use crate::intrinsics::*;
     use crate::reduce::warp_sum;
 
@@ -211,12 +220,52 @@ pub(crate) mod device {
         }
     }
 
+    /// This warp's tiles from tile `chunk` along k, of the `T` rows of tiles from `first` (tiles past the end repeat the last),
+    /// and the norm's weights of the columns that this lane quantizes.
+    ///
+    /// # Safety
+    /// The launch is [`super::launch`]'s.
+    #[inline(always)]
+    unsafe fn weights<const T: usize, const KPW: usize>(
+        p: &DecodeStoreK2,
+        first: u32,
+        chunk: u32,
+    ) -> ([[[u32; 4]; KPW]; T], [[f32; 4]; KPW]) {
+        let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
+        let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
+        let mut w = [[[0; 4]; KPW]; T];
+        let mut norm = [[0.0; 4]; KPW];
+        // SAFETY: tiles are clamped to the matrix, columns are compared with k.
+        unsafe {
+            let mut r = 0;
+            while r < T {
+                let band = (first + r as u32).min(tiles_n - 1) * tiles_k;
+                let mut i = 0;
+                while i < KPW {
+                    let tile = (chunk + i as u32 * warps + warp).min(tiles_k - 1);
+                    w[r][i] = p.w.load_stream_x4(((band + tile) * 128 + lane * 4) as usize);
+                    i += 1;
+                }
+                r += 1;
+            }
+            let mut i = 0;
+            while i < KPW {
+                let col = (chunk + i as u32 * warps + warp) * 128 + lane % 4 * 32 + lane / 4 * 4;
+                if col < p.k {
+                    norm[i] = p.norm.load_constant_x4(col as usize);
+                }
+                i += 1;
+            }
+        }
+        (w, norm)
+    }
+
     #[inline(always)]
     pub(super) unsafe fn run<const EPILOGUE: u32, const T: usize, const KPW: usize>(p: impl Params) {
         let p = p.get();
         let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
         let (g, t) = (lane / 4, lane % 4);
-        let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
+        let tiles_k = p.k.div_ceil(128);
         let first = block_idx_x() * T as u32;
         let rows = T as u32 * 16;
         // (warp, row of the block), then (warp) sums of codes and of squares.
@@ -230,7 +279,6 @@ pub(crate) mod device {
         let out = first * (outputs / T as u32) + me;
         let n_out = if EPILOGUE == GATED { p.n / 2 } else { p.n };
         let writes = me < outputs && out < n_out;
-        let (mut next_norm, mut before) = (0.0, 0.0);
 
         let (mut sum, mut square) = (0, 0.0);
         let mut scale = 0.0;
@@ -238,36 +286,19 @@ pub(crate) mod device {
         // SAFETY: tile indices are clamped to the matrix, columns are compared with k, shared indices are below the
         // launch's size; every branch around a warp or block operation is uniform.
         unsafe {
-            while chunk < tiles_k {
-                let mut w = [[[0; 4]; KPW]; T];
-                let mut norm = [[0.0; 4]; KPW];
-                let mut r = 0;
-                while r < T {
-                    let band = (first + r as u32).min(tiles_n - 1) * tiles_k;
-                    let mut i = 0;
-                    while i < KPW {
-                        let tile = (chunk + i as u32 * warps + warp).min(tiles_k - 1);
-                        w[r][i] = p.w.load_stream_x4(((band + tile) * 128 + lane * 4) as usize);
-                        i += 1;
-                    }
-                    r += 1;
-                }
-                let mut i = 0;
-                while i < KPW {
-                    let col = (chunk + i as u32 * warps + warp) * 128 + t * 32 + g * 4;
-                    if col < p.k {
-                        norm[i] = p.norm.load_constant_x4(col as usize);
-                    }
-                    i += 1;
-                }
-                if chunk == 0 {
-                    if EPILOGUE != STORE && writes {
-                        next_norm = p.next_norm.load_constant(out as usize)[0];
-                    }
-                    grid_dependency_launch();
-                    grid_dependency_wait();
-                }
-
+            // Outside the loop: in a branch of it, the assembler would move the loads behind the wait.
+            let (mut w, mut norm) = weights::<T, KPW>(&p, first, 0);
+            let (mut next_norm, mut before) = (0.0, 0.0);
+            if EARLY && EPILOGUE != STORE && writes {
+                next_norm = p.next_norm.load_constant(out as usize)[0];
+            }
+            grid_dependency_launch();
+            grid_dependency_wait();
+            let bits = p.absmax.load_l2(lane as usize)[0];
+            if EARLY && EPILOGUE == ADD && writes {
+                before = p.y.load_l2(out as usize)[0];
+            }
+            loop {
                 // Lane (g, t) quantizes columns 32 t + 4 g of each tile and hands them to the lanes of its t.
                 let mut x = [[0.0; 4]; KPW];
                 let mut i = 0;
@@ -279,10 +310,6 @@ pub(crate) mod device {
                     i += 1;
                 }
                 if chunk == 0 {
-                    let bits = p.absmax.load_l2(lane as usize)[0];
-                    if EPILOGUE == ADD && writes {
-                        before = p.y.load_l2(out as usize)[0];
-                    }
                     scale = code_scale(f32::from_bits(warp_reduce_max_u32(FULL_MASK, bits)));
                 }
                 let mut q = [[0; 8]; KPW];
@@ -315,6 +342,10 @@ pub(crate) mod device {
                     r += 1;
                 }
                 chunk += warps * KPW as u32;
+                if chunk >= tiles_k {
+                    break;
+                }
+                (w, norm) = weights::<T, KPW>(&p, first, chunk);
             }
             let sum = warp_reduce_add(FULL_MASK, sum);
             let square = warp_sum(square);
@@ -335,13 +366,26 @@ pub(crate) mod device {
                 let (mut a, mut b, mut square) = (0, 0, 0.0);
                 let mut i = 0;
                 while i < warps {
-                    let sum = sums.load(i);
-                    a += parts.load(i * rows + row) - sum;
-                    if EPILOGUE == GATED {
-                        b += parts.load(i * rows + row + 8) - sum;
+                    // Several at a time, so that the loads do not wait for each other.
+                    let mut j = 0;
+                    while j < WARPS_AT_A_TIME {
+                        let (from, keep) = if i + j < warps { (i + j, -1) } else { (0, 0) };
+                        let sum = sums.load(from);
+                        a += (parts.load(from * rows + row) - sum) & keep;
+                        if EPILOGUE == GATED {
+                            b += (parts.load(from * rows + row + 8) - sum) & keep;
+                        }
+                        // Adding zero changes no sum of squares.
+                        square += f32::from_bits(squares.load(from).to_bits() & keep as u32);
+                        j += 1;
                     }
-                    square += squares.load(i);
-                    i += 1;
+                    i += WARPS_AT_A_TIME;
+                }
+                if !EARLY && EPILOGUE != STORE && writes {
+                    next_norm = p.next_norm.load_constant(out as usize)[0];
+                    if EPILOGUE == ADD {
+                        before = p.y.load_l2(out as usize)[0];
+                    }
                 }
                 let unit = unit(square, p.k, p.eps, scale);
                 let value = if EPILOGUE == GATED {

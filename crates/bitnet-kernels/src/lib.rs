@@ -53,7 +53,7 @@ pub const ALL: &[KernelInfo] = &[
     bit_gemv::BitGemvT2K2::INFO,
     bit_gemv::BitGemvT4K2::INFO,
     bit_gemv::BitGemvT2K3::INFO,
-    bit_gemv::BitGemvT1K5::INFO,
+    bit_gemv::BitGemvT2K5::INFO,
     decode_linear::DecodeStoreK2::INFO,
     decode_linear::DecodeStoreK3::INFO,
     decode_linear::DecodeStoreK4::INFO,

@@ -6,7 +6,7 @@ kernel! {
     /// Reads `words` words once and writes the xor of each block's share.
     ///
     /// - Shapes: `x` (words), `y` (blocks).
-    /// - Launch: any grid along x; [`StreamRead::launch`] fills the machine twice. A lane has 8 loads of 16 bytes in flight.
+    /// - Launch: any grid along x; [`StreamRead::launch`] fills the machine. A lane has 8 loads of 16 bytes in flight.
     /// - Moves: `4 words` bytes. Bound: DRAM.
     ///
     /// # Safety
@@ -26,11 +26,11 @@ kernel! {
 const LANES: u32 = 512;
 
 impl StreamRead {
-    /// Four blocks for each of the device's `multiprocessors`: all lanes that fit.
+    /// Two blocks for each of the device's `multiprocessors`: as many as are resident at once, so that none runs alone at the end.
     #[must_use]
     pub fn launch(multiprocessors: u32) -> Launch {
         Launch {
-            grid: [multiprocessors * 4, 1, 1],
+            grid: [multiprocessors * 2, 1, 1],
             block: [LANES, 1, 1],
             shared_bytes: LANES / 32 * 4,
         }

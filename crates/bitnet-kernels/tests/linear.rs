@@ -3,7 +3,7 @@
 
 use bitnet_kernels::bit_gemm::{self, Shape as GemmShape};
 use bitnet_kernels::bit_gemv::{
-    self, BitGemvT1K5, BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT4K1, BitGemvT4K2,
+    self, BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K5, BitGemvT4K1, BitGemvT4K2,
 };
 use bitnet_kernels::decode_linear::{self, RELU2, SILU, SLOTS};
 use bitnet_kernels::emulator::Emulator;
@@ -93,7 +93,7 @@ macro_rules! gemv {
             (2, 2) => $emulator.launch(&$plan.launch, &BitGemvT2K2 { $($field: $value),* }),
             (4, 2) => $emulator.launch(&$plan.launch, &BitGemvT4K2 { $($field: $value),* }),
             (2, 3) => $emulator.launch(&$plan.launch, &BitGemvT2K3 { $($field: $value),* }),
-            (1, 5) => $emulator.launch(&$plan.launch, &BitGemvT1K5 { $($field: $value),* }),
+            (2, 5) => $emulator.launch(&$plan.launch, &BitGemvT2K5 { $($field: $value),* }),
             other => panic!("no variant {other:?}"),
         }
     };
@@ -154,7 +154,7 @@ fn gemv_is_exact() {
 #[test]
 fn gemv_of_long_rows() {
     for variant in [(2, 1), (2, 3)] {
-        let tiles = bit_gemv::max_warps(variant.1) * variant.1;
+        let tiles = bit_gemv::Plan::max_warps(variant.0, variant.1) * variant.1;
         check_gemv(3, (tiles as usize + 1) * 128, 1, variant, 5);
         check_gemv(16, tiles as usize * 128 + 16, 2, variant, 6);
     }
@@ -174,7 +174,9 @@ fn plans_cover_the_model_shapes() {
         for cols in 1..=bit_gemv::MAX_COLS {
             let plan = bit_gemv::Plan::new(n, k, cols);
             assert!(bit_gemv::Plan::VARIANTS.contains(&(plan.tile_rows, plan.tiles_per_warp)));
-            assert!(plan.launch.block[0] <= bit_gemv::max_warps(plan.tiles_per_warp) * 32);
+            assert!(
+                plan.launch.block[0] <= bit_gemv::Plan::max_warps(plan.tile_rows, plan.tiles_per_warp) * 32
+            );
         }
     }
 }

@@ -17,9 +17,12 @@ const AHEAD: usize = 8;
 /// How long a step may take before the host asks the driver what is wrong.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Recorded decode steps, by the steps of 64 keys that their attention has room for.
+/// Decode steps of a long recording: between two replays the device idles, within one kernels overlap.
+const GROUP: usize = 4;
+
+/// Recorded decode steps, by the steps of 64 keys that their attention has room for, and their number: 1 or [`GROUP`].
 #[derive(Debug, Default)]
-pub(super) struct Recordings(BTreeMap<usize, Graph>);
+pub(super) struct Recordings(BTreeMap<(usize, usize), Graph>);
 
 impl Engine {
     /// Decodes greedily on the device, from `first`: each chosen token goes to `on_token`, which says whether to go on, and
@@ -46,8 +49,9 @@ impl Engine {
         if n == 0 {
             return Ok(());
         }
-        for steps in self.buckets(start, n) {
-            self.record(steps)?;
+        let groups = self.groups(start, n);
+        for &group in &groups {
+            self.record(group)?;
         }
         // Checks and uploads the token; the embedding it computes is computed again by the first replay.
         self.begin(&[first])?;
@@ -57,17 +61,19 @@ impl Engine {
         }
         let mut read = 0;
         let mut outcome = ControlFlow::Continue(());
-        for given in 0..n {
-            let graph = self.recordings.0.get(&self.bucket(start + given));
+        let mut given = 0;
+        for group in groups {
+            let graph = self.recordings.0.get(&group);
             let graph =
                 graph.ok_or_else(|| Error::Request("no step was recorded for this position".to_owned()))?;
             self.stream.replay(graph)?;
-            if given >= AHEAD {
+            given += group.1;
+            while outcome.is_continue() && read + AHEAD < given {
                 outcome = on_token(self.wait_for_token(read)?);
                 read += 1;
-                if outcome.is_break() {
-                    break;
-                }
+            }
+            if outcome.is_break() {
+                break;
             }
         }
         while outcome.is_continue() && read < n {
@@ -86,32 +92,42 @@ impl Engine {
             .min(self.limits.context / block)
     }
 
-    fn buckets(&self, start: usize, n: usize) -> Vec<usize> {
-        let mut buckets: Vec<usize> = (start..start + n).map(|position| self.bucket(position)).collect();
-        buckets.dedup();
-        buckets
+    /// The recordings that take a sequence from `start` over `n` tokens.
+    fn groups(&self, start: usize, n: usize) -> Vec<(usize, usize)> {
+        let mut groups = Vec::new();
+        let mut position = start;
+        while position < start + n {
+            let steps = if start + n - position >= GROUP { GROUP } else { 1 };
+            groups.push((self.bucket(position + steps - 1), steps));
+            position += steps;
+        }
+        groups
     }
 
-    /// Records a decode step.
-    fn record(&mut self, steps: usize) -> Result<()> {
-        if self.recordings.0.contains_key(&steps) {
+    /// Records decode steps, as [`Recordings`] keeps them.
+    fn record(&mut self, key: (usize, usize)) -> Result<()> {
+        if self.recordings.0.contains_key(&key) {
             return Ok(());
         }
+        let (steps, tokens) = key;
         self.batch = 1;
         self.attention = Attention::Decode { steps };
         let graph = self.stream.capture(|_| {
-            self.embed()?;
-            for layer in 0..self.layers.len() {
-                self.qkv(layer)?;
-                self.attention(layer)?;
-                self.out_proj(layer)?;
-                self.up_gate(layer)?;
-                self.down(layer)?;
+            for _ in 0..tokens {
+                self.embed()?;
+                for layer in 0..self.layers.len() {
+                    self.qkv(layer)?;
+                    self.attention(layer)?;
+                    self.out_proj(layer)?;
+                    self.up_gate(layer)?;
+                    self.down(layer)?;
+                }
+                self.head(0, 1)?;
+                self.choose()?;
             }
-            self.head(0, 1)?;
-            self.choose()
+            Ok(())
         })?;
-        self.recordings.0.insert(steps, graph);
+        self.recordings.0.insert(key, graph);
         Ok(())
     }
 

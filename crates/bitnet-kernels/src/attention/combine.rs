@@ -118,7 +118,7 @@ mod device {
         grid_dependency_launch();
         // SAFETY: the head is the block's, the dimension below the padded ones, the steps up to the token's position.
         unsafe {
-            let steps = p.positions.load(token as usize) / BLOCK_KEYS + 1;
+            let steps = p.positions.load_l2(token as usize)[0] / BLOCK_KEYS + 1;
             let is_inside = d < p.head_dim;
             let weight = if p.publish != 0 && is_inside {
                 p.weight.load((head * p.head_dim + d) as usize)

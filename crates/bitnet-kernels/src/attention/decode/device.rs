@@ -47,7 +47,7 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionDecode>) {
     grid_dependency_launch();
     let (token, kv_head) = (block_idx_z() as usize, block_idx_x());
     // SAFETY: the token is below the batch.
-    let (position, sequence) = unsafe { (p.positions.load(token), p.sequences.load(token)) };
+    let (position, sequence) = unsafe { (p.positions.load_l2(token)[0], p.sequences.load_l2(token)[0]) };
     let first_key = block_idx_y() * BLOCK_KEYS;
     if first_key > position {
         return;

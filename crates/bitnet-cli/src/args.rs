@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use bitnet_model::{Device, KvType, LoadOptions, Sampling, Simd};
+use bitnet_model::{Device, KvType, LmHead, LoadOptions, Sampling, Simd};
 
 use crate::failure::hinted;
 
@@ -47,12 +47,21 @@ pub(crate) struct DeviceArgs {
     /// Processor threads [default: all cores]
     #[arg(short, long, value_name = "N", env = "BITNET_THREADS", value_parser = at_least_one, help_heading = "Device")]
     threads: Option<usize>,
-    /// Processor instruction set: scalar, avx2, avx-vnni, avx512-vnni, neon, neon-dotprod [default: the best there is]
+    /// Processor instruction set: scalar, avx2, avx-vnni, avx512-vnni, amx, neon, neon-dotprod [default: the best there is]
     #[arg(long, value_name = "PATH", help_heading = "Device")]
     simd: Option<Simd>,
     /// Most prompt tokens computed at once; changes speed and memory, never the result
     #[arg(short, long, value_name = "N", default_value = "512", value_parser = at_least_one, help_heading = "Device")]
     batch_size: usize,
+    /// Output head: stored, or int8 (processor only: half the bytes of bf16 to read for a token, and logits that differ)
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "stored",
+        value_parser = lm_head,
+        help_heading = "Device"
+    )]
+    lm_head: LmHead,
 }
 
 impl DeviceArgs {
@@ -65,6 +74,7 @@ impl DeviceArgs {
             context,
             max_batch: self.batch_size,
             kv_type,
+            lm_head: self.lm_head,
             ..LoadOptions::default()
         }
     }
@@ -268,6 +278,14 @@ pub(crate) fn kv_type(text: &str) -> Result<KvType, String> {
         "bf16" => Ok(KvType::Bf16),
         "f32" => Ok(KvType::F32),
         _ => Err("expected bf16 or f32".to_owned()),
+    }
+}
+
+fn lm_head(text: &str) -> Result<LmHead, String> {
+    match text {
+        "stored" => Ok(LmHead::Stored),
+        "int8" => Ok(LmHead::Int8),
+        _ => Err("expected stored or int8".to_owned()),
     }
 }
 

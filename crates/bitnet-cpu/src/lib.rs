@@ -39,6 +39,7 @@ mod matrix;
 
 mod cpu;
 
+mod int8;
 mod kv;
 mod matmul;
 
@@ -46,6 +47,7 @@ pub use activations::{Activations, Norm, Precision};
 pub use cpu::{Angles, Cpu, Heads};
 pub use error::{Error, Result};
 pub use float::Write;
+pub use int8::{Int8Input, Int8Matrix};
 pub use kv::{KvCache, KvRows, KvShape, KvType, Place, Queries};
 pub use matmul::{Gate, Output};
 pub use matrix::{DenseMatrix, DenseType, TernaryMatrix};

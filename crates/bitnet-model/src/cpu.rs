@@ -6,8 +6,8 @@ mod scratch;
 mod tests;
 
 use bitnet_cpu::{
-    Angles, Cpu, DenseMatrix, DenseType, Heads, KvCache, KvRows, KvShape, KvType, Norm, Place, Queries, Simd,
-    Write,
+    Angles, Cpu, DenseMatrix, DenseType, Heads, Int8Input, Int8Matrix, KvCache, KvRows, KvShape, KvType,
+    Norm, Place, Queries, Simd, Write,
 };
 
 use crate::transformer::check_batch;
@@ -30,6 +30,18 @@ pub struct CpuOptions {
     pub max_batch: usize,
     /// Element type of the KV cache.
     pub kv_type: KvType,
+    /// How the output head is kept.
+    pub lm_head: LmHead,
+}
+
+/// How the output head is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LmHead {
+    /// With the numbers of the checkpoint.
+    #[default]
+    Stored,
+    /// As 8-bit integers, one scale a row: half the bytes of bf16 to read for each token, and logits that differ.
+    Int8,
 }
 
 impl Default for CpuOptions {
@@ -41,6 +53,7 @@ impl Default for CpuOptions {
             n_seqs: 1,
             max_batch: 512,
             kv_type: KvType::default(),
+            lm_head: LmHead::default(),
         }
     }
 }
@@ -54,8 +67,7 @@ pub struct CpuBackend {
     embedding: DenseMatrix,
     layers: Vec<Layer>,
     final_norm: Vec<f32>,
-    /// `None` where the head is the embedding.
-    head: Option<DenseMatrix>,
+    head: Head,
     kv: KvCache,
     scratch: Scratch,
     /// Where the tokens of the batch stand.
@@ -64,6 +76,13 @@ pub struct CpuBackend {
     filled: Vec<usize>,
     /// The layer whose verb ran last.
     layer: usize,
+}
+
+/// The output head.
+enum Head {
+    Embedding,
+    Dense(DenseMatrix),
+    Int8(Int8Matrix, Int8Input),
 }
 
 struct Layer {
@@ -118,8 +137,13 @@ impl CpuBackend {
         let final_norm = source.final_norm()?;
         check_len("the final norm", final_norm.len(), config.d_model)?;
         let head = match source.head()? {
-            Some(head) => Some(dense(&*head, "the output head", expected)?),
-            None => None,
+            Some(head) => Head::Dense(dense(&*head, "the output head", expected)?),
+            None => Head::Embedding,
+        };
+        let head = match (options.lm_head, &head) {
+            (LmHead::Stored, _) => head,
+            (LmHead::Int8, Head::Dense(w)) => int8(&cpu, w, options.max_batch)?,
+            (LmHead::Int8, _) => int8(&cpu, &embedding, options.max_batch)?,
         };
         Ok(Self {
             cpu,
@@ -197,7 +221,11 @@ impl Backend for CpuBackend {
 
     fn memory_bytes(&self) -> u64 {
         let layers: u64 = self.layers.iter().map(Layer::bytes).sum();
-        let head = self.head.as_ref().map_or(0, DenseMatrix::bytes);
+        let head = match &self.head {
+            Head::Embedding => 0,
+            Head::Dense(w) => w.bytes(),
+            Head::Int8(w, input) => w.bytes() + input.bytes(),
+        };
         self.embedding.bytes() + layers + head + self.kv.bytes() + self.scratch.bytes()
     }
 
@@ -339,8 +367,11 @@ impl Backend for CpuBackend {
             s.logits.resize(len, 0.0);
         }
         let logits = &mut s.logits[..len];
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
-        self.cpu.dense(head, last, logits).map_err(device)?;
+        match &mut self.head {
+            Head::Embedding => self.cpu.dense(&self.embedding, last, logits)?,
+            Head::Dense(w) => self.cpu.dense(w, last, logits)?,
+            Head::Int8(w, input) => self.cpu.dense_int8(w, last, input, logits)?,
+        }
         Ok(logits)
     }
 
@@ -402,6 +433,13 @@ fn dense(w: &dyn Dense, name: &str, expected: (usize, usize)) -> Result<DenseMat
         DenseDtype::F32 => DenseType::F32,
     };
     DenseMatrix::read(kind, expected, |first, bytes| w.read_rows(first, bytes))
+}
+
+fn int8(cpu: &Cpu, w: &DenseMatrix, max_batch: usize) -> Result<Head> {
+    Ok(Head::Int8(
+        Int8Matrix::new(cpu, w)?,
+        Int8Input::new(max_batch, w.cols())?,
+    ))
 }
 
 fn check_len(what: &str, found: usize, expected: usize) -> Result<()> {

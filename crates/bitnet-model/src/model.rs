@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use crate::{
     Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, GenerateOptions, Generator,
-    KvType, Result, Sampling, Simd, Tokenizer, WeightSource,
+    KvType, LmHead, Result, Sampling, Simd, Tokenizer, WeightSource,
 };
 
 /// Tokens of context where neither the caller nor a smaller limit of the model says otherwise.
@@ -73,6 +73,8 @@ pub struct LoadOptions {
     pub max_batch: usize,
     /// How keys and values are kept.
     pub kv_type: KvType,
+    /// How the output head is kept.
+    pub lm_head: LmHead,
 }
 
 impl Default for LoadOptions {
@@ -85,6 +87,7 @@ impl Default for LoadOptions {
             n_seqs: 1,
             max_batch: 512,
             kv_type: KvType::Bf16,
+            lm_head: LmHead::Stored,
         }
     }
 }
@@ -217,8 +220,9 @@ pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<
         Some(0) => trained,
         Some(context) => context,
     };
+    let for_gpu = options.kv_type == KvType::Bf16 && options.lm_head == LmHead::Stored;
     let device = match options.device {
-        Device::Auto if options.kv_type == KvType::Bf16 && has_gpu() => Device::Cuda(0),
+        Device::Auto if for_gpu && has_gpu() => Device::Cuda(0),
         device => device,
     };
     match device {
@@ -230,6 +234,7 @@ pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<
                 n_seqs: options.n_seqs,
                 max_batch: options.max_batch.min(context),
                 kv_type: options.kv_type,
+                lm_head: options.lm_head,
             };
             Ok(Box::new(CpuBackend::new(source, options)?))
         }
@@ -257,6 +262,11 @@ fn open_cuda(
     if options.kv_type != KvType::Bf16 {
         return Err(Error::Request(format!(
             "cuda:{index} keeps keys and values in bf16; leave --kv-type at bf16"
+        )));
+    }
+    if options.lm_head != LmHead::Stored {
+        return Err(Error::Request(format!(
+            "cuda:{index} keeps the output head as it is stored; leave --lm-head at stored"
         )));
     }
     let options = crate::CudaOptions {

@@ -35,6 +35,7 @@ impl Subject {
                 context: MAX_PROMPT,
                 n_seqs: PROMPTS.len(),
                 max_batch: MAX_BATCH,
+                ..CpuOptions::default()
             };
             CpuBackend::new(&checkpoint, options).unwrap()
         };

@@ -14,6 +14,7 @@ fn load(checkpoint: &Checkpoint, simd: Simd, kv_type: KvType, threads: usize) ->
         context: 128,
         n_seqs: 2,
         max_batch: 64,
+        ..CpuOptions::default()
     };
     CpuBackend::new(checkpoint, options).unwrap()
 }

@@ -185,7 +185,7 @@ fn options(simd: Option<Simd>, threads: usize) -> CpuOptions {
         context: 40,
         n_seqs: 3,
         max_batch: 32,
-        kv_type: KvType::Bf16,
+        ..CpuOptions::default()
     }
 }
 
@@ -253,6 +253,42 @@ fn the_same_request_gives_the_same_bits() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn an_8_bit_head_is_close_and_as_repeatable() {
+    for (name, source) in models() {
+        let tokens = prompt(9, source.config.vocab, 0);
+        let int8 = |simd, threads| CpuOptions {
+            lm_head: LmHead::Int8,
+            ..options(simd, threads)
+        };
+        let mut stored = CpuBackend::new(&source, options(None, 1)).unwrap();
+        let mut backend = CpuBackend::new(&source, int8(Some(Simd::Scalar), 1)).unwrap();
+        let expected = run(&mut backend, std::slice::from_ref(&tokens));
+        for simd in Simd::available() {
+            let mut backend = CpuBackend::new(&source, int8(Some(simd), 2)).unwrap();
+            let steps: Vec<Vec<Token>> = tokens.chunks(4).map(<[_]>::to_vec).collect();
+            assert_eq!(run(&mut backend, &steps), expected, "{name}, {simd}");
+        }
+        let stored = run(&mut stored, std::slice::from_ref(&tokens));
+        let pairs = stored
+            .iter()
+            .zip(&expected)
+            .flat_map(|(a, b)| a.1.iter().zip(&b.1));
+        let pairs = pairs.map(|(&a, &b)| (f64::from(f32::from_bits(a)), f64::from(f32::from_bits(b))));
+        let (mut error, mut size) = (0.0, 0.0);
+        for (a, b) in pairs {
+            error += (a - b).powi(2);
+            size += a * a;
+        }
+        // Rounding to 255 steps: about 0.5 % rms of weights that are uniform up to the largest.
+        assert!(
+            error > 0.0 && (error / size).sqrt() < 0.01,
+            "{name}: {}",
+            (error / size).sqrt()
+        );
     }
 }
 

@@ -214,6 +214,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::{Pair, ROWS};
+    use crate::dot::AHEAD;
 
     /// A pair of activations as one lane value.
     #[inline(always)]
@@ -233,6 +234,9 @@ mod x86 {
         let (pairs, pairs_rest) = tile.as_chunks::<4>();
         let (x, x_rest) = x.as_chunks::<4>();
         for (pairs, x) in pairs.iter().zip(x) {
+            let ahead = pairs.as_ptr().cast::<i8>().wrapping_add(AHEAD);
+            _mm_prefetch::<_MM_HINT_T0>(ahead);
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
             for i in 0..4 {
                 sums[i] = add(sums[i], &pairs[i], x[i]);
             }

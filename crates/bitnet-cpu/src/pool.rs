@@ -1,8 +1,12 @@
 //! Threads that run one loop at a time: chunks are claimed one by one, idle threads spin briefly and then sleep.
 //!
+//! Each thread has a share of consecutive chunks and takes them in order, so that it streams through memory without a
+//! jump (a third more bandwidth than when threads took turns); when its own are gone it takes from the others'.
+//!
 //! A loop ends when every chunk is done, not when every thread has come: a worker that the system runs late, or not at
 //! all, costs nothing, so two threads on a busy machine are no slower than one. Only a chunk that was begun is waited for.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -30,9 +34,10 @@ pub(crate) struct Pool {
 }
 
 struct Shared {
-    /// Loop number and, below it, chunks not yet claimed. Claiming takes one off by compare-exchange, which fails when
-    /// the loop number has changed: a claim that succeeds proves that its loop is still running.
-    ticket: AtomicU64,
+    /// For each thread's share of the chunks: loop number and, below it, chunks not yet claimed. Claiming takes one off
+    /// by compare-exchange, which fails when the loop number has changed: a claim that succeeds proves that its loop is
+    /// still running. The first share's is written last and starts the loop.
+    tickets: Vec<Ticket>,
     /// The running loop; valid for whoever holds a claim on it.
     job: AtomicPtr<Job<'static>>,
     /// Chunks not yet finished.
@@ -47,6 +52,10 @@ struct Shared {
     done: Condvar,
 }
 
+/// In a cache line of its own: owners claim without disturbing each other.
+#[repr(align(64))]
+struct Ticket(AtomicU64);
+
 struct Job<'a> {
     n_chunks: usize,
     body: &'a (dyn Fn(usize, usize) + Sync),
@@ -56,7 +65,7 @@ impl Pool {
     /// A pool of `n_threads` threads, the caller of [`Pool::run`] among them.
     pub(crate) fn new(n_threads: usize) -> Result<Self> {
         let shared = Arc::new(Shared {
-            ticket: AtomicU64::new(0),
+            tickets: (0..n_threads.max(1)).map(|_| Ticket(AtomicU64::new(0))).collect(),
             job: AtomicPtr::new(std::ptr::null_mut()),
             pending: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
@@ -116,11 +125,13 @@ impl Pool {
             .job
             .store((&raw const job).cast_mut().cast(), Ordering::Relaxed);
         shared.pending.store(n_chunks, Ordering::Relaxed);
-        let epoch = (shared.ticket.load(Ordering::Relaxed) >> LEFT_BITS) + 1;
-        let ticket = epoch << LEFT_BITS | n_chunks as u64;
-        // SeqCst orders this store before the look at `sleepers`: a worker counts itself there and then looks at the
-        // ticket again, so one of the two sees the other.
-        shared.ticket.store(ticket, Ordering::SeqCst);
+        let epoch = (shared.tickets[0].0.load(Ordering::Relaxed) >> LEFT_BITS) + 1;
+        for (share, ticket) in shared.tickets.iter().enumerate().rev() {
+            let left = shared.share(share, n_chunks).len() as u64;
+            // SeqCst orders the last of these stores before the look at `sleepers`: a worker counts itself there and
+            // then looks at that ticket again, so one of the two sees the other.
+            ticket.0.store(epoch << LEFT_BITS | left, Ordering::SeqCst);
+        }
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
             let _guard = shared.lock();
             shared.work.notify_all();
@@ -154,18 +165,36 @@ impl Shared {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Chunks of a thread's share of `n_chunks`.
+    fn share(&self, share: usize, n_chunks: usize) -> Range<usize> {
+        let n = self.tickets.len();
+        n_chunks * share / n..n_chunks * (share + 1) / n
+    }
+
+    /// The number of the last loop that was started.
+    fn epoch(&self) -> u64 {
+        self.tickets[0].0.load(Ordering::SeqCst) >> LEFT_BITS
+    }
+
     /// A worker's life.
     fn work(&self, thread: usize) {
         let mut epoch = 0;
         while self.wait_for_work(epoch) {
-            epoch = self.ticket.load(Ordering::Acquire) >> LEFT_BITS;
+            epoch = self.epoch();
             self.run_chunks(epoch, thread);
         }
     }
 
-    /// Claims and runs chunks of loop `epoch` until none is left or the loop is over.
+    /// Claims and runs chunks of loop `epoch`, the thread's own first, until none is left or the loop is over.
     fn run_chunks(&self, epoch: u64, thread: usize) {
-        let mut ticket = self.ticket.load(Ordering::Acquire);
+        for i in 0..self.tickets.len() {
+            self.run_share(epoch, thread, (thread + i) % self.tickets.len());
+        }
+    }
+
+    fn run_share(&self, epoch: u64, thread: usize, share: usize) {
+        let tickets = &self.tickets[share].0;
+        let mut ticket = tickets.load(Ordering::Acquire);
         loop {
             let left = (ticket & MAX_CHUNKS as u64) as usize;
             if ticket >> LEFT_BITS != epoch || left == 0 {
@@ -174,8 +203,7 @@ impl Shared {
             // Read between two sights of the same loop number, so it is that loop's job.
             let job = self.job.load(Ordering::Relaxed);
             let claim =
-                self.ticket
-                    .compare_exchange_weak(ticket, ticket - 1, Ordering::AcqRel, Ordering::Acquire);
+                tickets.compare_exchange_weak(ticket, ticket - 1, Ordering::AcqRel, Ordering::Acquire);
             if let Err(found) = claim {
                 ticket = found;
                 continue;
@@ -183,7 +211,7 @@ impl Shared {
             // SAFETY: the claim succeeded, so `pending` is at least 1 and the owner waits inside `run`, where the job
             // lives, until this chunk is taken off `pending` below.
             let job = unsafe { &*job };
-            let chunk = job.n_chunks - left;
+            let chunk = self.share(share, job.n_chunks).end - left;
             if catch_unwind(AssertUnwindSafe(|| (job.body)(chunk, thread))).is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
@@ -192,14 +220,13 @@ impl Shared {
                 let _guard = self.lock();
                 self.done.notify_one();
             }
-            ticket = self.ticket.load(Ordering::Acquire);
+            ticket = tickets.load(Ordering::Acquire);
         }
     }
 
     /// Waits for a loop other than `epoch`; false when the pool ends.
     fn wait_for_work(&self, epoch: u64) -> bool {
-        let ready =
-            || self.stop.load(Ordering::SeqCst) || self.ticket.load(Ordering::SeqCst) >> LEFT_BITS != epoch;
+        let ready = || self.stop.load(Ordering::SeqCst) || self.epoch() != epoch;
         if !spin_until(ready) {
             let mut guard = self.lock();
             self.sleepers.fetch_add(1, Ordering::SeqCst);

@@ -8,7 +8,7 @@ use std::arch::x86_64::{
 
 use bitnet_layout::row_tiles::Group;
 
-use super::{Rows, in_blocks};
+use super::{Rows, in_blocks, prefetch};
 
 /// Rows of activations that share the unpacked codes.
 const BLOCK: usize = 2;
@@ -81,6 +81,7 @@ fn single(tile: &[Group], x: Rows<'_>, out: &mut [[i32; 16]; 1]) {
     for (groups, x) in tile.chunks(SINGLE_RUN).zip(x.words(0, tile).chunks(SINGLE_RUN)) {
         let mut short = [[zero; 2]; 2];
         for (group, x) in groups.iter().zip(x) {
+            prefetch(group);
             let low = load(group);
             let high = low.map(|words| _mm256_srli_epi32::<4>(words));
             for (pair, words) in [low, high].into_iter().enumerate() {

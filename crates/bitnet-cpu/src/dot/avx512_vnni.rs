@@ -7,7 +7,7 @@ use std::arch::x86_64::{
 
 use bitnet_layout::row_tiles::Group;
 
-use super::{Rows, in_blocks};
+use super::{Rows, in_blocks, prefetch};
 
 /// Rows of activations that share the unpacked codes: 8 accumulators, each the target of four chained instructions a
 /// group, are enough to hide their latency of 5 cycles at two a cycle.
@@ -59,6 +59,7 @@ fn single(tile: &[Group], x: Rows<'_>, out: &mut [[i32; 16]; 1]) {
     let masks = [0x03, 0x0c, 0x30, 0xc0_u8 as i8].map(|mask| _mm512_set1_epi8(mask));
     let mut sums = [[_mm512_setzero_si512(); 4]; 2];
     let mut add = |half: usize, group: &Group, x: &[i8; 16]| {
+        prefetch(group);
         let words = load(group);
         for p in 0..4 {
             let codes = _mm512_and_si512(words, masks[p]);

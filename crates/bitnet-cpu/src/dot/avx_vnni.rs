@@ -8,7 +8,7 @@ use std::arch::x86_64::{
 
 use bitnet_layout::row_tiles::Group;
 
-use super::{Rows, in_blocks};
+use super::{Rows, in_blocks, prefetch};
 
 /// Rows of activations that share the unpacked codes: two accumulators each, of the 16 registers there are.
 const BLOCK: usize = 4;
@@ -63,6 +63,7 @@ fn single(tile: &[Group], x: Rows<'_>, out: &mut [[i32; 16]; 1]) {
     let masks = [0x03, 0x0c, 0x30, 0xc0_u8 as i8].map(|mask| _mm256_set1_epi8(mask));
     let mut sums = [[_mm256_setzero_si256(); 2]; 4];
     for (group, x) in tile.iter().zip(x.words(0, tile)) {
+        prefetch(group);
         let words = load(group);
         for p in 0..4 {
             let x = quad(x, p);

@@ -2,6 +2,7 @@
 
 use super::isa::Isa;
 use super::{Bf16, Element, F16};
+use crate::dot::AHEAD;
 
 /// Rows of activations that share one pass over the weights.
 pub(crate) const TOKENS: usize = 4;
@@ -59,6 +60,7 @@ fn block<I: Isa, E: Element, const T: usize>(isa: I, w: &[E], x: &[&[f32]], y: &
         let mut sums = [[isa.splat(0.0); 2]; T];
         let (w_blocks, w_rest) = w.as_chunks::<COLUMNS>();
         for (i, w) in w_blocks.iter().enumerate() {
+            isa.prefetch(w, AHEAD);
             add_products(isa, &mut sums, w, |t| &blocks[t][i]);
         }
         if !w_rest.is_empty() {

@@ -30,6 +30,12 @@ pub(crate) trait Isa: Copy {
     /// `a * b + c`, rounded once.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
 
+    /// Asks for the cache line that lies `bytes` after `x`, where the instruction set can.
+    #[inline(always)]
+    fn prefetch<T>(self, x: &T, bytes: usize) {
+        let _ = (x, bytes);
+    }
+
     /// The sum of the lanes, as a tree.
     #[inline(always)]
     fn sum(self, x: Self::Lanes) -> f32 {
@@ -136,6 +142,13 @@ pub(crate) mod x86 {
         const ACCUMULATORS: usize = 24;
 
         #[inline(always)]
+        fn prefetch<T>(self, x: &T, bytes: usize) {
+            let ahead = std::ptr::from_ref(x).cast::<i8>().wrapping_add(bytes);
+            // SAFETY: a prefetch reads nothing that the program sees and does not fault, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead) }
+        }
+
+        #[inline(always)]
         fn splat(self, x: f32) -> __m512 {
             // SAFETY: `self` proves AVX-512 F.
             unsafe { _mm512_set1_ps(x) }
@@ -208,6 +221,13 @@ pub(crate) mod x86 {
     impl Isa for Avx2 {
         type Lanes = [__m256; 2];
         const ACCUMULATORS: usize = 6;
+
+        #[inline(always)]
+        fn prefetch<T>(self, x: &T, bytes: usize) {
+            let ahead = std::ptr::from_ref(x).cast::<i8>().wrapping_add(bytes);
+            // SAFETY: a prefetch reads nothing that the program sees and does not fault, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead) }
+        }
 
         #[inline(always)]
         fn splat(self, x: f32) -> [__m256; 2] {

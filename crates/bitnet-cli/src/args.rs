@@ -41,8 +41,8 @@ pub(crate) struct DeviceArgs {
         help_heading = "Device"
     )]
     device: Device,
-    /// Run on the processor: short for --device cpu
-    #[arg(long, conflicts_with = "device", help_heading = "Device")]
+    /// Run on the processor, whatever --device and the environment say
+    #[arg(long, help_heading = "Device")]
     cpu: bool,
     /// Processor threads [default: all cores]
     #[arg(short, long, value_name = "N", env = "BITNET_THREADS", value_parser = at_least_one, help_heading = "Device")]

@@ -12,8 +12,8 @@ use crate::progress::{self, Bar};
 /// Write the logits of every position of a text to a file
 ///
 /// The file is safetensors with one tensor, `logits`: float32, (tokens, vocabulary), row i for the token that follows
-/// tokens 0 to i. The text is computed at once, as one sequence. The cache of keys and values is f32, while `generate`
-/// keeps bf16.
+/// tokens 0 to i. The text is computed at once, as one sequence. On the processor keys and values are kept
+/// in f32, while `generate` keeps bf16.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -1,6 +1,6 @@
 //! What the commands that look at logits share: token ids, and a back end that holds them.
 
-use bitnet_model::{Backend, Checkpoint, Config, KvType, Tokenizer, WeightSource, open_backend};
+use bitnet_model::{Backend, Checkpoint, Config, Device, KvType, Tokenizer, WeightSource, open_backend};
 
 use crate::args::{self, DeviceArgs, ModelArgs, PromptArgs};
 use crate::model;
@@ -22,15 +22,15 @@ pub(crate) struct MeasureArgs {
     #[command(flatten)]
     device: DeviceArgs,
     /// Element type of the cache of keys and values: f32 to measure exactly, or bf16, what text is generated with
+    /// [default: f32 on the processor, which --device auto means here; bf16 on a GPU]
     #[arg(
         long,
         visible_alias = "kv-cache-dtype",
         value_name = "TYPE",
-        default_value = "f32",
         value_parser = args::kv_type,
         help_heading = "Device"
     )]
-    kv_type: KvType,
+    kv_type: Option<KvType>,
 }
 
 /// A loaded model and what to compute with it.
@@ -70,7 +70,13 @@ impl MeasureArgs {
         let context = context(config, ids.len());
         model::warn_past_training(context, config);
         let spinner = Terminal::detect(false).spinner(format!("loading {}", folder.display()));
-        let backend = open_backend(&checkpoint, &self.device.options(Some(context), self.kv_type));
+        let mut options = self.device.options(Some(context), KvType::F32);
+        options.kv_type = match (self.kv_type, options.device) {
+            (Some(kv_type), _) => kv_type,
+            (None, Device::Cuda(_)) => KvType::Bf16,
+            (None, _) => KvType::F32,
+        };
+        let backend = open_backend(&checkpoint, &options);
         spinner.finish_and_clear();
         Ok(Subject {
             backend: backend?,

@@ -21,7 +21,8 @@ const DEFAULT_CHUNK: usize = 512;
 /// the rule of llama.cpp's perplexity tool. Of a text that fits one chunk, and with --whole, every token after the first
 /// is scored.
 ///
-/// Prints the perplexity and its standard error. The cache of keys and values is f32, while `generate` keeps bf16.
+/// Prints the perplexity and its standard error. On the processor keys and values are kept in f32, while `generate` keeps
+/// bf16.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -239,7 +239,8 @@ fn failures_say_what_to_do() {
         failure(&run("generate", Path::new("/nonexistent"), &["-p", "a"]))
             .contains("/nonexistent: no such folder\nhint: ")
     );
-    assert!(failure(&run("generate", &folder, &["-p", "a", "--device", "cuda"])).contains("cuda:0: "));
+    let gpu = failure(&run("generate", &folder, &["-p", "a", "--device", "cuda:99"]));
+    assert!(gpu.contains("NVIDIA") || gpu.contains("GPU"), "{gpu}");
     assert!(
         failure(&run("generate", &folder, &["--prompt-ids", "9999"])).contains("token 9999 is not below")
     );
@@ -269,6 +270,24 @@ fn failures_say_what_to_do() {
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(!output.stderr.is_empty());
     }
+}
+
+#[test]
+fn a_flag_outranks_the_environment() {
+    let prompt = ["-p", "a", "-n", "1", "--json", "-m"];
+    let ids = |args: &[&str]| {
+        let mut command = bitnet();
+        command
+            .env("BITNET_DEVICE", "cuda:99")
+            .arg("generate")
+            .args(prompt)
+            .arg(oracle("odd-shape"));
+        command.args(args).output().unwrap()
+    };
+    stdout(&ids(&["--cpu"]));
+    stdout(&ids(&["--device", "cpu"]));
+    stdout(&ids(&["--device", "cuda:99", "--cpu"]));
+    failure(&ids(&[]));
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub const fn cache_len(sequences: usize, n_kv_heads: usize, context: usize, padd
 kernel! {
     /// `q = rotate(q, pos) * q_scale`, `k_cache[pos] = rotate(k, pos)`, `v_cache[pos] = v` for every token and head.
     ///
-    /// `rotate` turns the pair (x[d], x[d + head_dim / 2]) by the angle whose cosine and sine are `cos[pos][d]` and
+    /// `rotate` turns the pair (`x[d]`, `x[d + head_dim / 2]`) by the angle whose cosine and sine are `cos[pos][d]` and
     /// `sin[pos][d]`: the half-split convention, each product rounded on its own.
     ///
     /// - Shapes: `qkv` (batch, n_heads + 2 n_kv_heads, head_dim) f32; `positions`, `sequences` (batch); `cos`, `sin`

@@ -4,10 +4,10 @@
 //! All kernels work in steps of [`BLOCK_KEYS`](crate::rope::BLOCK_KEYS) keys at absolute positions, and do this for a row
 //! (a token's query head; `q` carries the factor `log2(e) / sqrt(head_dim)`, see [`crate::rope::q_scale`]) and a step:
 //!
-//! - `s = q k` on the tensor cores, in the order of [`math::score`]; `m = max s`, over the keys up to the row's position;
-//! - `p = 2^(s - m)` rounded to bfloat16; `l = p 1` and `o = p v` on the tensor cores, in the order of [`math::values`].
+//! - `s = q k` on the tensor cores, in the order of `math::score`; `m = max s`, over the keys up to the row's position;
+//! - `p = 2^(s - m)` rounded to bfloat16; `l = p 1` and `o = p v` on the tensor cores, in the order of `math::values`.
 //!
-//! Then the steps are folded from the first to the last, see [`math::Fold`]: `M' = max(M, m)`,
+//! Then the steps are folded from the first to the last, see `math::Fold`: `M' = max(M, m)`,
 //! `O = O 2^(M - M') + o 2^(m - M')`, `L` likewise; the output is `O / L`. A row of a tensor core's tile does not depend on
 //! the other rows, so a row's place in a tile is free. So are two orders, and they are chosen so that fragments are what
 //! 16-byte loads bring:

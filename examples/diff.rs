@@ -17,7 +17,7 @@ fn main() -> anyhow::Result<()> {
     let text = args.next().context("give a text after the model folder")?;
     let checkpoint = Checkpoint::open(&folder)?;
     let config = checkpoint.config();
-    let ids = Tokenizer::from_folder(folder.as_ref(), config.bos, &config.eos)?.encode_prompt(&text)?;
+    let ids = Tokenizer::from_folder(&folder, config.bos, &config.eos)?.encode_prompt(&text)?;
     let load = |device, simd| {
         let options = LoadOptions {
             device,

@@ -2,30 +2,34 @@
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
-use bitnet_model::{Device, KvType, LmHead, LoadOptions, Sampling, Simd};
+use bitnet_model::{Device, Files, KvType, LmHead, LoadOptions, Sampling, Simd};
 
+use crate::demo;
 use crate::failure::hinted;
 
 /// Which model.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ModelArgs {
     /// Model folder: a Hugging Face BitNet checkpoint as downloaded, or what `bitnet convert` wrote
+    /// [default: the demo model inside this program]
     #[arg(short, long, value_name = "FOLDER", env = "BITNET_MODEL")]
     model: Option<PathBuf>,
 }
 
 impl ModelArgs {
-    /// The model folder.
-    pub(crate) fn folder(&self) -> anyhow::Result<&Path> {
-        self.model.as_deref().ok_or_else(|| {
-            hinted(
-                "no model given",
-                "name a model folder with -m, for example: bitnet generate -m models/bitnet-b1.58-2B-4T -p \"Hello\"",
-            )
-        })
+    /// The model's files.
+    pub(crate) fn files(&self) -> Files {
+        self.model.as_ref().map_or_else(demo::files, Files::from)
+    }
+
+    /// Says which model it is, where nobody named one.
+    pub(crate) fn introduce(&self) {
+        if self.model.is_none() {
+            eprintln!("{}", demo::INTRODUCTION);
+        }
     }
 }
 

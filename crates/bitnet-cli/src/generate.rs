@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bitnet_model::{
-    ChatTemplate, FinishReason, GenerateOptions, LoadOptions, Message, Model, Prompt, SpecialTokens,
+    ChatTemplate, FinishReason, GenerateOptions, Message, Model, Prompt, SpecialTokens,
 };
 
 use crate::answer::Answerer;
@@ -121,14 +121,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return converse(text, args.chat_format);
     }
     // Before the model is loaded: a missing prompt shows at once.
-    let folder = text.model.folder()?;
     let prompt = match &ids {
         Some(_) => String::new(),
         None => text.prompt.read(NO_PROMPT)?,
     };
     let terminal = Terminal::detect(text.simple_io);
     interrupt::install()?;
-    let mut model = model::load(folder, text.options(), terminal)?;
+    let mut model = text.load(terminal)?;
     let mut messages = Vec::new();
     if args.chat_format {
         text.prepare_chat(&mut model)?;
@@ -173,17 +172,16 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn converse(text: &TextArgs, chat_format: bool) -> anyhow::Result<ExitCode> {
-    let folder = text.model.folder()?;
     let first = text.prompt.given()?;
     let terminal = Terminal::detect(text.simple_io);
     interrupt::install()?;
-    let mut model = model::load(folder, text.options(), terminal)?;
+    let mut model = text.load(terminal)?;
     if chat_format {
         text.prepare_chat(&mut model)?;
     }
     let welcome = format!(
         "{} on {}, context {}",
-        folder.display(),
+        model.files(),
         model.backend().name(),
         model.backend().context()
     );
@@ -201,19 +199,23 @@ fn converse(text: &TextArgs, chat_format: bool) -> anyhow::Result<ExitCode> {
 }
 
 impl TextArgs {
-    fn options(&self) -> LoadOptions {
-        self.device.options(self.cache.ctx_size, self.cache.kv_type)
+    fn load(&self, terminal: Terminal) -> anyhow::Result<Model> {
+        if !self.quiet {
+            self.model.introduce();
+        }
+        let options = self.device.options(self.cache.ctx_size, self.cache.kv_type);
+        model::load(&self.model.files(), options, terminal)
     }
 
     /// Makes sure that the model has a chat template.
     fn prepare_chat(&self, model: &mut Model) -> anyhow::Result<()> {
         if let Some(path) = &self.chat_template_file {
-            let template = ChatTemplate::from_file(path, model.folder())?;
+            let template = ChatTemplate::from_file(path, model.files())?;
             model.set_chat_template(template);
         }
         match model.chat_template() {
             None => Err(hinted(
-                format!("{}: the model has no chat template", model.folder().display()),
+                format!("{}: the model has no chat template", model.files()),
                 "give one with --chat-template-file, or prompt it with plain text: bitnet generate -p",
             )),
             Some(template) => {

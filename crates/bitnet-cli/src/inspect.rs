@@ -9,18 +9,17 @@ use anyhow::Context;
 use bitnet_model::{Checkpoint, Inspection, TensorSummary, TernaryCounts, Verification, inspect, verify};
 use serde_json::json;
 
-use crate::failure::hinted;
+use crate::args::ModelArgs;
 use crate::progress::{self, human_bytes};
 
 /// Show what is in a model folder: architecture, tensors, sizes, scales, ternary values
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The model folder
+    /// The model folder, which may also be named with -m
     #[arg(value_name = "FOLDER")]
     folder: Option<PathBuf>,
-    /// The model folder, as the other commands take it
-    #[arg(short, long, value_name = "FOLDER", conflicts_with = "folder")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// List every tensor, not one line for all layers
     #[arg(long)]
     tensors: bool,
@@ -34,13 +33,14 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let Some(folder) = args.folder.as_ref().or(args.model.as_ref()) else {
-        return Err(hinted(
-            "no model given",
-            "name a model folder, for example: bitnet inspect models/bitnet-b1.58-2B-4T",
-        ));
+    let files = match &args.folder {
+        Some(folder) => folder.into(),
+        None => {
+            args.model.introduce();
+            args.model.files()
+        }
     };
-    let checkpoint = Checkpoint::open(folder)?;
+    let checkpoint = Checkpoint::open(files)?;
     let verification = match args.verify {
         true => {
             let bar = progress::Bar::bytes("verifying");

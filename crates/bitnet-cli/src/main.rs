@@ -5,6 +5,7 @@ mod answer;
 mod args;
 mod bench;
 mod convert;
+mod demo;
 mod failure;
 mod generate;
 mod inspect;

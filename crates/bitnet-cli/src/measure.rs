@@ -44,13 +44,14 @@ pub(crate) struct Subject {
 impl MeasureArgs {
     /// Reads the tokens and loads the model; `context` says how many tokens of context that many need.
     pub(crate) fn open(&self, context: impl FnOnce(&Config, usize) -> usize) -> anyhow::Result<Subject> {
-        let folder = self.model.folder()?;
-        model::require(folder)?;
-        let checkpoint = Checkpoint::open(folder)?;
+        self.model.introduce();
+        let files = self.model.files();
+        model::require(&files)?;
+        let checkpoint = Checkpoint::open(&files)?;
         let config = checkpoint.config();
         let tokenizer = match &self.prompt_ids {
-            Some(_) if !folder.join("tokenizer.json").exists() => None,
-            _ => Some(Tokenizer::from_folder(folder, config.bos, &config.eos)?),
+            Some(_) if !files.has("tokenizer.json") => None,
+            _ => Some(Tokenizer::from_folder(&files, config.bos, &config.eos)?),
         };
         let ids = match (&self.prompt_ids, &tokenizer) {
             (None, Some(tokenizer)) => {
@@ -69,7 +70,7 @@ impl MeasureArgs {
         anyhow::ensure!(!ids.is_empty(), "the text is empty; give at least one token");
         let context = context(config, ids.len());
         model::warn_past_training(context, config);
-        let spinner = Terminal::detect(false).spinner(format!("loading {}", folder.display()));
+        let spinner = Terminal::detect(false).spinner(format!("loading {files}"));
         let mut options = self.device.options(Some(context), KvType::F32);
         options.kv_type = match (self.kv_type, options.device) {
             (Some(kv_type), _) => kv_type,

@@ -1,18 +1,16 @@
 //! Loading a model the way every subcommand does.
 
-use std::path::Path;
-
-use bitnet_model::{Config, LoadOptions, Model};
+use bitnet_model::{Config, Files, LoadOptions, Model};
 
 use crate::failure::hinted;
 use crate::terminal::Terminal;
 
-/// Loads the model in `folder`, with a spinner on a terminal, and prints what the user should know about it.
-pub(crate) fn load(folder: &Path, options: LoadOptions, terminal: Terminal) -> anyhow::Result<Model> {
-    require(folder)?;
+/// Loads the model of `files`, with a spinner on a terminal, and prints what the user should know about it.
+pub(crate) fn load(files: &Files, options: LoadOptions, terminal: Terminal) -> anyhow::Result<Model> {
+    require(files)?;
     let asked = options.context;
-    let spinner = terminal.spinner(format!("loading {}", folder.display()));
-    let model = Model::load(folder, options);
+    let spinner = terminal.spinner(format!("loading {files}"));
+    let model = Model::load(files, options);
     spinner.finish_and_clear();
     let model = model?;
     if let Some(context) = asked {
@@ -22,14 +20,14 @@ pub(crate) fn load(folder: &Path, options: LoadOptions, terminal: Terminal) -> a
 }
 
 /// Refuses a folder that is not there.
-pub(crate) fn require(folder: &Path) -> anyhow::Result<()> {
-    if folder.exists() {
-        return Ok(());
+pub(crate) fn require(files: &Files) -> anyhow::Result<()> {
+    match files {
+        Files::Folder(folder) if !folder.exists() => Err(hinted(
+            format!("{files}: no such folder"),
+            "-m names a folder with config.json, the *.safetensors and the tokenizer files of a BitNet model",
+        )),
+        _ => Ok(()),
     }
-    Err(hinted(
-        format!("{}: no such folder", folder.display()),
-        "-m names a folder with config.json, the *.safetensors and the tokenizer files of a BitNet model",
-    ))
 }
 
 /// Says so when `context` tokens are more than the model knows.

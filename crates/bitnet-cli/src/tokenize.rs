@@ -28,7 +28,8 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let tokenizer = Tokenizer::from_folder(args.model.folder()?, None, &[])?;
+    args.model.introduce();
+    let tokenizer = Tokenizer::from_folder(args.model.files(), None, &[])?;
     let ids = match &args.ids {
         Some(ids) => args::parse_ids(ids).map_err(anyhow::Error::msg)?,
         None => {

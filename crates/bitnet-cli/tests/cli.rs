@@ -233,8 +233,6 @@ fn a_long_conversation_forgets_its_beginning() {
 #[test]
 fn failures_say_what_to_do() {
     let folder = oracle("odd-shape");
-    let without_model = bitnet().args(["generate", "-p", "a"]).output().unwrap();
-    assert!(failure(&without_model).contains("error: no model given\nhint: name a model folder with -m"));
     assert!(
         failure(&run("generate", Path::new("/nonexistent"), &["-p", "a"]))
             .contains("/nonexistent: no such folder\nhint: ")

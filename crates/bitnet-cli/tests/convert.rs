@@ -108,7 +108,6 @@ fn refusals() {
             "nowhere: ",
         ),
         (vec!["inspect", text(&nowhere)], "nowhere: "),
-        (vec!["inspect"], "no model given"),
     ] {
         let run = bitnet(&args);
         let stderr = String::from_utf8(run.stderr).unwrap();

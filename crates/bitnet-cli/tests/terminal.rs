@@ -15,6 +15,9 @@ use nix::unistd::Pid;
 const QUESTION: &str = "Is the chimney of the old brickworks still used?";
 const ANSWER: &str = "No. A pair of storks lives on it now.";
 
+/// How long a busy machine may take for anything that is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A running program and what it has shown since it was last looked at.
 struct Session {
     child: Child,
@@ -76,7 +79,7 @@ impl Session {
 
     /// What is shown up to the end of `text`, once it is there.
     fn until(&mut self, text: &str) -> String {
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + PATIENCE;
         loop {
             if let Some(at) = self.seen.find(text) {
                 let rest = self.seen.split_off(at + text.len());
@@ -96,7 +99,21 @@ impl Session {
     }
 
     fn end(&mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < end, "it does not end; shown was {:?}", self.seen);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // A program that ended already cannot be killed, and need not be.
+        let _ = self.child.kill();
     }
 }
 
@@ -166,6 +183,8 @@ fn plain_terminals_get_plain_text() {
         !shown.contains("\x1b[2m") && !shown.contains("\x1b[1;32m"),
         "{shown:?}"
     );
+    // Ctrl-D means the end only to a program that reads.
+    session.until("> ");
     session.type_in("\x04");
     assert!(session.end().success());
 }

@@ -10,12 +10,15 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::tokenizer::{TokenizerConfig, read_object};
-use crate::{Error, Result, Tokenizer};
+use crate::{Error, Files, Result, Tokenizer};
 
 /// The template of BitNet b1.58 2B-4T, for folders of that architecture that come without one.
 const BITNET_TEMPLATE: &str = "{% set loop_messages = messages %}{% for message in loop_messages %}\
     {% set content = message['role'] | capitalize + ': '+ message['content'] | trim + '<|eot_id|>' %}{{ content }}\
     {% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}";
+
+/// A file of its own for the template.
+const TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// Steps a template may take; a real one takes some dozens a message.
 const FUEL: u64 = 10_000_000;
@@ -71,19 +74,18 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// When a file cannot be read or is malformed, or the template does not compile.
-    pub fn from_folder(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<Self>> {
-        let config = TokenizerConfig::from_folder(folder)?.unwrap_or_default();
-        let file = folder.join("chat_template.jinja");
-        if file.exists() {
-            return Self::from_file(&file, folder).map(Some);
+    pub fn from_folder(folder: impl Into<Files>, tokenizer: &Tokenizer) -> Result<Option<Self>> {
+        let files = folder.into();
+        let config = TokenizerConfig::from_files(&files)?.unwrap_or_default();
+        if let Some(source) = files.read(TEMPLATE_FILE)? {
+            return Self::from_bytes(&source, &files.path(TEMPLATE_FILE), config).map(Some);
         }
-        let path = folder.join("tokenizer_config.json");
+        let path = files.path("tokenizer_config.json");
         let origin = || format!("{}: chat_template", path.display());
         if let Some(source) = config.template(&path)? {
             return Self::compile(source, origin(), config.special_tokens.clone()).map(Some);
         }
-        let path = folder.join("config.json");
-        let model_type = read_object(&path)?.and_then(|c| Some(c.get("model_type")?.as_str()?.to_owned()));
+        let model_type = read_object(&files, "config.json")?.and_then(|c| Some(c.get("model_type")?.as_str()?.to_owned()));
         if model_type.as_deref() != Some("bitnet") || tokenizer.token_to_id("<|eot_id|>").is_none() {
             return Ok(None);
         }
@@ -97,10 +99,15 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// When a file cannot be read or is malformed, or the template does not compile.
-    pub fn from_file(path: &Path, folder: &Path) -> Result<Self> {
-        let config = TokenizerConfig::from_folder(folder)?.unwrap_or_default();
-        let source = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        Self::compile(&source, path.display().to_string(), config.special_tokens)
+    pub fn from_file(path: &Path, folder: impl Into<Files>) -> Result<Self> {
+        let config = TokenizerConfig::from_files(&folder.into())?.unwrap_or_default();
+        let source = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        Self::from_bytes(&source, path, config)
+    }
+
+    fn from_bytes(source: &[u8], path: &Path, config: TokenizerConfig) -> Result<Self> {
+        let source = std::str::from_utf8(source).map_err(|e| Error::invalid(path, e.to_string()))?;
+        Self::compile(source, path.display().to_string(), config.special_tokens)
     }
 
     /// Compiles `source`; `special_tokens` (`bos_token`, `eos_token`, ...) are variables of the template.

@@ -4,14 +4,13 @@
 //! [`crate::convert`] writes. Which form a folder has is decided in `storage.rs`, how a matrix is read in `projection.rs`;
 //! this file knows the names of the tensors.
 
-use std::path::{Path, PathBuf};
 
 use bitnet_layout::words::Shape;
 
 use crate::hf_config::{self, HfConfig};
 use crate::projection::Projection;
 use crate::tensors::{Tensor, TensorFiles};
-use crate::{Config, Dense, DenseDtype, Error, LayerWeights, Result, Segment, TernaryTensor, WeightSource};
+use crate::{Config, Dense, DenseDtype, Error, Files, LayerWeights, Result, Segment, TernaryTensor, WeightSource};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const FINAL_NORM: &str = "model.norm.weight";
@@ -30,7 +29,7 @@ const FFN_NORM: &str = "post_attention_layernorm.weight";
 /// ```
 #[derive(Debug)]
 pub struct Checkpoint {
-    dir: PathBuf,
+    files: Files,
     hf: HfConfig,
     tensors: TensorFiles,
 }
@@ -55,19 +54,21 @@ impl Checkpoint {
     /// # Errors
     /// When a file is missing, damaged or inconsistent with the others ([`Error::Io`], [`Error::Invalid`]), or the model is
     /// of a kind that is not implemented ([`Error::Unsupported`]).
-    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        let dir = dir.as_ref();
-        let attributes = std::fs::metadata(dir).map_err(|source| Error::io(dir, source))?;
-        if !attributes.is_dir() {
-            return Err(Error::invalid(
-                dir,
-                "is a file; name the folder that holds config.json and model.safetensors",
-            ));
+    pub fn open(files: impl Into<Files>) -> Result<Self> {
+        let files = files.into();
+        if let Files::Folder(dir) = &files {
+            let attributes = std::fs::metadata(dir).map_err(|source| Error::io(dir, source))?;
+            if !attributes.is_dir() {
+                return Err(Error::invalid(
+                    dir,
+                    "is a file; name the folder that holds config.json and model.safetensors",
+                ));
+            }
         }
-        let hf = hf_config::read(dir)?;
-        let tensors = TensorFiles::open(dir)?;
+        let hf = hf_config::read(&files)?;
+        let tensors = TensorFiles::open(&files)?;
         let checkpoint = Self {
-            dir: dir.into(),
+            files,
             hf,
             tensors,
         };
@@ -75,10 +76,10 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// The folder.
+    /// Its files.
     #[must_use]
-    pub fn dir(&self) -> &Path {
-        &self.dir
+    pub fn files(&self) -> &Files {
+        &self.files
     }
 
     /// What config.json calls the model: `BitNetForCausalLM`, `LlamaForCausalLM`.
@@ -109,7 +110,7 @@ impl Checkpoint {
             _ => (config.d_model, config.d_ffn),
         };
         let shape =
-            Shape::new(n, k).map_err(|error| Error::invalid(&self.dir, format!("{name}: {error}")))?;
+            Shape::new(n, k).map_err(|error| Error::invalid(self.files.root(), format!("{name}: {error}")))?;
         Projection::find(&self.tensors, self.hf.storage, &name, shape)
     }
 

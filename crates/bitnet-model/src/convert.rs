@@ -27,7 +27,7 @@ use crate::projection::Projection;
 use crate::staging::{Staging, is_vacant};
 use crate::storage::{WORDS_METHOD, WORDS_VERSION};
 use crate::tensors::{Tensor, checksum_key, checksum_text};
-use crate::{ActQuant, Checkpoint, Error, Result, WeightSource};
+use crate::{ActQuant, Checkpoint, Error, Files, Result, WeightSource};
 
 const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
@@ -89,7 +89,7 @@ pub fn convert(
     existing: Existing,
     mut progress: impl FnMut(ConvertProgress<'_>),
 ) -> Result<Converted> {
-    check_output(source.dir(), out, existing)?;
+    check_output(source.files(), out, existing)?;
     let parts = parts(source)?;
     let mut staging = Staging::begin(out)?;
     let file = staging.create(WEIGHTS)?;
@@ -111,11 +111,9 @@ pub fn convert(
         .map_err(|error| error.at(&out.join(WEIGHTS)))?;
     let mut obsolete = vec![CONFIG, "model.safetensors.index.json"];
     for name in COPIED {
-        let path = source.dir().join(name);
-        match std::fs::read(&path) {
-            Ok(content) => staging.write(name, &content)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => obsolete.push(name),
-            Err(error) => return Err(Error::io(path, error)),
+        match source.files().read(name)? {
+            Some(content) => staging.write(name, &content)?,
+            None => obsolete.push(name),
         }
     }
     // Last, so that a folder is never taken for a model before all of it is there.
@@ -127,7 +125,7 @@ pub fn convert(
     })
 }
 
-fn check_output(source: &Path, out: &Path, existing: Existing) -> Result<()> {
+fn check_output(source: &Files, out: &Path, existing: Existing) -> Result<()> {
     let Ok(attributes) = std::fs::metadata(out) else {
         return Ok(());
     };
@@ -136,7 +134,9 @@ fn check_output(source: &Path, out: &Path, existing: Existing) -> Result<()> {
         return refuse("is a file; name a folder to write the model to");
     }
     let canonical = |path: &Path| std::fs::canonicalize(path).map_err(|source| Error::io(path, source));
-    if canonical(source)? == canonical(out)? {
+    if let Files::Folder(source) = source
+        && canonical(source)? == canonical(out)?
+    {
         return refuse("is the folder to convert; name another one to write to");
     }
     if existing == Existing::Keep && !is_vacant(out)? {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::{Error, Files, Result};
 
 /// A JSON object and the file it stands in.
 pub(crate) struct Fields {
@@ -13,11 +13,15 @@ pub(crate) struct Fields {
 }
 
 impl Fields {
-    /// Reads a file into a [`Value`], in which the last of two equal keys wins: published files have such pairs.
-    pub(crate) fn read(path: PathBuf) -> Result<Self> {
-        let text = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
+    /// Reads a file into a [`Value`], in which the last of two equal keys wins: published files have such pairs. `None` where
+    /// there is no such file.
+    pub(crate) fn read(files: &Files, name: &str) -> Result<Option<Self>> {
+        let Some(text) = files.read(name)? else {
+            return Ok(None);
+        };
+        let path = files.path(name);
         match serde_json::from_slice(&text) {
-            Ok(Value::Object(map)) => Ok(Self { path, map }),
+            Ok(Value::Object(map)) => Ok(Some(Self { path, map })),
             Ok(_) => Err(Error::invalid(path, "is not a JSON object")),
             Err(error) => Err(Error::invalid(path, format!("is not valid JSON: {error}"))),
         }

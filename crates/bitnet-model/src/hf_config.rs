@@ -3,13 +3,12 @@
 //! Missing keys take the defaults of transformers' `BitNetConfig` and `LlamaConfig`. Whatever would change the numbers and
 //! is not implemented is an error, never ignored.
 
-use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use crate::fields::Fields;
 use crate::storage::{Storage, quantization};
-use crate::{Activation, Config, Error, Result};
+use crate::{Activation, Config, Error, Files, Result};
 
 /// Inputs of a ternary linear layer: sums of 8-bit products over more would not fit 32 bits.
 const MAX_COLUMNS: usize = 1 << 23;
@@ -29,21 +28,15 @@ pub(crate) struct HfConfig {
     pub(crate) json: Map<String, Value>,
 }
 
-/// Reads the configuration files of `dir`.
-pub(crate) fn read(dir: &Path) -> Result<HfConfig> {
-    let path = dir.join("config.json");
-    if !path.exists() {
-        return Err(Error::invalid(
-            dir,
+/// Reads the configuration files among `files`.
+pub(crate) fn read(files: &Files) -> Result<HfConfig> {
+    let fields = Fields::read(files, "config.json")?.ok_or_else(|| {
+        Error::invalid(
+            files.root(),
             "holds no config.json; name a model folder as it is downloaded, or as `bitnet convert` writes it",
-        ));
-    }
-    let fields = Fields::read(path)?;
-    let generation = dir.join("generation_config.json");
-    let generation = match generation.exists() {
-        true => Some(Fields::read(generation)?),
-        false => None,
-    };
+        )
+    })?;
+    let generation = Fields::read(files, "generation_config.json")?;
     parse(&fields, generation.as_ref())
 }
 

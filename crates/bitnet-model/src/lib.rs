@@ -6,6 +6,8 @@
 mod config;
 mod error;
 
+mod files;
+
 mod tokenizer;
 
 mod chat;
@@ -49,6 +51,7 @@ pub use cpu::{CpuBackend, CpuOptions, LmHead};
 pub use cuda::{CudaBackend, CudaOptions, cuda_probe};
 pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
 pub use error::{Error, Result};
+pub use files::Files;
 pub use generate::{Event, FinishReason, GenerateOptions, Generation, Generator, Prompt, Timings};
 pub use inspect::{
     Inspection, ScaleSummary, ShapeSummary, TensorSummary, TernaryCounts, Verification, inspect, verify,

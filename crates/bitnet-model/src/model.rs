@@ -1,11 +1,10 @@
 //! A model ready to generate: weights on a device, tokenizer, chat template and the model's own settings.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::{
-    Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, GenerateOptions, Generator,
+    Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, Files, GenerateOptions, Generator,
     KvType, LmHead, Result, Sampling, Simd, Tokenizer, WeightSource,
 };
 
@@ -118,7 +117,7 @@ impl From<Device> for LoadOptions {
 /// # Ok::<(), bitnet_model::Error>(())
 /// ```
 pub struct Model {
-    folder: PathBuf,
+    files: Files,
     backend: Box<dyn Backend>,
     tokenizer: Option<Tokenizer>,
     chat: Option<ChatTemplate>,
@@ -126,27 +125,28 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads the model in `folder`: a Hugging Face checkpoint as downloaded, or what [`crate::convert`] wrote.
+    /// Loads the model in `folder`, a path or [`Files`]: a Hugging Face checkpoint as downloaded, or what
+    /// [`crate::convert`] wrote.
     ///
     /// # Errors
     /// When a file is missing, damaged or of an unsupported kind, or the device cannot hold the model.
-    pub fn load(folder: impl AsRef<Path>, options: impl Into<LoadOptions>) -> Result<Self> {
-        let (folder, options) = (folder.as_ref(), options.into());
+    pub fn load(folder: impl Into<Files>, options: impl Into<LoadOptions>) -> Result<Self> {
+        let (files, options) = (folder.into(), options.into());
         // The small files first: what is wrong with them shows before gigabytes are read.
-        let checkpoint = Checkpoint::open(folder)?;
+        let checkpoint = Checkpoint::open(&files)?;
         let config = checkpoint.config();
-        let tokenizer = if folder.join("tokenizer.json").exists() {
-            Some(Tokenizer::from_folder(folder, config.bos, &config.eos)?)
+        let tokenizer = if files.has("tokenizer.json") {
+            Some(Tokenizer::from_folder(&files, config.bos, &config.eos)?)
         } else {
             None
         };
         let chat = match &tokenizer {
-            Some(tokenizer) => ChatTemplate::from_folder(folder, tokenizer)?,
+            Some(tokenizer) => ChatTemplate::from_folder(&files, tokenizer)?,
             None => None,
         };
-        let sampling = Sampling::from_folder(folder)?;
+        let sampling = Sampling::from_folder(&files)?;
         Ok(Self {
-            folder: folder.to_owned(),
+            files,
             backend: open_backend(&checkpoint, &options)?,
             tokenizer,
             chat,
@@ -154,10 +154,10 @@ impl Model {
         })
     }
 
-    /// The folder it came from.
+    /// What it came from.
     #[must_use]
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    pub fn files(&self) -> &Files {
+        &self.files
     }
 
     /// Its shape.

@@ -4,13 +4,12 @@
 //! and seed give the same token on every machine.
 
 use std::collections::VecDeque;
-use std::path::Path;
 
 use bitnet_layout::draw::{uniform, weight};
 use serde_json::Value;
 
 use crate::tokenizer::read_object;
-use crate::{Error, Result};
+use crate::{Error, Files, Result};
 
 /// How tokens are chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,14 +86,14 @@ impl Sampling {
     ///
     /// # Errors
     /// When the file exists and cannot be read, is no JSON object, or sets a value that cannot be used.
-    pub fn from_folder(folder: &Path) -> Result<Self> {
-        let path = folder.join("generation_config.json");
-        let sampling = read_object(&path)?
+    pub fn from_folder(folder: impl Into<Files>) -> Result<Self> {
+        let (files, name) = (folder.into(), "generation_config.json");
+        let sampling = read_object(&files, name)?
             .as_ref()
             .map_or_else(Self::default, Self::from_value);
         sampling
             .check()
-            .map_err(|e| Error::invalid(&path, e.to_string()))?;
+            .map_err(|e| Error::invalid(files.path(name), e.to_string()))?;
         Ok(sampling)
     }
 

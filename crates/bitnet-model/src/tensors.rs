@@ -3,7 +3,6 @@
 //! Knows nothing of models. Only headers are held in memory, and nothing is allocated for a size that a file merely claims.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
 use safetensors::Dtype;
@@ -11,7 +10,8 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{DenseDtype, Error, Result};
+use crate::files::Pieces;
+use crate::{DenseDtype, Error, Files, Result};
 
 /// A folder with one of these holds a model of one file, or of several.
 const SINGLE: &str = "model.safetensors";
@@ -33,7 +33,7 @@ pub(crate) struct TensorFiles {
 #[derive(Debug)]
 struct TensorFile {
     path: PathBuf,
-    file: File,
+    pieces: Pieces,
     /// Where the tensors' bytes begin.
     data_start: u64,
     metadata: HashMap<String, String>,
@@ -48,25 +48,25 @@ pub(crate) struct Tensor<'a> {
 }
 
 impl TensorFiles {
-    /// Opens the safetensors files of `dir` and checks their headers.
-    pub(crate) fn open(dir: &Path) -> Result<Self> {
-        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+    /// Opens the safetensors files among `files` and checks their headers.
+    pub(crate) fn open(files: &Files) -> Result<Self> {
         let mut all = Self {
             files: Vec::new(),
             tensors: BTreeMap::new(),
         };
-        if single.exists() {
-            all.add(single)?;
-        } else if index.exists() {
-            for (shard, tensors) in shards(&index)? {
-                all.add(dir.join(&shard))?;
+        if files.has(SINGLE) {
+            all.add(files, SINGLE)?;
+        } else if let Some(index) = files.read(INDEX)? {
+            let path = files.path(INDEX);
+            for (shard, tensors) in shards(&index, &path)? {
+                all.add(files, &shard)?;
                 let file = all.files.len() - 1;
                 if let Some(missing) = tensors
                     .iter()
                     .find(|&name| all.tensors.get(name).is_none_or(|(held_by, _)| *held_by != file))
                 {
                     return Err(Error::invalid(
-                        index,
+                        path,
                         format!(
                             "places tensor `{missing}` in {shard}, which does not hold it; download both again"
                         ),
@@ -74,13 +74,13 @@ impl TensorFiles {
                 }
             }
         } else {
-            return Err(no_weights(dir));
+            return Err(no_weights(files));
         }
         Ok(all)
     }
 
-    fn add(&mut self, path: PathBuf) -> Result<()> {
-        let (opened, header) = TensorFile::open(path)?;
+    fn add(&mut self, files: &Files, name: &str) -> Result<()> {
+        let (opened, header) = TensorFile::open(files, name)?;
         for name in header.offset_keys() {
             let info = header
                 .info(&name)
@@ -132,22 +132,19 @@ impl TensorFiles {
 }
 
 impl TensorFile {
-    fn open(path: PathBuf) -> Result<(Self, Metadata)> {
+    fn open(files: &Files, name: &str) -> Result<(Self, Metadata)> {
+        let path = files.path(name);
         let io = |source| Error::io(&path, source);
         let invalid = |message: String| Error::invalid(&path, message);
-        // Asked before opening: opening a pipe would wait for its other end.
-        if !std::fs::metadata(&path).map_err(io)?.is_file() {
-            return Err(invalid("is not a file; expected a safetensors file".into()));
-        }
-        let file = File::open(&path).map_err(io)?;
-        let size = file.metadata().map_err(io)?.len();
+        let pieces = files.open(name)?;
+        let size = pieces.size().map_err(io)?;
         if size < 8 {
             return Err(invalid(format!(
                 "is {size} bytes long, which is too short for a safetensors file; download it again"
             )));
         }
         let mut length = [0; 8];
-        read_exact_at(&file, &mut length, 0).map_err(io)?;
+        pieces.read_exact_at(&mut length, 0).map_err(io)?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER_BYTES || length > size - 8 {
             return Err(invalid(format!(
@@ -156,7 +153,7 @@ impl TensorFile {
             )));
         }
         let mut header = vec![0; length as usize];
-        read_exact_at(&file, &mut header, 8).map_err(io)?;
+        pieces.read_exact_at(&mut header, 8).map_err(io)?;
         let header: Metadata = serde_json::from_slice(&header).map_err(|error| {
             invalid(format!(
                 "the safetensors header is broken: {error}; download the file again"
@@ -172,7 +169,7 @@ impl TensorFile {
         let metadata = header.metadata().clone().unwrap_or_default();
         let opened = Self {
             path,
-            file,
+            pieces,
             data_start,
             metadata,
         };
@@ -209,7 +206,8 @@ impl<'a> Tensor<'a> {
             self.name
         );
         let start = self.file.data_start + (self.info.data_offsets.0 + offset) as u64;
-        read_exact_at(&self.file.file, out, start).map_err(|source| Error::io(&self.file.path, source))
+        let read = self.file.pieces.read_exact_at(out, start);
+        read.map_err(|source| Error::io(&self.file.path, source))
     }
 
     /// Hands out all of its bytes in order, in blocks of `BLOCK_BYTES` and a last one, and then compares them with the
@@ -303,12 +301,11 @@ pub(crate) fn checksum_text(hash: &Xxh3) -> String {
     format!("{:016x}", hash.digest())
 }
 
-/// The shards that an index names, each with its tensors.
-fn shards(index: &Path) -> Result<BTreeMap<String, Vec<String>>> {
-    let invalid = |message: String| Error::invalid(index, message);
-    let text = std::fs::read(index).map_err(|source| Error::io(index, source))?;
+/// The shards that an index names, each with its tensors; `path` is what messages call the index.
+fn shards(index: &[u8], path: &Path) -> Result<BTreeMap<String, Vec<String>>> {
+    let invalid = |message: String| Error::invalid(path, message);
     let value: Value =
-        serde_json::from_slice(&text).map_err(|error| invalid(format!("is not valid JSON: {error}")))?;
+        serde_json::from_slice(index).map_err(|error| invalid(format!("is not valid JSON: {error}")))?;
     let map = value
         .get("weight_map")
         .and_then(Value::as_object)
@@ -336,8 +333,8 @@ fn shards(index: &Path) -> Result<BTreeMap<String, Vec<String>>> {
 }
 
 /// Says what a folder without safetensors holds instead.
-fn no_weights(dir: &Path) -> Error {
-    let names = std::fs::read_dir(dir)
+fn no_weights(files: &Files) -> Error {
+    let names = std::fs::read_dir(files.root())
         .into_iter()
         .flatten()
         .flatten()
@@ -351,24 +348,5 @@ fn no_weights(dir: &Path) -> Error {
     } else {
         String::new()
     };
-    Error::invalid(dir, format!("holds neither {SINGLE} nor {INDEX}{found}"))
-}
-
-#[cfg(unix)]
-fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> std::io::Result<()> {
-    while !out.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, out, offset)? {
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            n => {
-                out = &mut out[n..];
-                offset += n as u64;
-            }
-        }
-    }
-    Ok(())
+    Error::invalid(files.root(), format!("holds neither {SINGLE} nor {INDEX}{found}"))
 }

@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::DecoderWrapper;
 
-use crate::{Error, Result};
+use crate::{Error, Files, Result};
 
 /// The tokenizer of a model folder.
 pub struct Tokenizer {
@@ -38,16 +38,16 @@ impl Tokenizer {
     ///
     /// # Errors
     /// When `tokenizer.json` is missing, or a file cannot be read or is malformed.
-    pub fn from_folder(folder: &Path, bos: Option<u32>, eos: &[u32]) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        let json = std::fs::read(&path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => Error::invalid(
+    pub fn from_folder(folder: impl Into<Files>, bos: Option<u32>, eos: &[u32]) -> Result<Self> {
+        let files = folder.into();
+        let path = files.path("tokenizer.json");
+        let json = files.read("tokenizer.json")?.ok_or_else(|| {
+            Error::invalid(
                 &path,
                 "no such file; text prompts need a tokenizer.json beside the weights (token ids work without one)",
-            ),
-            _ => Error::io(&path, source),
+            )
         })?;
-        let config = TokenizerConfig::from_folder(folder)?;
+        let config = TokenizerConfig::from_files(&files)?;
         Self::from_json(&json, &path, config.as_ref(), bos, eos)
     }
 
@@ -180,14 +180,13 @@ impl Tokenizer {
 
 impl TokenizerConfig {
     /// Reads `tokenizer_config.json`; tokens it does not name come from `special_tokens_map.json`.
-    pub(crate) fn from_folder(folder: &Path) -> Result<Option<Self>> {
-        let config = folder.join("tokenizer_config.json");
-        let map = folder.join("special_tokens_map.json");
-        let (config, map) = (read_object(&config)?, read_object(&map)?);
+    pub(crate) fn from_files(files: &Files) -> Result<Option<Self>> {
+        let config = read_object(files, "tokenizer_config.json")?;
+        let map = read_object(files, "special_tokens_map.json")?;
         Ok((config.is_some() || map.is_some()).then(|| Self::from_values(config.as_ref(), map.as_ref())))
     }
 
-    /// As [`TokenizerConfig::from_folder`], from the parsed files.
+    /// As [`TokenizerConfig::from_files`], from the parsed files.
     pub(crate) fn from_values(config: Option<&Value>, map: Option<&Value>) -> Self {
         let token = |name: &str| {
             [config, map].into_iter().flatten().find_map(|file| {
@@ -216,16 +215,15 @@ impl TokenizerConfig {
 }
 
 /// A JSON object in a file, or `None` where there is no such file.
-pub(crate) fn read_object(path: &Path) -> Result<Option<Value>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io(path, e)),
+pub(crate) fn read_object(files: &Files, name: &str) -> Result<Option<Value>> {
+    let Some(bytes) = files.read(name)? else {
+        return Ok(None);
     };
+    let invalid = |message: String| Error::invalid(files.path(name), message);
     let value: Value =
-        serde_json::from_slice(&bytes).map_err(|e| Error::invalid(path, format!("not valid JSON: {e}")))?;
+        serde_json::from_slice(&bytes).map_err(|e| invalid(format!("not valid JSON: {e}")))?;
     if !value.is_object() {
-        return Err(Error::invalid(path, "not a JSON object"));
+        return Err(invalid("not a JSON object".to_owned()));
     }
     Ok(Some(value))
 }

@@ -76,9 +76,10 @@ struct Outcome {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let folder = args.model.folder()?;
-    crate::model::require(folder)?;
-    let checkpoint = Checkpoint::open(folder)?;
+    args.model.introduce();
+    let files = args.model.files();
+    crate::model::require(&files)?;
+    let checkpoint = Checkpoint::open(&files)?;
     let config = checkpoint.config().clone();
     let mut tests = Vec::new();
     for &depth in &args.depth {
@@ -117,8 +118,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .collect::<anyhow::Result<Vec<_>>>()?;
     let report = Report {
         command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-        model: folder.file_name().map_or_else(
-            || folder.display().to_string(),
+        model: files.root().file_name().map_or_else(
+            || files.to_string(),
             |n| n.to_string_lossy().into_owned(),
         ),
         backend: backend.name(),

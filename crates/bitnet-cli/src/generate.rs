@@ -4,9 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bitnet_model::{
-    ChatTemplate, FinishReason, GenerateOptions, Message, Model, Prompt, SpecialTokens,
-};
+use bitnet_model::{ChatTemplate, FinishReason, GenerateOptions, Message, Model, Prompt, SpecialTokens};
 
 use crate::answer::Answerer;
 use crate::args::{self, CacheArgs, DeviceArgs, ModelArgs, PromptArgs, SamplingArgs};

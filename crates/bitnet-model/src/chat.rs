@@ -85,7 +85,8 @@ impl ChatTemplate {
         if let Some(source) = config.template(&path)? {
             return Self::compile(source, origin(), config.special_tokens.clone()).map(Some);
         }
-        let model_type = read_object(&files, "config.json")?.and_then(|c| Some(c.get("model_type")?.as_str()?.to_owned()));
+        let model_type =
+            read_object(&files, "config.json")?.and_then(|c| Some(c.get("model_type")?.as_str()?.to_owned()));
         if model_type.as_deref() != Some("bitnet") || tokenizer.token_to_id("<|eot_id|>").is_none() {
             return Ok(None);
         }

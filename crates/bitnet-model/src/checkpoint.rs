@@ -4,13 +4,14 @@
 //! [`crate::convert`] writes. Which form a folder has is decided in `storage.rs`, how a matrix is read in `projection.rs`;
 //! this file knows the names of the tensors.
 
-
 use bitnet_layout::words::Shape;
 
 use crate::hf_config::{self, HfConfig};
 use crate::projection::Projection;
 use crate::tensors::{Tensor, TensorFiles};
-use crate::{Config, Dense, DenseDtype, Error, Files, LayerWeights, Result, Segment, TernaryTensor, WeightSource};
+use crate::{
+    Config, Dense, DenseDtype, Error, Files, LayerWeights, Result, Segment, TernaryTensor, WeightSource,
+};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const FINAL_NORM: &str = "model.norm.weight";
@@ -67,11 +68,7 @@ impl Checkpoint {
         }
         let hf = hf_config::read(&files)?;
         let tensors = TensorFiles::open(&files)?;
-        let checkpoint = Self {
-            files,
-            hf,
-            tensors,
-        };
+        let checkpoint = Self { files, hf, tensors };
         checkpoint.check()?;
         Ok(checkpoint)
     }
@@ -109,8 +106,8 @@ impl Checkpoint {
             "mlp.gate_proj" | "mlp.up_proj" => (config.d_ffn, config.d_model),
             _ => (config.d_model, config.d_ffn),
         };
-        let shape =
-            Shape::new(n, k).map_err(|error| Error::invalid(self.files.root(), format!("{name}: {error}")))?;
+        let shape = Shape::new(n, k)
+            .map_err(|error| Error::invalid(self.files.root(), format!("{name}: {error}")))?;
         Projection::find(&self.tensors, self.hf.storage, &name, shape)
     }
 

@@ -3,7 +3,6 @@
 //! Missing keys take the defaults of transformers' `BitNetConfig` and `LlamaConfig`. Whatever would change the numbers and
 //! is not implemented is an error, never ignored.
 
-
 use serde_json::{Map, Value};
 
 use crate::fields::Fields;

@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::{
-    Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, Files, GenerateOptions, Generator,
-    KvType, LmHead, Result, Sampling, Simd, Tokenizer, WeightSource,
+    Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, Files, GenerateOptions,
+    Generator, KvType, LmHead, Result, Sampling, Simd, Tokenizer, WeightSource,
 };
 
 /// Tokens of context where neither the caller nor a smaller limit of the model says otherwise.

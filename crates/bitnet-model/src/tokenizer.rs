@@ -220,8 +220,7 @@ pub(crate) fn read_object(files: &Files, name: &str) -> Result<Option<Value>> {
         return Ok(None);
     };
     let invalid = |message: String| Error::invalid(files.path(name), message);
-    let value: Value =
-        serde_json::from_slice(&bytes).map_err(|e| invalid(format!("not valid JSON: {e}")))?;
+    let value: Value = serde_json::from_slice(&bytes).map_err(|e| invalid(format!("not valid JSON: {e}")))?;
     if !value.is_object() {
         return Err(invalid("not a JSON object".to_owned()));
     }

@@ -104,7 +104,7 @@ fn backend(next: fn(&[u32]) -> u32) -> Scripted {
 }
 
 fn tokenizer() -> Tokenizer {
-    Tokenizer::from_folder(&folder(), None, &[]).unwrap()
+    Tokenizer::from_folder(folder(), None, &[]).unwrap()
 }
 
 fn greedy(max_tokens: usize) -> GenerateOptions {
@@ -363,7 +363,7 @@ fn same_seed_same_text() {
 #[test]
 fn a_conversation_goes_through_the_template() {
     let tokenizer = tokenizer();
-    let chat = ChatTemplate::from_folder(&folder(), &tokenizer).unwrap().unwrap();
+    let chat = ChatTemplate::from_folder(folder(), &tokenizer).unwrap().unwrap();
     let mut backend = backend(|_| EOT);
     let mut generator = Generator::new(&mut backend, Some(&tokenizer), Some(&chat));
     let messages = [Message::user("Hello there")];

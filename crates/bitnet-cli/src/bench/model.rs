@@ -118,10 +118,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .collect::<anyhow::Result<Vec<_>>>()?;
     let report = Report {
         command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-        model: files.root().file_name().map_or_else(
-            || files.to_string(),
-            |n| n.to_string_lossy().into_owned(),
-        ),
+        model: files
+            .root()
+            .file_name()
+            .map_or_else(|| files.to_string(), |n| n.to_string_lossy().into_owned()),
         backend: backend.name(),
         memory_bytes: backend.memory_bytes(),
         weight_bytes: weight_bytes(&config),

@@ -28,6 +28,7 @@ pub mod intrinsics;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub mod reduce;
 
+pub mod bf16_gemm;
 pub mod bf16_gemv;
 pub mod bit_gemm;
 pub mod bit_gemv;
@@ -77,6 +78,8 @@ pub const ALL: &[KernelInfo] = &[
     bit_gemm::NarrowAdd32::INFO,
     bit_gemm::NarrowGated32::INFO,
     bf16_gemv::Bf16Gemv::INFO,
+    bf16_gemm::SplitColumns::INFO,
+    bf16_gemm::Bf16Gemm::INFO,
     probe::ProbeWarp::INFO,
     probe::ProbeMemory::INFO,
     probe::ProbeBulk::INFO,

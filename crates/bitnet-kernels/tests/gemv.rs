@@ -2,7 +2,9 @@
 
 mod common;
 
-use bitnet_kernels::bf16_gemv::Bf16Gemv;
+use bitnet_kernels::bf16_gemm::{self, Bf16Gemm, SplitColumns};
+use bitnet_kernels::bf16_gemv::{Bf16Gemv, MAX_COLS};
+use bitnet_kernels::emulator::Emulator;
 use bitnet_kernels::ref_gemv::RefGemv;
 use bitnet_kernels::stream_read::StreamRead;
 use bitnet_layout::reference_tile::ReferenceTile;
@@ -130,6 +132,70 @@ fn bf16_gemv_equals_the_plain_product() {
             }
             // A column has the same bits whatever stands beside it.
             assert!(run(x) == y[c * n..][..n], "{n} x {k}: column {c} alone");
+        }
+    }
+}
+
+#[test]
+fn bf16_gemm_has_the_bits_of_bf16_gemv() {
+    // One row, one off the 128 rows of a block; one part, an odd number of them, parts of unequal length.
+    for (n, k, cols, eps) in [
+        (1, 32, 9, -1.0),
+        (129, 352, 32, 1e-5),
+        (140, 544, 13, 1e-5),
+        (17, 1312, 31, -1.0),
+    ] {
+        let mut random = Random::new((n * k + cols) as u64);
+        let w: Vec<u32> = (0..n * k / 2)
+            .map(|_| u32::from(bf16(random.float())) | u32::from(bf16(random.float())) << 16)
+            .collect();
+        let x: Vec<f32> = (0..cols * k).map(|_| random.float()).collect();
+        let norm: Vec<f32> = (0..k).map(|_| random.float()).collect();
+        let found = same_for_all_seeds(&format!("{n} x {k}, {cols} columns"), |emulator| {
+            let split = SplitColumns {
+                x: emulator.constant(&x),
+                norm: emulator.constant(&norm),
+                terms: emulator.uninit(bf16_gemm::term_words(k)),
+                inverse: emulator.uninit(cols),
+                k: k as u32,
+                cols: cols as u32,
+                eps,
+            };
+            emulator.launch(&split.launch(), &split)?;
+            let params = Bf16Gemm {
+                w: emulator.constant(&w),
+                terms: split.terms,
+                inverse: split.inverse,
+                y: emulator.uninit(cols * n),
+                n: n as u32,
+                k: k as u32,
+                cols: cols as u32,
+                parts: Bf16Gemm::parts(k),
+            };
+            emulator.launch(&Bf16Gemm::launch(n), &params)?;
+            emulator.read(params.y)
+        });
+        for (first, x) in x.chunks(MAX_COLS as usize * k).enumerate() {
+            let mut emulator = Emulator::new(0);
+            let cols = x.len() / k;
+            let params = Bf16Gemv {
+                w: emulator.constant(&w),
+                x: emulator.constant(x),
+                norm: emulator.constant(&norm),
+                y: emulator.uninit(cols * n),
+                n: n as u32,
+                k: k as u32,
+                cols: cols as u32,
+                eps,
+            };
+            emulator.launch(&Bf16Gemv::launch(n, k), &params).unwrap();
+            let expected = emulator.read(params.y).unwrap();
+            let found = &found[first * MAX_COLS as usize * n..][..expected.len()];
+            assert!(
+                found == expected,
+                "{n} x {k}, {cols} columns from {}",
+                first * MAX_COLS as usize
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The next token, chosen on the device: penalties, bias, top-k, top-p, min-p, temperature, then a draw by seed.
+//! The next token, chosen on the device: penalties, top-k, top-p, min-p, temperature, then a draw by seed.
 //!
 //! The same tokens as the host's sampler for every setting that keeps at most [`MAX_TOP_K`] tokens before top-p (greedy
 //! included): the same order of candidates, and [`bitnet_layout::draw`]'s arithmetic summed in the same order.
@@ -13,9 +13,9 @@ use crate::{Global, Launch};
 pub const MAX_TOP_K: u32 = 256;
 /// Keys of a block of the selection.
 pub const CHUNK: u32 = 2048;
-/// "Token" where a logit was NaN or infinite.
-pub const DAMAGED: u32 = u32::MAX;
-/// "Token" where bias forbids all of them.
+/// In the ring where a logit was NaN or infinite.
+pub const DAMAGED: u32 = crate::token::NO_TOKEN;
+/// In the ring where penalties leave no token.
 pub const FORBIDDEN: u32 = u32::MAX - 1;
 
 /// Threads of a block of the selection.
@@ -67,11 +67,11 @@ impl Settings {
 }
 
 kernel! {
-    /// The `keep` best keys of each 2048 logits, sorted, after bias and penalties.
+    /// The `keep` best keys of each 2048 logits, sorted, after penalties.
     ///
-    /// - Shapes: as the fields say, "sequences" being all slots, of which row r uses slot `sequences[r]`.
+    /// - Shapes: as the fields say.
     /// - Launch: [`SelectLogits::launch`]; a block owns 2048 logits of a row.
-    /// - Moves: `4 rows vocab` bytes of logits, and as many of counts and of bias where they are in use.
+    /// - Moves: `4 rows vocab` bytes of logits, and as many of counts where they are in use.
     /// - Bound: latency of the sort, 66 barriers.
     ///
     /// # Safety
@@ -80,22 +80,16 @@ kernel! {
     pub struct SelectLogits {
         /// Logits, (rows, vocab).
         pub logits: Global<f32>,
-        /// Slot of each row, (rows).
-        pub sequences: Global<u32>,
-        /// [`Settings`] of each slot, (sequences, [`Settings::WORDS`]).
+        /// [`Settings`] of each row, (rows, [`Settings::WORDS`]).
         pub settings: Global<u32>,
-        /// How often each token is recent, (sequences, vocab); read where the slot's penalties are on.
+        /// How often each token is recent, (rows, vocab); read where the row's penalties are on.
         pub counts: Global<u32>,
-        /// Bias of each token, (sequences, vocab); read where `has_bias` is not 0.
-        pub bias: Global<f32>,
         /// Sorted keys, (rows, blocks, keep).
         pub keys: Global<u64>,
         /// Tokens of the vocabulary.
         pub vocab: u32,
         /// Keys that a block keeps.
         pub keep: u32,
-        /// Whether any slot has a bias.
-        pub has_bias: u32,
     }
 }
 
@@ -122,44 +116,45 @@ kernel! {
 }
 
 kernel! {
-    /// Draws each row's token from its sorted candidates, appends it to the slot's history and output, and moves the slot's
-    /// position on.
+    /// Draws each row's token from its sorted candidates, appends it to the row's history, puts it into the host's ring, and
+    /// moves the row's position on.
     ///
     /// - Shapes: as the fields say; `keep` keys a row.
     /// - Launch: [`DrawToken::launch`]; a block a row.
     /// - Bound: latency of the sums, which one lane adds in order.
     ///
     /// # Safety
-    /// Lengths as above; no two rows of one slot; `keep` at most [`MAX_TOP_K`]; `history_len` a power of two above every
+    /// Lengths as above; `keep` at most [`MAX_TOP_K`]; `ring_len` a power of two; `history_len` a power of two above every
     /// `last_n` of the settings.
     draw_token, block = [MAX_TOP_K, 1, 1], body = device::draw_token;
     pub struct DrawToken {
         /// Sorted keys, (rows, keep).
         pub keys: Global<u64>,
-        /// Slot of each row, (rows).
-        pub sequences: Global<u32>,
-        /// [`Settings`] of each slot, (sequences, [`Settings::WORDS`]).
+        /// [`Settings`] of each row, (rows, [`Settings::WORDS`]).
         pub settings: Global<u32>,
-        /// How often each token is recent, (sequences, vocab); kept where the slot's penalties are on.
+        /// How often each token is recent, (rows, vocab); kept where the row's penalties are on.
         pub counts: Global<u32>,
-        /// Ring of recent tokens, (sequences, history_len); token i of the text at `i % history_len`.
+        /// Ring of recent tokens, (rows, history_len); token i of the text at `i % history_len`.
         pub history: Global<u32>,
-        /// Tokens in the text, for the ring; tokens drawn; tokens put out, (sequences, 3).
+        /// Tokens in the text, for the ring of recent ones; tokens drawn, (rows, 2).
         pub progress: Global<u32>,
         /// Position of each row's next token, (rows).
         pub positions: Global<u32>,
-        /// The token, where the next step's embedding reads it, (rows); 0 for [`DAMAGED`] and [`FORBIDDEN`].
+        /// The token, where the next step's embedding reads it, (rows); as it was for [`DAMAGED`] and [`FORBIDDEN`].
         pub tokens: Global<u32>,
-        /// All tokens put out, for the host to read behind, (sequences, capacity).
-        pub output: Global<u32>,
+        /// Steps taken since the host last set it, (rows).
+        pub steps: Global<u32>,
+        /// In memory that the host sees, (ring_len, rows): word (`steps % ring_len`, row) gets the token plus 1, or
+        /// [`DAMAGED`] or [`FORBIDDEN`].
+        pub ring: Global<u32>,
         /// Tokens of the vocabulary.
         pub vocab: u32,
         /// Keys of a row.
         pub keep: u32,
-        /// Length of the ring.
+        /// Length of the ring of recent tokens.
         pub history_len: u32,
-        /// Length of the output; tokens beyond it are drawn and not put out.
-        pub capacity: u32,
+        /// Steps that the host's ring holds.
+        pub ring_len: u32,
     }
 }
 
@@ -224,13 +219,16 @@ mod device {
     /// Above every key of a token.
     const DAMAGED_KEY: u64 = u64::MAX;
 
-    /// The settings of a slot.
+    /// The settings of a row.
+    ///
+    /// # Safety
+    /// The row is one of those in the buffer.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn settings(all: Global<u32>, slot: usize) -> Settings {
+    unsafe fn settings(all: Global<u32>, row: usize) -> Settings {
         let word = |i: usize| {
-            // SAFETY: the caller's slot is one of those in the buffer.
-            unsafe { all.load_l2(slot * Settings::WORDS + i)[0] }
+            // SAFETY: the caller's promise.
+            unsafe { all.load_l2(row * Settings::WORDS + i)[0] }
         };
         let float = |i: usize| f32::from_bits(word(i));
         Settings {
@@ -274,22 +272,18 @@ mod device {
         grid_dependency_wait();
         // SAFETY: tokens are compared with the vocabulary, shared indices are below CHUNK.
         unsafe {
-            let slot = p.sequences.load_l2(row)[0] as usize;
-            let s = settings(p.settings, slot);
+            let s = settings(p.settings, row);
             let penalizes = penalizes(&s);
             let mut i = thread_idx_x();
             while i < CHUNK {
                 let token = first + i;
                 let mut k = NONE;
                 if token < p.vocab {
-                    let mut l = p.logits.load_l2(row * p.vocab as usize + token as usize)[0];
-                    let own = slot * p.vocab as usize + token as usize;
+                    let at = row * p.vocab as usize + token as usize;
+                    let mut l = p.logits.load_l2(at)[0];
                     let is_finite = l.abs() < f32::INFINITY;
-                    if p.has_bias != 0 {
-                        l += p.bias.load_l2(own)[0];
-                    }
                     if penalizes {
-                        let count = p.counts.load_l2(own)[0];
+                        let count = p.counts.load_l2(at)[0];
                         if count > 0 {
                             let scaled = if l > 0.0 {
                                 l / s.repeat_penalty
@@ -394,10 +388,9 @@ mod device {
         let tempered = Shared::<u64>::at(MAX_TOP_K * 8);
         grid_dependency_launch();
         grid_dependency_wait();
-        // SAFETY: lanes are compared with `keep`; slots and lengths are the caller's promise; barriers are on every lane's way.
+        // SAFETY: lanes are compared with `keep`; lengths are the caller's promise; barriers are on every lane's way.
         unsafe {
-            let slot = p.sequences.load_l2(row)[0] as usize;
-            let s = settings(p.settings, slot);
+            let s = settings(p.settings, row);
             let keys = p.keys.offset(row * p.keep as usize);
             let best = keys.load(0);
             let max = logit(best);
@@ -456,8 +449,8 @@ mod device {
                         total += at(tempered, i);
                         i += 1;
                     }
-                    let drawn = p.progress.load(slot * 3 + 1);
-                    p.progress.store(slot * 3 + 1, drawn + 1);
+                    let drawn = p.progress.load_l2(row * 2 + 1)[0];
+                    p.progress.store(row * 2 + 1, drawn + 1);
                     let goal = uniform(s.seed, u64::from(drawn)) * total;
                     let (mut mass, mut chosen) = (0.0, 0);
                     let mut i = 0;
@@ -475,25 +468,28 @@ mod device {
                     !(keys.load(chosen as usize) as u32)
                 };
                 // The next step must find a row of the embedding whatever happened here.
-                p.tokens.store(row, if token < p.vocab { token } else { 0 });
-                let n = p.progress.load(slot * 3 + 2);
-                if n < p.capacity {
-                    p.output.store(slot * p.capacity as usize + n as usize, token);
-                    p.progress.store(slot * 3 + 2, n + 1);
+                let is_token = token < p.vocab;
+                if is_token {
+                    p.tokens.store(row, token);
                 }
-                p.positions.store(row, p.positions.load(row) + 1);
-                if penalizes(&s) && token < p.vocab {
-                    let n = p.progress.load(slot * 3);
-                    p.progress.store(slot * 3, n + 1);
+                let step = p.steps.load_l2(row)[0];
+                let place = (step & (p.ring_len - 1)) * grid_dim_x();
+                let word = if is_token { token + 1 } else { token };
+                p.ring.store_relaxed(place as usize + row, word);
+                p.steps.store(row, step + 1);
+                p.positions.store(row, p.positions.load_l2(row)[0] + 1);
+                if is_token && penalizes(&s) {
+                    let n = p.progress.load_l2(row * 2)[0];
+                    p.progress.store(row * 2, n + 1);
                     let wrap = p.history_len - 1;
-                    let ring = p.history.offset(slot * p.history_len as usize);
-                    let counts = p.counts.offset(slot * p.vocab as usize);
+                    let ring = p.history.offset(row * p.history_len as usize);
+                    let counts = p.counts.offset(row * p.vocab as usize);
                     if n >= s.last_n {
-                        let old = ring.load(((n - s.last_n) & wrap) as usize) as usize;
-                        counts.store(old, counts.load(old) - 1);
+                        let old = ring.load_l2(((n - s.last_n) & wrap) as usize)[0] as usize;
+                        counts.store(old, counts.load_l2(old)[0] - 1);
                     }
                     ring.store((n & wrap) as usize, token);
-                    counts.store(token as usize, counts.load(token as usize) + 1);
+                    counts.store(token as usize, counts.load_l2(token as usize)[0] + 1);
                 }
             }
         }

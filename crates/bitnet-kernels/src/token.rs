@@ -51,13 +51,13 @@ impl DecodeStart {
 }
 
 kernel! {
-    /// Chooses the largest logit, the first of equals, and makes it the next token of the sequence:
+    /// Chooses the largest logit of every row, the first of equals, and makes it the next token of the row's sequence:
     /// `token = arg max`, `position += 1`, and the token goes to the host's ring.
     ///
-    /// - Shapes: `logits` (vocab); `best` (1), 0 before and after; `done` (1), 0 before and after; `token`, `position`,
-    ///   `steps` (1); `ring` (ring_len), in memory that the host sees.
-    /// - Launch: 64 blocks of 256 threads; the last one done finishes.
-    /// - Moves: `4 vocab` bytes, from L2. Bound: latency.
+    /// - Shapes: `logits` (rows, vocab); `best`, `done` (rows), 0 before and after; `tokens`, `positions`, `steps` (rows);
+    ///   `ring` (ring_len, rows), in memory that the host sees.
+    /// - Launch: [`ArgMax::launch`]; 64 blocks of 256 threads a row; the last one done finishes.
+    /// - Moves: `4 rows vocab` bytes, from L2. Bound: latency.
     ///
     /// A NaN gives [`NO_TOKEN`], on the ring alone: the token to embed stays, so that the next step reads valid memory.
     ///
@@ -65,33 +65,33 @@ kernel! {
     /// Lengths as above; `logits` 16-byte aligned; `ring_len` a power of two.
     arg_max, block = [ARG_MAX_THREADS, 1, 1], body = device::arg_max;
     pub struct ArgMax {
-        /// Logits, (vocab).
+        /// Logits, (rows, vocab).
         pub logits: Global<f32>,
-        /// Ordered bits of the largest logit, then its inverted index.
+        /// Ordered bits of the largest logit, then its inverted index, (rows).
         pub best: Global<u64>,
-        /// Blocks that are done.
+        /// Blocks that are done, (rows).
         pub done: Global<u32>,
-        /// The token to embed next.
-        pub token: Global<u32>,
-        /// Its position.
-        pub position: Global<u32>,
-        /// Steps taken since the host last set it.
+        /// The tokens to embed next, (rows).
+        pub tokens: Global<u32>,
+        /// Their positions, (rows).
+        pub positions: Global<u32>,
+        /// Steps taken since the host last set it, (rows).
         pub steps: Global<u32>,
-        /// Word `steps % ring_len` gets the token plus 1, so that a word the host cleared stays 0 until then.
+        /// Word (`steps % ring_len`, row) gets the token plus 1, so that a word the host cleared stays 0 until then.
         pub ring: Global<u32>,
-        /// Logits.
+        /// Logits of a row.
         pub vocab: u32,
-        /// Words of the ring.
+        /// Steps that the ring holds.
         pub ring_len: u32,
     }
 }
 
 impl ArgMax {
-    /// The launch for these parameters.
+    /// The launch for this many rows.
     #[must_use]
-    pub const fn launch(&self) -> Launch {
+    pub const fn launch(rows: u32) -> Launch {
         Launch {
-            grid: [ARG_MAX_BLOCKS, 1, 1],
+            grid: [ARG_MAX_BLOCKS, rows, 1],
             block: [ARG_MAX_THREADS, 1, 1],
             shared_bytes: ARG_MAX_THREADS / 32 * 8 + 4,
         }
@@ -144,17 +144,20 @@ mod device {
 
     #[inline(always)]
     pub(super) unsafe fn arg_max(p: ArgMax) {
-        let me = thread_idx_x();
+        let (me, row) = (thread_idx_x(), block_idx_y() as usize);
+        let logits = p.logits.offset(row * p.vocab as usize);
+        // Every row begins on a multiple of 16 bytes, or none is read by four.
+        let quads = if p.vocab.is_multiple_of(4) { p.vocab / 4 } else { 0 };
         let keys = Shared::<u64>::at(0);
-        // SAFETY: quads are compared with the vocabulary; every branch around a warp or block operation is uniform, and the
+        // SAFETY: indices are compared with the vocabulary; every branch around a warp or block operation is uniform, and the
         // last part runs on one thread.
         unsafe {
             grid_dependency_launch();
             grid_dependency_wait();
             let (mut best, mut index) = (0, u32::MAX);
             let mut quad = block_idx_x() * ARG_MAX_THREADS + me;
-            while quad < p.vocab / 4 {
-                let x = p.logits.load_l2_x4(quad as usize * 4);
+            while quad < quads {
+                let x = logits.load_l2_x4(quad as usize * 4);
                 let mut j = 0;
                 while j < 4 {
                     let key = ordered(x[j]);
@@ -166,13 +169,13 @@ mod device {
                 }
                 quad += ARG_MAX_BLOCKS * ARG_MAX_THREADS;
             }
-            // The last few, when they are no whole quad.
-            let last = p.vocab / 4 * 4 + me;
-            if block_idx_x() == 0 && last < p.vocab {
-                let key = ordered(p.logits.load_l2(last as usize)[0]);
+            let mut one = quads * 4 + block_idx_x() * ARG_MAX_THREADS + me;
+            while one < p.vocab {
+                let key = ordered(logits.load_l2(one as usize)[0]);
                 if key > best {
-                    (best, index) = (key, last);
+                    (best, index) = (key, one);
                 }
+                one += ARG_MAX_BLOCKS * ARG_MAX_THREADS;
             }
             let top = warp_reduce_max_u32(FULL_MASK, best);
             let first = warp_reduce_min_u32(FULL_MASK, if best == top { index } else { u32::MAX });
@@ -189,23 +192,22 @@ mod device {
                     key = key.max(keys.load(warp));
                     warp += 1;
                 }
-                p.best.fetch_max(0, key);
-                if p.done.fetch_add_acq_rel(0, 1) == ARG_MAX_BLOCKS - 1 {
-                    let key = p.best.load_relaxed(0);
-                    let step = p.steps.load_l2(0)[0];
+                p.best.fetch_max(row, key);
+                if p.done.fetch_add_acq_rel(row, 1) == ARG_MAX_BLOCKS - 1 {
+                    let key = p.best.load_relaxed(row);
+                    let step = p.steps.load_l2(row)[0];
                     let valid = key >> 32 != u32::MAX as u64;
                     let token = !(key as u32);
-                    p.ring.store_relaxed(
-                        (step & (p.ring_len - 1)) as usize,
-                        if valid { token + 1 } else { NO_TOKEN },
-                    );
+                    let place = (step & (p.ring_len - 1)) * grid_dim_y();
+                    p.ring
+                        .store_relaxed(place as usize + row, if valid { token + 1 } else { NO_TOKEN });
                     if valid {
-                        p.token.store(0, token);
+                        p.tokens.store(row, token);
                     }
-                    p.position.store(0, p.position.load_l2(0)[0] + 1);
-                    p.steps.store(0, step + 1);
-                    p.best.store_relaxed(0, 0);
-                    p.done.store_relaxed(0, 0);
+                    p.positions.store(row, p.positions.load_l2(row)[0] + 1);
+                    p.steps.store(row, step + 1);
+                    p.best.store_relaxed(row, 0);
+                    p.done.store_relaxed(row, 0);
                 }
             }
         }

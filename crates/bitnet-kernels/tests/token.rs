@@ -67,26 +67,36 @@ fn a_step_starts_with_clear_slots() {
     }
 }
 
-/// Runs two steps and returns what the ring got, and token, position and steps after them.
-fn choose(logits: &[f32], seed: u64) -> (Vec<u32>, [u32; 3]) {
+/// What two steps leave: the ring (steps, rows), and token, position and steps of every row.
+type Chosen = (Vec<u32>, [Vec<u32>; 3]);
+
+/// Runs two steps over rows of logits.
+fn choose_rows(rows: &[&[f32]], seed: u64) -> Chosen {
+    let n = rows.len();
     let mut emulator = Emulator::new(seed);
     let params = ArgMax {
-        logits: emulator.constant(logits),
-        best: emulator.buffer(&[0u64]),
-        done: emulator.buffer(&[0u32]),
-        token: emulator.buffer(&[77u32]),
-        position: emulator.buffer(&[10u32]),
-        steps: emulator.buffer(&[3u32]),
-        ring: emulator.buffer(&[0u32; 4]),
-        vocab: logits.len() as u32,
+        logits: emulator.constant(&rows.concat()),
+        best: emulator.buffer(&vec![0u64; n]),
+        done: emulator.buffer(&vec![0u32; n]),
+        tokens: emulator.buffer(&vec![77u32; n]),
+        positions: emulator.buffer(&vec![10u32; n]),
+        steps: emulator.buffer(&vec![3u32; n]),
+        ring: emulator.buffer(&vec![0u32; 4 * n]),
+        vocab: rows[0].len() as u32,
         ring_len: 4,
     };
     for _ in 0..2 {
-        emulator.launch(&params.launch(), &params).unwrap();
+        emulator.launch(&ArgMax::launch(n as u32), &params).unwrap();
     }
-    let one = |buffer| emulator.read(buffer).unwrap()[0];
     let ring = emulator.read(params.ring).unwrap();
-    (ring, [one(params.token), one(params.position), one(params.steps)])
+    let state = [params.tokens, params.positions, params.steps];
+    (ring, state.map(|buffer| emulator.read(buffer).unwrap()))
+}
+
+/// The same for one row.
+fn choose(logits: &[f32], seed: u64) -> (Vec<u32>, [u32; 3]) {
+    let (ring, state) = choose_rows(&[logits], seed);
+    (ring, state.map(|column| column[0]))
 }
 
 #[test]
@@ -113,4 +123,21 @@ fn the_first_of_the_largest_logits_wins() {
         choose(&[1.0, f32::NAN, 2.0, 0.0], 1),
         (vec![NO_TOKEN, 0, 0, NO_TOKEN], [77, 12, 5])
     );
+}
+
+#[test]
+fn every_row_chooses_for_itself() {
+    // Rows on multiples of 16 bytes, and not.
+    for vocab in [20_000, 133] {
+        let mut rows = [row(vocab, 1), row(vocab, 2), row(vocab, 3)];
+        rows[0][5] = 2.0;
+        rows[1][vocab - 1] = 2.0;
+        rows[2][7] = f32::NAN;
+        let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+        let last = vocab as u32;
+        let step = [6, last, NO_TOKEN];
+        let ring = [step, [0; 3], [0; 3], step].concat();
+        let state = [vec![5, last - 1, 77], vec![12; 3], vec![5; 3]];
+        assert_eq!(choose_rows(&rows, 1), (ring, state), "{vocab}");
+    }
 }

@@ -2,13 +2,15 @@
 
 use std::ops::ControlFlow;
 
-use bitnet_cuda::engine::{Dims, Engine, Input, Intermediate, LayerParts, Limits, TernaryParts};
+use bitnet_cuda::engine::{
+    Choice, Dims, Engine, Input, Intermediate, LayerParts, Limits, MAX_TOP_K, Settings, TernaryParts,
+};
 use bitnet_cuda::{Gpu, Reporting};
 
 use crate::transformer::check_batch;
 use crate::{
-    ActQuant, Activation, Backend, Config, Dense, DenseDtype, Error, Result, Tap, TernaryTensor, Token,
-    WeightSource,
+    ActQuant, Activation, Backend, Config, Dense, DenseDtype, Error, Result, Sampler, Tap, TernaryTensor,
+    Token, WeightSource,
 };
 
 /// Values of `activation` in the kernels.
@@ -129,6 +131,40 @@ impl CudaBackend {
             max_batch,
             batch: 0,
             logits: Vec::new(),
+        })
+    }
+}
+
+impl CudaBackend {
+    /// How the GPU chooses as `sampler` does; `None` where it cannot: with a bias, or more candidates than it sorts.
+    fn choice<'a>(&self, sampler: &Sampler, recent: &'a [u32]) -> Option<Choice<'a>> {
+        let s = sampler.sampling();
+        let last_n = if sampler.penalizes() {
+            s.repeat_last_n.min(self.engine.max_recent())
+        } else {
+            0
+        };
+        let is_greedy = s.temperature == 0.0;
+        let top_k = if is_greedy {
+            1
+        } else {
+            u32::try_from(s.top_k).ok()?
+        };
+        let can_sort = is_greedy || ((1..=MAX_TOP_K).contains(&top_k) && s.top_k < self.config.vocab);
+        (can_sort && s.logit_bias.is_empty() && recent.len() <= last_n).then_some(Choice {
+            settings: Settings {
+                temperature: s.temperature,
+                top_k,
+                top_p: s.top_p,
+                min_p: s.min_p,
+                repeat_penalty: s.repeat_penalty,
+                presence_penalty: s.presence_penalty,
+                frequency_penalty: s.frequency_penalty,
+                last_n: u32::try_from(last_n).ok()?,
+                seed: s.seed,
+            },
+            recent,
+            drawn: u32::try_from(sampler.draws()).ok()?,
         })
     }
 }
@@ -257,15 +293,36 @@ impl Backend for CudaBackend {
         Ok(&self.logits)
     }
 
-    fn decode_greedy(
+    fn decode(
         &mut self,
-        first: Token,
+        first: &[Token],
+        samplers: &mut [Sampler],
         n: usize,
-        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Result<bool> {
-        check_batch(self, &[first])?;
+        if first.len() > self.engine.decode_batch() {
+            return Ok(false);
+        }
+        check_batch(self, first)?;
+        let recent: Vec<Vec<u32>> = samplers.iter().map(|s| s.recent().collect()).collect();
+        let choices: Option<Vec<Choice<'_>>> = samplers
+            .iter()
+            .zip(&recent)
+            .map(|(sampler, recent)| self.choice(sampler, recent))
+            .collect();
+        let Some(choices) = choices else {
+            return Ok(false);
+        };
+        let is_plain = samplers.iter().all(|s| s.sampling().is_plain_greedy());
+        let choices = (!is_plain).then_some(choices);
+        let inputs: Vec<Input> = first.iter().map(input).collect();
         self.engine
-            .decode_greedy(input(&first), n, on_token)
+            .decode(&inputs, choices.as_deref(), n, &mut |tokens| {
+                for (sampler, &id) in samplers.iter_mut().zip(tokens) {
+                    sampler.chosen(id);
+                }
+                on_tokens(tokens)
+            })
             .map_err(device)?;
         Ok(true)
     }

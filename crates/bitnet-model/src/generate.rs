@@ -274,54 +274,54 @@ impl<'m> Generator<'m> {
         let decoding = Instant::now();
         let stop_ids = self.stop_ids.clone();
         // Takes a chosen token; says why it is the last one, if it is.
-        let mut take =
-            |id: u32, sampler: &mut Sampler, run: &mut Generation| -> Result<Option<FinishReason>> {
-                run.ids.push(id);
-                sampler.accept(id);
-                let ended = !options.ignore_eos && stop_ids.contains(&id);
-                let (text, stopped) = match &mut writer {
-                    Some(writer) if !ended => writer.push(id)?,
-                    _ => (String::new(), false),
-                };
-                run.text.push_str(&text);
-                let flow = on_event(Event::Token { id, text: &text });
-                Ok(if ended {
-                    Some(FinishReason::Stop)
-                } else if stopped {
-                    Some(FinishReason::StopString)
-                } else if flow.is_break() {
-                    Some(FinishReason::Cancelled)
-                } else if run.ids.len() == limit {
-                    let asked = options.max_tokens == Some(limit);
-                    Some(if asked {
-                        FinishReason::Length
-                    } else {
-                        FinishReason::Context
-                    })
-                } else {
-                    None
-                })
+        let mut take = |id: u32, run: &mut Generation| -> Result<Option<FinishReason>> {
+            run.ids.push(id);
+            let ended = !options.ignore_eos && stop_ids.contains(&id);
+            let (text, stopped) = match &mut writer {
+                Some(writer) if !ended => writer.push(id)?,
+                _ => (String::new(), false),
             };
-        let mut finished = take(id, &mut sampler, &mut run)?;
-        if finished.is_none() && options.sampling.is_plain_greedy() {
+            run.text.push_str(&text);
+            let flow = on_event(Event::Token { id, text: &text });
+            Ok(if ended {
+                Some(FinishReason::Stop)
+            } else if stopped {
+                Some(FinishReason::StopString)
+            } else if flow.is_break() {
+                Some(FinishReason::Cancelled)
+            } else if run.ids.len() == limit {
+                let asked = options.max_tokens == Some(limit);
+                Some(if asked {
+                    FinishReason::Length
+                } else {
+                    FinishReason::Context
+                })
+            } else {
+                None
+            })
+        };
+        sampler.accept(id);
+        let mut finished = take(id, &mut run)?;
+        if finished.is_none() {
             let first = Token::run(&[id], self.cached.len(), 0)[0];
             let mut failure = None;
             let cached = &mut self.cached;
             let mut computed = id;
-            let done = self
-                .backend
-                .decode_greedy(first, limit - run.ids.len(), &mut |id| {
-                    cached.push(computed);
-                    computed = id;
-                    run.timings.decode_tokens += 1;
-                    run.timings.decode = decoding.elapsed();
-                    match take(id, &mut sampler, &mut run) {
-                        Ok(None) => return ControlFlow::Continue(()),
-                        Ok(reason) => finished = reason,
-                        Err(error) => failure = Some(error),
-                    }
-                    ControlFlow::Break(())
-                });
+            let n = limit - run.ids.len();
+            let samplers = std::slice::from_mut(&mut sampler);
+            let done = self.backend.decode(&[first], samplers, n, &mut |ids| {
+                let id = ids[0];
+                cached.push(computed);
+                computed = id;
+                run.timings.decode_tokens += 1;
+                run.timings.decode = decoding.elapsed();
+                match take(id, &mut run) {
+                    Ok(None) => return ControlFlow::Continue(()),
+                    Ok(reason) => finished = reason,
+                    Err(error) => failure = Some(error),
+                }
+                ControlFlow::Break(())
+            });
             // After a failure nobody knows what stands in the cache.
             done.inspect_err(|_| cached.clear())?;
             if let Some(error) = failure {
@@ -332,7 +332,8 @@ impl<'m> Generator<'m> {
             id = sampler.sample(self.step(&[id], &[0])?)?;
             run.timings.decode_tokens += 1;
             run.timings.decode = decoding.elapsed();
-            finished = take(id, &mut sampler, &mut run)?;
+            sampler.accept(id);
+            finished = take(id, &mut run)?;
         }
         run.finish_reason = finished.unwrap_or(FinishReason::Length);
         if let Some(writer) = writer.filter(|_| run.finish_reason != FinishReason::StopString) {

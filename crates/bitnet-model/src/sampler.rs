@@ -206,6 +206,32 @@ impl Sampler {
         }
     }
 
+    /// The settings.
+    #[must_use]
+    pub fn sampling(&self) -> &Sampling {
+        &self.sampling
+    }
+
+    /// The last tokens of the text, oldest first, as far as penalties look back; none where they are off.
+    pub fn recent(&self) -> impl ExactSizeIterator<Item = u32> {
+        self.recent.iter().copied()
+    }
+
+    /// Tokens drawn so far with this seed; taking the most likely one is no draw.
+    #[must_use]
+    pub fn draws(&self) -> u64 {
+        self.draws
+    }
+
+    /// Takes note of a token that a device chose as this sampler would have: instead of [`Self::sample`] and
+    /// [`Self::accept`].
+    pub fn chosen(&mut self, id: u32) {
+        if self.sampling.temperature > 0.0 {
+            self.draws += 1;
+        }
+        self.accept(id);
+    }
+
     /// The next token, given its `logits` (vocab).
     ///
     /// # Errors
@@ -252,7 +278,9 @@ impl Sampler {
         Ok(draw(candidates, max, s.temperature, uniform))
     }
 
-    fn penalizes(&self) -> bool {
+    /// Whether penalties can change a logit.
+    #[must_use]
+    pub fn penalizes(&self) -> bool {
         let s = &self.sampling;
         s.repeat_last_n > 0
             && (s.repeat_penalty != 1.0 || s.presence_penalty != 0.0 || s.frequency_penalty != 0.0)

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Result, Sampler};
 
 /// One token to compute: prompt tokens, decoded tokens and tokens of several sequences look alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,21 +102,23 @@ pub trait Backend {
     /// When a row is out of range or the device fails.
     fn logits(&mut self, rows: &[usize]) -> Result<&[f32]>;
 
-    /// Decodes greedily without the host in between, where the back end can: computes `first`, hands each chosen token (the
-    /// lowest id of the largest logits) to `on_token`, which says whether to go on, and computes it in turn, for at most `n`
-    /// tokens. Returns false, having done nothing, where it cannot.
+    /// Decodes without the host in between, where the back end can: computes `first`, one token of each of some sequences,
+    /// hands the tokens that `samplers` choose (one a sequence, in the same order) to `on_tokens`, which says whether to go
+    /// on, and computes them in turn, for at most `n` steps. The tokens are those of [`Sampler::sample`], and the samplers
+    /// have accepted all that were handed on. Returns false, having done nothing, where it cannot.
     ///
-    /// Positions past the last token that was accepted may hold anything until they are computed again.
+    /// Positions past the last tokens that were handed on may hold anything until they are computed again.
     ///
     /// # Errors
-    /// As for the verbs; and when a logit is not a number.
-    fn decode_greedy(
+    /// As for the verbs and for [`Sampler::sample`].
+    fn decode(
         &mut self,
-        first: Token,
+        first: &[Token],
+        samplers: &mut [Sampler],
         n: usize,
-        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Result<bool> {
-        let _ = (first, n, on_token);
+        let _ = (first, samplers, n, on_tokens);
         Ok(false)
     }
 

@@ -7,7 +7,8 @@ mod prompts;
 use std::ops::ControlFlow;
 
 use bitnet_model::{
-    Backend, Checkpoint, CpuBackend, CpuOptions, CudaBackend, CudaOptions, Token, conformance,
+    Backend, Checkpoint, CpuBackend, CpuOptions, CudaBackend, CudaOptions, Sampler, Sampling, Token,
+    conformance,
 };
 use prompts::{FOLDERS, expected, folder};
 
@@ -81,12 +82,13 @@ fn tokens_are_those_of_transformers() {
                 pos: n as u32,
                 seq: 0,
             };
-            let mut take = |id| {
-                greedy.push(id);
+            let mut take = |ids: &[u32]| {
+                greedy.extend(ids);
                 ControlFlow::Continue(())
             };
+            let mut samplers = [Sampler::new(Sampling::greedy()).unwrap()];
             assert!(
-                gpu.decode_greedy(first, prompt.greedy.len() - 1, &mut take)
+                gpu.decode(&[first], &mut samplers, prompt.greedy.len() - 1, &mut take)
                     .unwrap()
             );
             assert_eq!(greedy, prompt.greedy, "{name} {}", prompt.name);
@@ -170,6 +172,119 @@ fn cutting_and_company_change_no_bit() {
         assert_eq!(&logits[..vocab], one);
         assert_eq!(&logits[vocab..2 * vocab], &alone[19 * vocab..20 * vocab]);
         assert_eq!(&logits[2 * vocab..], one);
+    }
+}
+
+/// Settings of all kinds, one for each sequence.
+fn samplings(n: usize) -> Vec<Sampling> {
+    let drawn = Sampling {
+        temperature: 0.9,
+        ..Sampling::default()
+    };
+    let kinds = [
+        Sampling::greedy(),
+        drawn.clone(),
+        Sampling {
+            top_k: 7,
+            top_p: 0.7,
+            min_p: 0.0,
+            repeat_penalty: 1.2,
+            frequency_penalty: 0.1,
+            repeat_last_n: 5,
+            ..drawn.clone()
+        },
+        Sampling {
+            temperature: 0.0,
+            repeat_penalty: 1.5,
+            presence_penalty: 0.3,
+            repeat_last_n: usize::MAX,
+            ..drawn
+        },
+    ];
+    let with_seed = |seed: usize| Sampling {
+        seed: seed as u64,
+        ..kinds[seed % kinds.len()].clone()
+    };
+    (0..n).map(with_seed).collect()
+}
+
+#[test]
+fn the_device_chooses_as_the_host_does() {
+    const STEPS: usize = 12;
+    for name in FOLDERS {
+        let checkpoint = Checkpoint::open(folder(name)).unwrap();
+        let Some(mut gpu) = open(&checkpoint, 32) else {
+            return;
+        };
+        let vocab = gpu_vocab(&checkpoint);
+        let text = |seq: usize| -> Vec<u32> {
+            let ids = expected(&folder(name)).swap_remove(0).ids;
+            ids.into_iter().cycle().take(3 + 5 * seq).collect()
+        };
+        let prefill = |gpu: &mut CudaBackend, seq: usize| {
+            let ids = text(seq);
+            gpu.step(&Token::run(&ids[..ids.len() - 1], 0, seq as u32), &[])
+                .unwrap();
+        };
+        let last = |seq: usize| -> Token {
+            let ids = text(seq);
+            Token::run(&ids[ids.len() - 1..], ids.len() - 1, seq as u32)[0]
+        };
+        let sampler = |seq: usize, sampling: &Sampling| {
+            let mut sampler = Sampler::new(sampling.clone()).unwrap();
+            text(seq).into_iter().for_each(|id| sampler.accept(id));
+            sampler
+        };
+        let all = samplings(32);
+        let host: Vec<Vec<u32>> = (0..32)
+            .map(|seq| {
+                prefill(&mut gpu, seq);
+                let mut sampler = sampler(seq, &all[seq]);
+                let mut token = last(seq);
+                let mut choose = |_| {
+                    token.id = sampler.sample(gpu.step(&[token], &[0]).unwrap()).unwrap();
+                    token.pos += 1;
+                    sampler.accept(token.id);
+                    token.id
+                };
+                (0..STEPS).map(&mut choose).collect()
+            })
+            .collect();
+        for range in [0..1, 1..2, 0..3, 5..13, 3..12, 0..32] {
+            for greedy in [false, true] {
+                let mut samplers: Vec<Sampler> = range
+                    .clone()
+                    .map(|seq| {
+                        prefill(&mut gpu, seq);
+                        let sampling = if greedy {
+                            Sampling::greedy()
+                        } else {
+                            all[seq].clone()
+                        };
+                        sampler(seq, &sampling)
+                    })
+                    .collect();
+                let first: Vec<Token> = range.clone().map(last).collect();
+                let mut rows = vec![Vec::new(); first.len()];
+                let mut take = |ids: &[u32]| {
+                    rows.iter_mut().zip(ids).for_each(|(row, &id)| row.push(id));
+                    ControlFlow::Continue(())
+                };
+                assert!(gpu.decode(&first, &mut samplers, STEPS, &mut take).unwrap());
+                for (seq, row) in range.clone().zip(&rows) {
+                    if !greedy
+                        || all[seq]
+                            == (Sampling {
+                                seed: seq as u64,
+                                ..Sampling::greedy()
+                            })
+                    {
+                        assert_eq!(*row, host[seq], "{name}: sequence {seq} of {range:?}");
+                    }
+                    assert!(row.iter().all(|&id| (id as usize) < vocab));
+                }
+            }
+        }
     }
 }
 

@@ -30,15 +30,17 @@ fn settings(sampling: &Sampling) -> Settings {
     }
 }
 
-/// Tokens that the kernels choose for `rows` of logits a step, each row in the slot of its number, with these settings.
+/// Tokens that the kernels choose for these logits of every row, step after step; `recent` counts every token as recent
+/// this often.
 fn device_tokens(
     seed: u64,
     sampling: &[Sampling],
-    steps: &[Vec<Vec<f32>>],
-    biased: &[(u32, f32)],
+    logits: &[Vec<f32>],
+    steps: usize,
+    recent: u32,
 ) -> Vec<Vec<u32>> {
     let rows = sampling.len();
-    let vocab = steps[0][0].len();
+    let vocab = logits[0].len();
     let kept = sampling
         .iter()
         .map(|s| s.top_k as u32)
@@ -46,51 +48,35 @@ fn device_tokens(
         .and_then(keep)
         .unwrap();
     let mut emulator = Emulator::new(seed);
-    // Rows stand in slots in reverse, so that mixing the two up shows.
-    let sequences: Vec<u32> = (0..rows as u32).rev().collect();
-    let words: Vec<u32> = sampling
-        .iter()
-        .rev()
-        .flat_map(|s| settings(s).to_words())
-        .collect();
-    let mut bias = vec![0.0; rows * vocab];
-    for row in bias.chunks_exact_mut(vocab) {
-        for &(id, by) in biased {
-            row[id as usize] += by;
-        }
-    }
-    let sequences = emulator.constant(&sequences);
+    let words: Vec<u32> = sampling.iter().flat_map(|s| settings(s).to_words()).collect();
     let settings = emulator.constant(&words);
-    let counts = emulator.buffer(&vec![0; rows * vocab]);
-    let bias = emulator.constant(&bias);
+    let counts = emulator.buffer(&vec![recent; rows * vocab]);
+    let ring_len = steps.next_power_of_two();
     let draw = DrawToken {
         keys: bitnet_kernels::Global::new(0),
-        sequences,
         settings,
         counts,
         history: emulator.buffer(&vec![0; rows * HISTORY]),
-        progress: emulator.buffer(&vec![0; rows * 3]),
+        progress: emulator.buffer(&vec![0; rows * 2]),
         positions: emulator.buffer(&vec![10; rows]),
-        tokens: emulator.uninit(rows),
-        output: emulator.buffer(&vec![0; rows * steps.len()]),
+        tokens: emulator.buffer(&vec![77; rows]),
+        steps: emulator.buffer(&vec![ring_len as u32; rows]),
+        ring: emulator.buffer(&vec![0; rows * ring_len]),
         vocab: vocab as u32,
         keep: kept,
         history_len: HISTORY as u32,
-        capacity: steps.len() as u32,
+        ring_len: ring_len as u32,
     };
-    for step in steps {
+    for _ in 0..steps {
         let mut blocks = (vocab as u32).div_ceil(CHUNK);
         let mut keys = emulator.uninit(rows * (blocks * kept) as usize);
         let select = SelectLogits {
-            logits: emulator.constant(&step.concat()),
-            sequences,
+            logits: emulator.constant(&logits.concat()),
             settings,
             counts,
-            bias,
             keys,
             vocab: vocab as u32,
             keep: kept,
-            has_bias: u32::from(!biased.is_empty()),
         };
         emulator.launch(&select.launch(rows as u32), &select).unwrap();
         while blocks > 1 {
@@ -109,22 +95,19 @@ fn device_tokens(
             .launch(&DrawToken::launch(rows as u32), &DrawToken { keys, ..draw })
             .unwrap();
     }
-    assert_eq!(
-        emulator.read(draw.positions).unwrap(),
-        vec![10 + steps.len() as u32; rows]
-    );
-    let output = emulator.read(draw.output).unwrap();
-    let mut by_row: Vec<Vec<u32>> = output
-        .chunks_exact(steps.len())
-        .rev()
-        .map(<[u32]>::to_vec)
-        .collect();
-    for (row, &token) in by_row.iter_mut().zip(&emulator.read(draw.tokens).unwrap()) {
-        let last = *row.last().unwrap();
-        assert_eq!(token, if (last as usize) < vocab { last } else { 0 });
-        row.truncate(steps.len());
-    }
-    by_row
+    let read = |buffer| emulator.read(buffer).unwrap();
+    assert_eq!(read(draw.positions), vec![10 + steps as u32; rows]);
+    assert_eq!(read(draw.steps), vec![(ring_len + steps) as u32; rows]);
+    let ring = read(draw.ring);
+    let tokens = read(draw.tokens);
+    let row = |row: usize| -> Vec<u32> {
+        let words: Vec<u32> = (0..steps).map(|step| ring[step * rows + row]).collect();
+        // The token to embed is the last that was one.
+        let mut tokens_of = words.iter().filter(|&&word| word <= vocab as u32);
+        assert_eq!(tokens[row], tokens_of.next_back().map_or(77, |word| word - 1));
+        words
+    };
+    (0..rows).map(row).collect()
 }
 
 fn host_tokens(sampling: &Sampling, rows: &[&Vec<f32>]) -> Vec<u32> {
@@ -189,18 +172,12 @@ fn equals_the_host() {
     // One chunk, one off it, and a vocabulary of several lists.
     for (vocab, n_steps) in [(50, 7), (CHUNK as usize + 1, 2)] {
         // The same logits again and again, so that penalties matter; every row its own.
-        let step: Vec<Vec<f32>> = (0..sampling.len() as u64).map(|row| logits(vocab, row)).collect();
-        let steps = vec![step.clone(); n_steps];
-        for biased in [vec![], vec![(3, 9.5), (7, f32::NEG_INFINITY)]] {
-            let device = device_tokens(vocab as u64, &sampling, &steps, &biased);
-            for (row, sampling) in sampling.iter().enumerate() {
-                let sampling = Sampling {
-                    logit_bias: biased.clone(),
-                    ..sampling.clone()
-                };
-                let host = host_tokens(&sampling, &vec![&step[row]; n_steps]);
-                assert_eq!(device[row], host, "row {row} of {vocab}, bias {biased:?}");
-            }
+        let logits: Vec<Vec<f32>> = (0..sampling.len() as u64).map(|row| logits(vocab, row)).collect();
+        let device = device_tokens(vocab as u64, &sampling, &logits, n_steps, 0);
+        for (row, sampling) in sampling.iter().enumerate() {
+            let host = host_tokens(sampling, &vec![&logits[row]; n_steps]);
+            let host: Vec<u32> = host.iter().map(|token| token + 1).collect();
+            assert_eq!(device[row], host, "row {row} of {vocab}");
         }
     }
 }
@@ -218,16 +195,16 @@ fn says_when_there_is_no_token() {
     for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut row = logits(50, 1);
         row[20] = value;
-        let tokens = device_tokens(
-            1,
-            &[greedy.clone(), drawn.clone()],
-            &[vec![row.clone(), row]],
-            &[],
-        );
+        let tokens = device_tokens(1, &[greedy.clone(), drawn.clone()], &[row.clone(), row], 1, 0);
         assert_eq!(tokens, [[DAMAGED], [DAMAGED]], "{value}");
     }
-    let forbid: Vec<(u32, f32)> = (0..50).map(|id| (id, f32::NEG_INFINITY)).collect();
+    let forbid = |sampling: &Sampling| Sampling {
+        presence_penalty: f32::MAX,
+        frequency_penalty: f32::MAX,
+        repeat_last_n: 3,
+        ..sampling.clone()
+    };
     let row = logits(50, 1);
-    let tokens = device_tokens(1, &[greedy, drawn], &[vec![row.clone(), row]], &forbid);
+    let tokens = device_tokens(1, &[forbid(&greedy), forbid(&drawn)], &[row.clone(), row], 1, 1);
     assert_eq!(tokens, [[FORBIDDEN], [FORBIDDEN]]);
 }

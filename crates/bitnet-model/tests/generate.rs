@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use bitnet_model::{
     Backend, ChatTemplate, Checkpoint, Config, Error, Event, FinishReason, GenerateOptions, Generation,
-    Generator, Message, Prompt, Result, Sampling, SpecialTokens, Tap, Token, Tokenizer, WeightSource,
-    check_batch,
+    Generator, Message, Prompt, Result, Sampler, Sampling, SpecialTokens, Tap, Token, Tokenizer,
+    WeightSource, check_batch,
 };
 
 /// Token ids of the test vocabulary.
@@ -21,6 +21,8 @@ struct Scripted {
     /// Tokens computed, step by step.
     steps: Vec<usize>,
     fail: bool,
+    /// Decodes without the host, computing this many tokens past those it hands on.
+    ahead: Option<usize>,
 }
 
 impl Backend for Scripted {
@@ -82,6 +84,36 @@ impl Backend for Scripted {
         }
         Ok(&self.logits)
     }
+    fn decode(
+        &mut self,
+        first: &[Token],
+        samplers: &mut [Sampler],
+        n: usize,
+        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+    ) -> Result<bool> {
+        let Some(ahead) = self.ahead else {
+            return Ok(false);
+        };
+        let mut token = first[0];
+        let mut device = samplers[0].clone();
+        let mut compute = |backend: &mut Self| -> Result<u32> {
+            token.id = device.sample(backend.step(&[token], &[0])?)?;
+            token.pos += 1;
+            device.accept(token.id);
+            Ok(token.id)
+        };
+        for i in 0..n {
+            let id = compute(self)?;
+            samplers[0].chosen(id);
+            if on_tokens(&[id]).is_break() {
+                for _ in 0..ahead.min(n - i - 1) {
+                    compute(self)?;
+                }
+                break;
+            }
+        }
+        Ok(true)
+    }
     fn read(&mut self, _: Tap) -> Result<Option<Vec<f32>>> {
         Ok(None)
     }
@@ -100,6 +132,7 @@ fn backend(next: fn(&[u32]) -> u32) -> Scripted {
         logits: Vec::new(),
         steps: Vec::new(),
         fail: false,
+        ahead: None,
     }
 }
 
@@ -358,6 +391,46 @@ fn same_seed_same_text() {
     let first = sample(1);
     assert_eq!(sample(1), first);
     assert_ne!(sample(2), first);
+}
+
+#[test]
+fn decoding_on_the_device_changes_nothing() {
+    // Penalties forbid what the script would repeat, so the choice depends on the sampler's state.
+    let sampling = Sampling {
+        repeat_penalty: 9.0,
+        repeat_last_n: 4,
+        temperature: 1.3,
+        seed: 3,
+        ..Sampling::default()
+    };
+    let conversation = |ahead| {
+        let mut backend = backend(|text| text.iter().sum::<u32>() % 7);
+        backend.ahead = ahead;
+        let mut generator = Generator::new(&mut backend, None, None);
+        let mut options = greedy(8);
+        let first = run(&mut generator, Prompt::Ids(&[1, 2, 3]), &options);
+        options.sampling = sampling.clone();
+        let turn = [&first.prompt_ids[..], &first.ids, &[5]].concat();
+        let second = run(&mut generator, Prompt::Ids(&turn), &options);
+        // The caller stops after three tokens, while more are on their way.
+        let mut n = 0;
+        let third = generator.generate(Prompt::Ids(&turn), &options, |event| {
+            n += usize::from(matches!(event, Event::Token { .. }));
+            if n == 3 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        let third = third.unwrap();
+        let turn = [&third.prompt_ids[..], &third.ids, &[6]].concat();
+        let fourth = run(&mut generator, Prompt::Ids(&turn), &options);
+        assert_eq!(fourth.timings.reused_tokens, turn.len() - 2);
+        [first, second, third, fourth].map(|generation| (generation.ids, generation.finish_reason))
+    };
+    let host = conversation(None);
+    assert_eq!(conversation(Some(0)), host);
+    assert_eq!(conversation(Some(3)), host);
 }
 
 #[test]

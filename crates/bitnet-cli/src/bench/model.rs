@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use bitnet_model::{Backend, Checkpoint, Config, KvType, Token, WeightSource, open_backend};
+use bitnet_model::{
+    Backend, Checkpoint, Config, KvType, Sampler, Sampling, Token, WeightSource, open_backend,
+};
 use serde_json::{Value, json};
 
 use super::peak;
@@ -205,29 +207,11 @@ fn measure(
         if n_prompt > 0 {
             prefill(backend, &prompt, depth, 0)?;
             times.push(start.elapsed());
-        } else if sequences == 1 {
-            decode_one(backend, context[0], context.len(), n_gen, || {
-                times.push(start.elapsed())
-            })?;
         } else {
-            let vocab = config.vocab;
-            let mut next = vec![context[0]; sequences];
-            let rows: Vec<usize> = (0..sequences).collect();
-            for i in 0..n_gen {
-                let pos = (context.len() + i) as u32;
-                let batch: Vec<Token> = next
-                    .iter()
-                    .enumerate()
-                    .map(|(seq, &id)| Token {
-                        id,
-                        pos,
-                        seq: seq as u32,
-                    })
-                    .collect();
-                let logits = backend.step(&batch, &rows)?;
-                next = logits.chunks_exact(vocab).map(arg_max).collect();
-                times.push(start.elapsed());
-            }
+            let first: Vec<Token> = (0..sequences)
+                .map(|seq| Token::run(&context[..1], context.len(), seq as u32)[0])
+                .collect();
+            decode(backend, &first, n_gen, || times.push(start.elapsed()))?;
         }
         let elapsed = start.elapsed().as_secs_f64();
         if repetition > 0 {
@@ -243,25 +227,30 @@ fn measure(
     Ok(outcome)
 }
 
-/// Decodes `n` tokens greedily, on the device where it can.
-fn decode_one(
+/// Decodes `n` tokens of each sequence greedily, on the device where it can.
+fn decode(
     backend: &mut dyn Backend,
-    id: u32,
-    pos: usize,
+    first: &[Token],
     n: usize,
     mut done: impl FnMut(),
 ) -> anyhow::Result<()> {
-    let first = Token::run(&[id], pos, 0)[0];
-    let mut on_token = |_| {
+    let mut samplers = vec![Sampler::new(Sampling::greedy())?; first.len()];
+    let mut on_tokens = |_: &[u32]| {
         done();
         ControlFlow::Continue(())
     };
-    if backend.decode_greedy(first, n, &mut on_token)? {
+    if backend.decode(first, &mut samplers, n, &mut on_tokens)? {
         return Ok(());
     }
-    let mut id = id;
-    for i in 0..n {
-        id = arg_max(backend.step(&Token::run(&[id], pos + i, 0), &[0])?);
+    let vocab = backend.config().vocab;
+    let rows: Vec<usize> = (0..first.len()).collect();
+    let mut batch = first.to_vec();
+    for _ in 0..n {
+        let logits = backend.step(&batch, &rows)?;
+        for (token, logits) in batch.iter_mut().zip(logits.chunks_exact(vocab)) {
+            token.id = arg_max(logits);
+            token.pos += 1;
+        }
         done();
     }
     Ok(())

@@ -1,45 +1,74 @@
 //! Decoding on the device: a recorded step, replayed per token, that feeds its own choice back; the host reads behind it.
 
-use super::verbs::launch;
-use super::{Attention, Engine, Input, RING};
+use super::attention::Attention;
+use super::choice::RING;
+use super::{Choice, Engine, Input};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use bitnet_kernels::rope::BLOCK_KEYS;
-use bitnet_kernels::token::{ArgMax, NO_TOKEN};
+use bitnet_kernels::sample::FORBIDDEN;
+use bitnet_kernels::token::NO_TOKEN;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Steps given to the device before the host looks at the first one's token.
+/// Steps given to the device before the host looks at the first one's tokens.
 const AHEAD: usize = 8;
 
 /// How long a step may take before the host asks the driver what is wrong.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Decode steps of a long recording: between two replays the device idles, within one kernels overlap.
+/// Decode steps of a long recording of one sequence: between two replays the device idles, within one kernels overlap. A step
+/// of several sequences takes so long that this does not show.
 const GROUP: usize = 4;
 
-/// Recorded decode steps, by the steps of 64 keys that their attention has room for, and their number: 1 or [`GROUP`].
+/// Recordings kept; a server's batches could otherwise ask for ever more of them.
+const MAX_RECORDINGS: usize = 64;
+
+/// A recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    /// Sequences.
+    batch: usize,
+    /// Steps of 64 keys that its attention has room for.
+    blocks: usize,
+    /// Decode steps: 1 or [`GROUP`].
+    steps: usize,
+    /// Candidates that the choice keeps; 0 for the plain largest logit.
+    keep: u32,
+}
+
+/// Recorded decode steps.
 #[derive(Debug, Default)]
-pub(super) struct Recordings(BTreeMap<(usize, usize), Graph>);
+pub(super) struct Recordings(BTreeMap<Key, Graph>);
 
 impl Engine {
-    /// Decodes greedily on the device, from `first`: each chosen token goes to `on_token`, which says whether to go on, and
-    /// is computed in turn, for at most `n` tokens.
+    /// Decodes on the device, from a token of each of up to [`Engine::decode_batch`] sequences: the tokens chosen in a step,
+    /// one for each sequence in order, go to `on_tokens`, which says whether to go on, and are computed in turn, for at most
+    /// `n` steps. Without `choices` (one a sequence) the largest logit is chosen, the lowest token of equals.
     ///
-    /// Positions past the last token that `on_token` accepted may hold keys of tokens that were computed ahead; they count
+    /// Positions past the last tokens that `on_tokens` accepted may hold keys of tokens that were computed ahead; they count
     /// for nothing and are written again when those positions are computed.
     ///
     /// # Errors
-    /// When `first` is out of range, the context ends before `n` tokens, the model computes a NaN, or the device fails.
-    pub fn decode_greedy(
+    /// When a token or a choice is out of range, two tokens are of one sequence, the context ends before `n` steps, the model
+    /// computes something that is not a number, or the device fails.
+    pub fn decode(
         &mut self,
-        first: Input,
+        first: &[Input],
+        choices: Option<&[Choice<'_>]>,
         n: usize,
-        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
     ) -> Result<()> {
-        let start = first.position as usize;
+        let batch = first.len();
+        if batch > self.decode_batch() || choices.is_some_and(|c| c.len() != batch) {
+            return Err(Error::Request(format!(
+                "{batch} sequences to decode on the GPU; {} fit, with a choice for each",
+                self.decode_batch()
+            )));
+        }
+        let start = first.iter().map(|t| t.position as usize).max().unwrap_or(0);
         if start + n > self.limits.context {
             return Err(Error::Request(format!(
                 "{n} tokens from position {start} do not fit the context of {}",
@@ -49,16 +78,22 @@ impl Engine {
         if n == 0 {
             return Ok(());
         }
-        let groups = self.groups(start, n);
+        let keep = self.begin_choice(batch, choices)?;
+        let groups = self.groups(batch, keep, start, n);
         for &group in &groups {
             self.record(group)?;
         }
-        // Checks and uploads the token; the embedding it computes is computed again by the first replay.
-        self.begin(&[first])?;
-        self.stream.upload(&self.scratch.steps, 0, &[0])?;
-        for word in self.scratch.ring.iter() {
+        // Checks and uploads the tokens; the embedding it computes is computed again by the first replay.
+        self.begin(first)?;
+        if !matches!(self.attention, Attention::Decode { .. }) {
+            return Err(Error::Request(
+                "two of the tokens to decode are of one sequence".to_owned(),
+            ));
+        }
+        for word in self.ring.iter() {
             word.store(0, Ordering::Relaxed);
         }
+        let mut tokens = vec![0; batch];
         let mut read = 0;
         let mut outcome = ControlFlow::Continue(());
         let mut given = 0;
@@ -67,9 +102,10 @@ impl Engine {
             let graph =
                 graph.ok_or_else(|| Error::Request("no step was recorded for this position".to_owned()))?;
             self.stream.replay(graph)?;
-            given += group.1;
+            given += group.steps;
             while outcome.is_continue() && read + AHEAD < given {
-                outcome = on_token(self.wait_for_token(read)?);
+                self.wait_for_tokens(read, &mut tokens)?;
+                outcome = on_tokens(&tokens);
                 read += 1;
             }
             if outcome.is_break() {
@@ -77,7 +113,8 @@ impl Engine {
             }
         }
         while outcome.is_continue() && read < n {
-            outcome = on_token(self.wait_for_token(read)?);
+            self.wait_for_tokens(read, &mut tokens)?;
+            outcome = on_tokens(&tokens);
             read += 1;
         }
         self.stream.synchronize()
@@ -92,28 +129,38 @@ impl Engine {
             .min(self.limits.context / block)
     }
 
-    /// The recordings that take a sequence from `start` over `n` tokens.
-    fn groups(&self, start: usize, n: usize) -> Vec<(usize, usize)> {
+    /// The recordings that take sequences, the longest of which ends at `start`, over `n` steps.
+    fn groups(&self, batch: usize, keep: u32, start: usize, n: usize) -> Vec<Key> {
         let mut groups = Vec::new();
         let mut position = start;
         while position < start + n {
-            let steps = if start + n - position >= GROUP { GROUP } else { 1 };
-            groups.push((self.bucket(position + steps - 1), steps));
+            let left = start + n - position;
+            let steps = if batch == 1 && left >= GROUP { GROUP } else { 1 };
+            groups.push(Key {
+                batch,
+                blocks: self.bucket(position + steps - 1),
+                steps,
+                keep,
+            });
             position += steps;
         }
         groups
     }
 
-    /// Records decode steps, as [`Recordings`] keeps them.
-    fn record(&mut self, key: (usize, usize)) -> Result<()> {
+    /// Records decode steps.
+    fn record(&mut self, key: Key) -> Result<()> {
         if self.recordings.0.contains_key(&key) {
             return Ok(());
         }
-        let (steps, tokens) = key;
-        self.batch = 1;
-        self.attention = Attention::Decode { steps };
+        if self.recordings.0.len() >= MAX_RECORDINGS {
+            // No other kind than this run's: it may need all it has recorded so far.
+            let is_of_run = |other: &Key| other.batch == key.batch && other.keep == key.keep;
+            self.recordings.0.retain(|other, _| is_of_run(other));
+        }
+        self.batch = key.batch;
+        self.attention = Attention::Decode { steps: key.blocks };
         let graph = self.stream.capture(|_| {
-            for _ in 0..tokens {
+            for _ in 0..key.steps {
                 self.embed()?;
                 for layer in 0..self.layers.len() {
                     self.qkv(layer)?;
@@ -122,8 +169,8 @@ impl Engine {
                     self.up_gate(layer)?;
                     self.down(layer)?;
                 }
-                self.head(0, 1)?;
-                self.choose()?;
+                self.head(0, key.batch)?;
+                self.choose(key.keep)?;
             }
             Ok(())
         })?;
@@ -131,48 +178,38 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the largest logit the next token, on the device.
-    fn choose(&self) -> Result<()> {
-        let s = &self.scratch;
-        let choose = ArgMax {
-            logits: s.logits.global(),
-            best: s.best.global(),
-            done: s.done.global(),
-            token: s.tokens.global(),
-            position: s.positions.global(),
-            steps: s.steps.global(),
-            ring: s.ring.global(),
-            vocab: self.dims.vocab as u32,
-            ring_len: RING as u32,
-        };
-        // SAFETY: the buffers have the lengths that the kernel wants, and live as long as the engine, which drops its
-        // recordings first.
-        unsafe { launch(&self.stream, &choose, choose.launch()) }
-    }
-
-    /// The token of step `step`, once the device has chosen it.
-    fn wait_for_token(&self, step: usize) -> Result<u32> {
-        let word = &self.scratch.ring[step % RING];
-        let mut since = Instant::now();
-        loop {
-            match word.swap(0, Ordering::Acquire) {
-                0 => {}
-                NO_TOKEN => {
-                    self.stream.synchronize()?;
-                    return Err(Error::Request(
-                        "the model computed a NaN: its weights are damaged, or a kernel is wrong on this GPU; compare with \
-                         --device cpu"
-                            .to_owned(),
-                    ));
+    /// The tokens of step `step`, once the device has chosen them.
+    fn wait_for_tokens(&self, step: usize, tokens: &mut [u32]) -> Result<()> {
+        let first = step % RING * tokens.len();
+        for (token, word) in tokens.iter_mut().zip(&self.ring[first..]) {
+            let mut since = Instant::now();
+            *token = loop {
+                match word.swap(0, Ordering::Acquire) {
+                    0 => {}
+                    NO_TOKEN => {
+                        self.stream.synchronize()?;
+                        return Err(Error::Request(
+                            "the model computed a NaN or an infinity: its weights are damaged, or a kernel is wrong on this \
+                             GPU; compare with --device cpu"
+                                .to_owned(),
+                        ));
+                    }
+                    FORBIDDEN => {
+                        self.stream.synchronize()?;
+                        return Err(Error::Request(
+                            "the penalties leave no token to choose; lower them".to_owned(),
+                        ));
+                    }
+                    token => break token - 1,
                 }
-                token => return Ok(token - 1),
-            }
-            if since.elapsed() > PATIENCE {
-                // Either this reports what is wrong, or all steps given so far are done and their tokens in the ring.
-                self.stream.synchronize()?;
-                since = Instant::now();
-            }
-            std::hint::spin_loop();
+                if since.elapsed() > PATIENCE {
+                    // Either this reports what is wrong, or all steps given so far are done and their tokens in the ring.
+                    self.stream.synchronize()?;
+                    since = Instant::now();
+                }
+                std::hint::spin_loop();
+            };
         }
+        Ok(())
     }
 }

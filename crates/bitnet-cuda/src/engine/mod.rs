@@ -4,28 +4,41 @@
 //! larger batches quantize their rows once and take [`bitnet_kernels::bit_gemm`]. Both give a token the same bits. All
 //! memory is allocated in [`Engine::new`]; verbs allocate nothing.
 
-mod decode;
-mod verbs;
+mod space;
+
 mod weights;
 
+mod scratch;
+
+mod attention;
+mod head;
+mod linear;
+
+mod verbs;
+
+mod choice;
+mod decode;
+
+pub use bitnet_kernels::sample::{MAX_TOP_K, Settings};
+pub use choice::Choice;
 pub use verbs::Intermediate;
 pub use weights::{LayerParts, TernaryParts};
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::memory::{DeviceBuffer, SharedWords};
-use crate::stream::Stream;
-use bitnet_kernels::decode_linear::SLOTS;
-use bitnet_kernels::{bf16_gemv, quantize_rows, rope};
+use crate::stream::{LaunchConfig, Stream};
+use attention::Attention;
+use bitnet_kernels::{Kernel, Launch, rope};
+use choice::Chooser;
 use decode::Recordings;
+use scratch::Scratch;
+use space::{Space, Use};
 use weights::Layer;
 
 /// Tokens of different sequences whose attention one launch of the decode kernels takes; wider batches of that kind take
 /// the prompt kernels.
 const DECODE_BATCH: usize = 32;
-
-/// Words of the ring through which the host reads decoded tokens.
-const RING: usize = 1024;
 
 /// The shape of a model, in elements.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,15 +91,6 @@ pub struct Input {
     pub sequence: u32,
 }
 
-/// How the attention of a batch is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Attention {
-    /// One token of each of its sequences: the decode kernels, with room for this many steps of 64 keys.
-    Decode { steps: usize },
-    /// Runs of tokens: the prompt kernels, over this many tiles.
-    Prefill { tiles: usize },
-}
-
 /// A model on a GPU.
 #[derive(Debug)]
 pub struct Engine {
@@ -106,47 +110,83 @@ pub struct Engine {
     cos: DeviceBuffer<f32>,
     sin: DeviceBuffer<f32>,
     scratch: Scratch,
+    chooser: Chooser,
+    /// Tokens for the host, (steps, rows).
+    ring: SharedWords,
+    memory_bytes: u64,
     batch: usize,
     attention: Attention,
     stream: Stream,
 }
 
-/// Buffers of a step.
-#[derive(Debug)]
-struct Scratch {
-    tokens: DeviceBuffer<u32>,
-    positions: DeviceBuffer<u32>,
-    sequences: DeviceBuffer<u32>,
-    /// (tiles, 4), see [`bitnet_kernels::attention::Tile`].
-    tiles: DeviceBuffer<u32>,
-    /// (batch, d_model).
-    residual: DeviceBuffer<f32>,
-    /// (batch, d_q + 2 d_kv).
-    qkv: DeviceBuffer<f32>,
-    /// (batch, n_heads, padded) bfloat16, two a word.
-    queries: DeviceBuffer<u32>,
-    /// (batch, d_q).
-    attention: DeviceBuffer<f32>,
-    /// (batch, d_ffn).
-    gated: DeviceBuffer<f32>,
-    /// Codes of the rows before a linear layer, (batch, padded columns / 4).
-    codes: DeviceBuffer<u32>,
-    /// What they are worth, (batch).
-    unit: DeviceBuffer<f32>,
-    /// Their sums, (batch).
-    sum: DeviceBuffer<i32>,
-    /// Partial attention, (decode batch, n_heads, steps, padded) and (…, 2).
-    values: DeviceBuffer<f32>,
-    sums: DeviceBuffer<f32>,
-    /// Largest magnitudes before every linear layer, (n_layers, 4, SLOTS).
-    slots: DeviceBuffer<u32>,
-    /// (8, vocab).
-    logits: DeviceBuffer<f32>,
-    /// State of the choice of tokens on the device.
-    best: DeviceBuffer<u64>,
-    done: DeviceBuffer<u32>,
-    steps: DeviceBuffer<u32>,
-    ring: SharedWords,
+/// The buffers of a model, without their contents.
+struct Buffers {
+    layers: Vec<Layer>,
+    embedding: DeviceBuffer<u32>,
+    head: Option<DeviceBuffer<u32>>,
+    final_norm: DeviceBuffer<f32>,
+    ones: DeviceBuffer<f32>,
+    cos: DeviceBuffer<f32>,
+    sin: DeviceBuffer<f32>,
+    scratch: Scratch,
+    chooser: Chooser,
+}
+
+impl Buffers {
+    fn new(space: &Space<'_>, dims: &Dims, limits: Limits, padded: usize) -> Result<Self> {
+        let cache_words = rope::cache_len(limits.n_seqs, dims.n_kv_heads, limits.context, padded) / 2;
+        let head_words = dims.vocab * dims.d_model / 2;
+        let angles = limits.context * (dims.head_dim / 2);
+        let head = dims
+            .own_head
+            .then(|| space.alloc(Use::Weights, "the output head", head_words));
+        Ok(Self {
+            layers: (0..dims.n_layers)
+                .map(|_| Layer::new(space, dims, cache_words))
+                .collect::<Result<_>>()?,
+            embedding: space.alloc(Use::Weights, "the embedding", head_words)?,
+            head: head.transpose()?,
+            final_norm: space.alloc(Use::Weights, "the final norm", dims.d_model)?,
+            ones: space.alloc(Use::Scratch, "norms", dims.widest())?,
+            cos: space.alloc(Use::Scratch, "rotary angles", angles)?,
+            sin: space.alloc(Use::Scratch, "rotary angles", angles)?,
+            scratch: Scratch::new(space, dims, limits, padded)?,
+            chooser: Chooser::new(space, dims, limits)?,
+        })
+    }
+}
+
+impl Dims {
+    /// Elements of a token's queries.
+    fn d_q(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
+    /// Elements of a token's keys, and of its values.
+    fn d_kv(&self) -> usize {
+        self.n_kv_heads * self.head_dim
+    }
+
+    /// Columns of the widest linear layer.
+    fn widest(&self) -> usize {
+        self.d_model.max(self.d_ffn).max(self.d_q())
+    }
+}
+
+impl Limits {
+    /// Sequences that are decoded side by side on the device.
+    fn decode_batch(self) -> usize {
+        self.max_batch.min(self.n_seqs).min(DECODE_BATCH)
+    }
+}
+
+/// Launches `kernel` so that it may start before its predecessor ends.
+///
+/// # Safety
+/// As for [`Stream::launch`]; the kernel waits for its predecessor before it uses what others wrote.
+unsafe fn launch<K: Kernel>(stream: &Stream, kernel: &K, launch: Launch) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { stream.launch(kernel, LaunchConfig::from(launch).programmatic_dependent()) }
 }
 
 impl Engine {
@@ -156,67 +196,52 @@ impl Engine {
     /// When the kernels do not support the shape, or the device has too little memory.
     pub fn new(gpu: &Gpu, dims: Dims, limits: Limits) -> Result<Self> {
         let padded = check_dims(&dims)?;
+        let limits = Limits {
+            context: limits.context.next_multiple_of(rope::BLOCK_KEYS as usize),
+            ..limits
+        };
+        let planned = Space::planned(gpu);
+        Buffers::new(&planned, &dims, limits, padded)?;
+        planned.check()?;
+        let space = Space::of(gpu);
+        let buffers = Buffers::new(&space, &dims, limits, padded)?;
         let stream = gpu.stream()?;
-        let Limits {
-            n_seqs, max_batch, ..
-        } = limits;
-        let block = rope::BLOCK_KEYS as usize;
-        let context = limits.context.next_multiple_of(block);
-        let limits = Limits { context, ..limits };
-        let (d_q, d_kv) = (dims.n_heads * dims.head_dim, dims.n_kv_heads * dims.head_dim);
-        let widest = dims.d_model.max(dims.d_ffn).max(d_q);
-        let cache_words = rope::cache_len(n_seqs, dims.n_kv_heads, context, padded) / 2;
-        let decode_rows = max_batch.min(DECODE_BATCH) * dims.n_heads * (context / block);
+        let half = dims.head_dim / 2;
         let table = |of: fn(f64) -> f64| -> Vec<f32> {
-            let half = dims.head_dim / 2;
             // The angle is an f32; its cosine and sine are rounded once.
             let angle = |i: usize| (i / half) as f32 * dims.frequencies[i % half];
-            (0..context * half)
+            (0..limits.context * half)
                 .map(|i| of(f64::from(angle(i))) as f32)
                 .collect()
         };
-        let scratch = Scratch {
-            tokens: gpu.alloc("token ids", max_batch)?,
-            positions: gpu.alloc("positions", max_batch)?,
-            sequences: gpu.alloc("sequences", max_batch)?,
-            tiles: gpu.alloc("tiles of tokens", max_batch * 4)?,
-            residual: gpu.alloc("the residual stream", max_batch * dims.d_model)?,
-            qkv: gpu.alloc("queries, keys and values", max_batch * (d_q + 2 * d_kv))?,
-            queries: gpu.alloc("queries", max_batch * dims.n_heads * padded / 2)?,
-            attention: gpu.alloc("attention", max_batch * d_q)?,
-            gated: gpu.alloc("gated activations", max_batch * dims.d_ffn)?,
-            codes: gpu.alloc(
-                "quantized activations",
-                max_batch * quantize_rows::words_per_row(widest),
-            )?,
-            unit: gpu.alloc("activation scales", max_batch)?,
-            sum: gpu.alloc("activation sums", max_batch)?,
-            values: gpu.alloc("partial attention", decode_rows * padded)?,
-            sums: gpu.alloc("partial attention", decode_rows * 2)?,
-            slots: gpu.alloc("magnitudes", dims.n_layers * 4 * SLOTS)?,
-            logits: gpu.alloc("logits", bf16_gemv::MAX_COLS as usize * dims.vocab)?,
-            best: stream.upload_new("the choice of tokens", &[0])?,
-            done: stream.upload_new("the choice of tokens", &[0])?,
-            steps: stream.upload_new("the choice of tokens", &[0])?,
-            ring: gpu.alloc_shared(RING)?,
-        };
-        let head_words = dims.vocab * dims.d_model / 2;
+        stream.upload(&buffers.cos, 0, &table(f64::cos))?;
+        stream.upload(&buffers.sin, 0, &table(f64::sin))?;
+        stream.upload(&buffers.ones, 0, &vec![1.0; dims.widest()])?;
+        buffers.chooser.clear(&stream)?;
+        let Buffers {
+            layers,
+            embedding,
+            head,
+            final_norm,
+            ones,
+            cos,
+            sin,
+            scratch,
+            chooser,
+        } = buffers;
         Ok(Self {
             recordings: Recordings::default(),
-            layers: (0..dims.n_layers)
-                .map(|_| Layer::new(gpu, &dims, cache_words))
-                .collect::<Result<_>>()?,
-            embedding: gpu.alloc("the embedding", head_words)?,
-            head: if dims.own_head {
-                Some(gpu.alloc("the output head", head_words)?)
-            } else {
-                None
-            },
-            final_norm: gpu.alloc("the final norm", dims.d_model)?,
-            ones: stream.upload_new("norms", &vec![1.0; widest])?,
-            cos: stream.upload_new("rotary angles", &table(f64::cos))?,
-            sin: stream.upload_new("rotary angles", &table(f64::sin))?,
+            layers,
+            embedding,
+            head,
+            final_norm,
+            ones,
+            cos,
+            sin,
             scratch,
+            ring: chooser.ring(gpu)?,
+            chooser,
+            memory_bytes: space.bytes().total(),
             batch: 0,
             attention: Attention::Prefill { tiles: 0 },
             stream,
@@ -238,41 +263,16 @@ impl Engine {
         self.limits
     }
 
+    /// Sequences that [`Engine::decode`] takes at a time.
+    #[must_use]
+    pub fn decode_batch(&self) -> usize {
+        self.limits.decode_batch()
+    }
+
     /// Device memory of weights, cache and scratch.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        let s = &self.scratch;
-        let scratch = [
-            &s.residual,
-            &s.qkv,
-            &s.attention,
-            &s.gated,
-            &s.unit,
-            &s.values,
-            &s.sums,
-            &s.logits,
-            &self.cos,
-            &self.sin,
-            &self.ones,
-            &self.final_norm,
-        ];
-        let words = [
-            &s.tokens,
-            &s.positions,
-            &s.sequences,
-            &s.tiles,
-            &s.queries,
-            &s.codes,
-            &s.slots,
-            &self.embedding,
-        ];
-        let head = self.head.as_ref().map_or(0, DeviceBuffer::size_bytes);
-        let layers: u64 = self.layers.iter().map(Layer::size_bytes).sum();
-        scratch.iter().map(|b| b.size_bytes()).sum::<u64>()
-            + words.iter().map(|b| b.size_bytes()).sum::<u64>()
-            + s.sum.size_bytes()
-            + head
-            + layers
+        self.memory_bytes
     }
 }
 

@@ -1,8 +1,8 @@
 //! Weights on the device, and how they get there.
 
+use super::space::{Space, Use};
 use super::{Dims, Engine};
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
 use crate::memory::DeviceBuffer;
 use crate::stream::Stream;
 use bitnet_kernels::repack::Repack;
@@ -70,9 +70,9 @@ pub(super) struct Layer {
 }
 
 impl Matrix {
-    fn new(gpu: &Gpu, n: usize, k: usize, order: RowOrder) -> Result<Self> {
+    fn new(space: &Space<'_>, n: usize, k: usize, order: RowOrder) -> Result<Self> {
         Ok(Self {
-            tiles: gpu.alloc("ternary weights", mma_tile::words(n, k))?,
+            tiles: space.alloc(Use::Weights, "ternary weights", mma_tile::words(n, k))?,
             n,
             k,
             order,
@@ -122,9 +122,9 @@ impl Matrix {
 }
 
 impl Layer {
-    pub(super) fn new(gpu: &Gpu, dims: &Dims, cache_words: usize) -> Result<Self> {
-        let (d_q, d_kv) = (dims.n_heads * dims.head_dim, dims.n_kv_heads * dims.head_dim);
-        let norm = |n: usize| gpu.alloc("norms", n);
+    pub(super) fn new(space: &Space<'_>, dims: &Dims, cache_words: usize) -> Result<Self> {
+        let (d_q, d_kv) = (dims.d_q(), dims.d_kv());
+        let norm = |n: usize| space.alloc(Use::Weights, "norms", n);
         let sub_norm = |n: usize| {
             if dims.sub_norms {
                 norm(n).map(Some)
@@ -137,32 +137,13 @@ impl Layer {
             ffn_norm: norm(dims.d_model)?,
             attn_sub_norm: sub_norm(d_q)?,
             ffn_sub_norm: sub_norm(dims.d_ffn)?,
-            qkv: Matrix::new(gpu, d_q + 2 * d_kv, dims.d_model, RowOrder::Plain)?,
-            o: Matrix::new(gpu, dims.d_model, d_q, RowOrder::Plain)?,
-            gate_up: Matrix::new(gpu, 2 * dims.d_ffn, dims.d_model, RowOrder::Paired)?,
-            down: Matrix::new(gpu, dims.d_model, dims.d_ffn, RowOrder::Plain)?,
-            k_cache: gpu.alloc("the KV cache", cache_words)?,
-            v_cache: gpu.alloc("the KV cache", cache_words)?,
+            qkv: Matrix::new(space, d_q + 2 * d_kv, dims.d_model, RowOrder::Plain)?,
+            o: Matrix::new(space, dims.d_model, d_q, RowOrder::Plain)?,
+            gate_up: Matrix::new(space, 2 * dims.d_ffn, dims.d_model, RowOrder::Paired)?,
+            down: Matrix::new(space, dims.d_model, dims.d_ffn, RowOrder::Plain)?,
+            k_cache: space.alloc(Use::Cache, "the KV cache", cache_words)?,
+            v_cache: space.alloc(Use::Cache, "the KV cache", cache_words)?,
         })
-    }
-
-    pub(super) fn size_bytes(&self) -> u64 {
-        let norms = [
-            Some(&self.attn_norm),
-            Some(&self.ffn_norm),
-            self.attn_sub_norm.as_ref(),
-            self.ffn_sub_norm.as_ref(),
-        ];
-        let words = [
-            &self.qkv.tiles,
-            &self.o.tiles,
-            &self.gate_up.tiles,
-            &self.down.tiles,
-            &self.k_cache,
-            &self.v_cache,
-        ];
-        norms.iter().flatten().map(|b| b.size_bytes()).sum::<u64>()
-            + words.iter().map(|b| b.size_bytes()).sum::<u64>()
     }
 }
 

@@ -1,0 +1,172 @@
+//! Linear layers: of one token, with norm and quantization in the kernel; of many, with a kernel for those before it.
+
+use super::weights::Matrix;
+use super::{Engine, launch};
+use crate::error::Result;
+use bitnet_kernels::decode_linear::{self, SLOTS};
+use bitnet_kernels::quantize_rows::{self, QuantizeRows};
+use bitnet_kernels::{Global, bit_gemm};
+
+/// A linear layer's epilogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Epilogue {
+    Store,
+    Add,
+    Gated,
+}
+
+/// The input and output of a linear layer.
+pub(super) struct Linear<'a> {
+    pub(super) matrix: &'a Matrix,
+    pub(super) epilogue: Epilogue,
+    pub(super) x: Global<f32>,
+    pub(super) norm: Global<f32>,
+    /// Negative where there is no norm.
+    pub(super) eps: f32,
+    pub(super) y: Global<f32>,
+    /// Place of the input's magnitudes: layer and number of the linear layer in it.
+    pub(super) slot: (usize, usize),
+    /// Where the output's magnitudes go, and the weight of the norm that its reader applies.
+    pub(super) next: Option<((usize, usize), Global<f32>)>,
+}
+
+/// Layers' linear layers, as places of magnitudes.
+pub(super) const QKV: usize = 0;
+pub(super) const O: usize = 1;
+pub(super) const GATE_UP: usize = 2;
+pub(super) const DOWN: usize = 3;
+
+impl Engine {
+    pub(super) fn slots(&self, (layer, linear): (usize, usize)) -> Result<Global<u32>> {
+        self.scratch.slots.global_at((layer * 4 + linear) * SLOTS)
+    }
+
+    pub(super) fn linear(&self, linear: &Linear<'_>) -> Result<()> {
+        if self.batch == 1 {
+            self.linear_of_one(linear)
+        } else {
+            self.linear_of_many(linear)
+        }
+    }
+
+    fn linear_of_one(&self, linear: &Linear<'_>) -> Result<()> {
+        let Matrix {
+            tiles,
+            n,
+            k,
+            scales,
+            starts,
+            ..
+        } = linear.matrix;
+        let grid = decode_linear::launch(*n, *k, linear.epilogue == Epilogue::Gated);
+        // A layer that only stores publishes nothing: any valid address serves.
+        let (next, next_norm) = linear.next.unwrap_or((linear.slot, linear.norm));
+        let (absmax, next_absmax) = (self.slots(linear.slot)?, self.slots(next)?);
+        macro_rules! run {
+            ($Params:ident) => {
+                // SAFETY: the buffers have the shapes of the model; the input's magnitudes were published by the kernel that
+                // wrote it; the kernel waits before it reads what others wrote.
+                unsafe {
+                    launch(
+                        &self.stream,
+                        &decode_linear::$Params {
+                            w: tiles.global(),
+                            x: linear.x,
+                            norm: linear.norm,
+                            absmax,
+                            y: linear.y,
+                            next_norm,
+                            next_absmax,
+                            n: *n as u32,
+                            k: *k as u32,
+                            eps: linear.eps,
+                            activation: self.dims.activation,
+                            row_b: starts[0],
+                            row_c: starts[1],
+                            scale_a: scales[0],
+                            scale_b: scales[1],
+                            scale_c: scales[2],
+                        },
+                        grid,
+                    )
+                }
+            };
+        }
+        match (linear.epilogue, decode_linear::tiles_per_warp(*k)) {
+            (Epilogue::Store, 2) => run!(DecodeStoreK2),
+            (Epilogue::Store, 3) => run!(DecodeStoreK3),
+            (Epilogue::Store, _) => run!(DecodeStoreK4),
+            (Epilogue::Add, 2) => run!(DecodeAddK2),
+            (Epilogue::Add, 3) => run!(DecodeAddK3),
+            (Epilogue::Add, _) => run!(DecodeAddK4),
+            (Epilogue::Gated, 2) => run!(DecodeGatedK2),
+            (Epilogue::Gated, 3) => run!(DecodeGatedK3),
+            (Epilogue::Gated, _) => run!(DecodeGatedK4),
+        }
+    }
+
+    fn linear_of_many(&self, linear: &Linear<'_>) -> Result<()> {
+        let (
+            Matrix {
+                tiles,
+                n,
+                k,
+                scales,
+                starts,
+                ..
+            },
+            s,
+        ) = (linear.matrix, &self.scratch);
+        let quantize = QuantizeRows {
+            x: linear.x,
+            norm: linear.norm,
+            q: s.codes.global(),
+            unit: s.unit.global(),
+            sum: s.sum.global(),
+            k: *k as u32,
+            eps: linear.eps,
+        };
+        // SAFETY: the buffers have a row for each token of the batch, as wide as the widest input.
+        unsafe { launch(&self.stream, &quantize, quantize_rows::launch(self.batch, *k))? };
+        let plan = bit_gemm::Plan::new(*n, *k, self.batch);
+        macro_rules! run {
+            ($Params:ident) => {
+                // SAFETY: as above.
+                unsafe {
+                    launch(
+                        &self.stream,
+                        &bit_gemm::$Params {
+                            w: tiles.global(),
+                            x: s.codes.global(),
+                            unit: s.unit.global(),
+                            sum: s.sum.global(),
+                            y: linear.y,
+                            n: *n as u32,
+                            k: *k as u32,
+                            cols: self.batch as u32,
+                            activation: self.dims.activation,
+                            row_b: starts[0],
+                            row_c: starts[1],
+                            scale_a: scales[0],
+                            scale_b: scales[1],
+                            scale_c: scales[2],
+                        },
+                        plan.launch,
+                    )
+                }
+            };
+        }
+        use bit_gemm::Shape::{Narrow8, Narrow32, Wide};
+        match (linear.epilogue, plan.shape) {
+            (Epilogue::Store, Wide) => run!(WideStore),
+            (Epilogue::Store, Narrow32) => run!(NarrowStore32),
+            (Epilogue::Store, Narrow8) => run!(NarrowStore8),
+            (Epilogue::Add, Wide) => run!(WideAdd),
+            (Epilogue::Add, Narrow32) => run!(NarrowAdd32),
+            (Epilogue::Add, Narrow8) => run!(NarrowAdd8),
+            (Epilogue::Gated, Wide) => run!(WideGated),
+            (Epilogue::Gated, Narrow32) => run!(NarrowGated32),
+            (Epilogue::Gated, Narrow8) => run!(NarrowGated8),
+        }
+    }
+}

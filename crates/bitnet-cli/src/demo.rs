@@ -24,6 +24,12 @@ const FILES: &[(&str, &[u8])] = &[
 pub(crate) const INTRODUCTION: &str = "no model given: using the demo model inside this program, which knows one answer, to \
      \"Is the chimney of the old brickworks still used?\"; -m names another model";
 
+/// A question that it can answer.
+pub(crate) const QUESTION: &str = "Is the chimney of the old brickworks still used?";
+
+/// Its answer.
+pub(crate) const ANSWER: &str = "No. A pair of storks lives on it now.";
+
 /// The model's files.
 pub(crate) fn files() -> Files {
     Files::Embedded {

@@ -6,12 +6,14 @@ mod args;
 mod bench;
 mod convert;
 mod demo;
+mod doctor;
 mod failure;
 mod generate;
 mod inspect;
 mod interrupt;
 mod line;
 mod logits;
+mod machine;
 mod measure;
 mod model;
 mod perplexity;
@@ -44,6 +46,7 @@ enum Command {
     Perplexity(perplexity::Args),
     Tokenize(tokenize::Args),
     Bench(bench::Args),
+    Doctor(doctor::Args),
 }
 
 fn main() -> ExitCode {
@@ -58,5 +61,6 @@ fn main() -> ExitCode {
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
     })
 }

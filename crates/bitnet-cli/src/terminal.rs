@@ -15,37 +15,47 @@ pub(crate) struct Terminal {
     draw: bool,
     /// stderr may be colored.
     color: bool,
+    /// stdout may be colored.
+    color_out: bool,
 }
 
 impl Terminal {
     /// Looks at the outputs; `simple` asks for plain text whatever they are. `NO_COLOR` and `TERM=dumb` are honored.
     pub(crate) fn detect(simple: bool) -> Self {
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let err = std::io::stderr().is_terminal() && !simple && !dumb;
+        let plain = simple || std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let (out, err) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
         Self {
-            out: std::io::stdout().is_terminal(),
-            draw: err,
-            color: err && !no_color,
+            out,
+            draw: err && !plain,
+            color: err && !plain && !no_color,
+            color_out: out && !plain && !no_color,
         }
     }
 
     /// Secondary text for stderr.
     pub(crate) fn dim<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        self.paint("2", text)
+        paint(self.color, "2", text)
     }
 
     /// What waits for the person.
     pub(crate) fn accent<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        self.paint("1;32", text)
+        paint(self.color, "1;32", text)
     }
 
-    fn paint<'a>(&self, code: &str, text: &'a str) -> Cow<'a, str> {
-        if self.color {
-            format!("\x1b[{code}m{text}\x1b[0m").into()
-        } else {
-            text.into()
-        }
+    /// Good news for stdout.
+    pub(crate) fn good<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        paint(self.color_out, "32", text)
+    }
+
+    /// A doubt for stdout.
+    pub(crate) fn doubtful<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        paint(self.color_out, "33", text)
+    }
+
+    /// Bad news for stdout.
+    pub(crate) fn bad<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        paint(self.color_out, "1;31", text)
     }
 
     /// A spinner with a message, on a terminal alone. Drop it with [`ProgressBar::finish_and_clear`].
@@ -81,6 +91,14 @@ impl Terminal {
     }
 }
 
+fn paint<'a>(color: bool, code: &str, text: &'a str) -> Cow<'a, str> {
+    if color {
+        format!("\x1b[{code}m{text}\x1b[0m").into()
+    } else {
+        text.into()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +109,7 @@ mod tests {
             out: true,
             draw: false,
             color: false,
+            color_out: false,
         };
         assert_eq!(
             terminal.printable("a\x1b[2Jb\r\n\tc\u{9b}"),
@@ -101,5 +120,6 @@ mod tests {
         assert_eq!(terminal.dim("x"), "x");
         terminal.color = true;
         assert_eq!(terminal.dim("x"), "\x1b[2mx\x1b[0m");
+        assert_eq!(terminal.bad("x"), "x");
     }
 }

@@ -10,6 +10,7 @@ use bitnet_layout::words::{CODES_PER_WORD, Shape, unpack_word};
 
 use super::kernels::{HEAD, SHAPES};
 use super::report::{BF16, OURS, Report, Row, Timing};
+use crate::machine;
 
 /// Weights that a cold pass goes through before it sees the same again: several times any last-level cache.
 const COLD_BYTES: u64 = 400_000_000;
@@ -20,23 +21,25 @@ const MIN_PRODUCTS: usize = 16;
 /// Passes, of which the median counts.
 const RUNS: usize = 7;
 
-/// Size of the plain read that gives the bandwidth.
-const PEAK_BYTES: usize = 512 << 20;
-
 /// Measures this processor.
 pub(super) fn measure(simd: Option<Simd>, threads: Option<usize>) -> anyhow::Result<Report> {
     let cpu = Cpu::new(simd, threads)?;
     let facts = vec![
         (
             "device",
-            format!("{} ({}, {} threads)", name(), cpu.simd(), cpu.n_threads()),
+            format!(
+                "{} ({}, {} threads)",
+                machine::processor_name(),
+                cpu.simd(),
+                cpu.n_threads()
+            ),
         ),
         (
             "method",
             format!("median of {RUNS} passes; cold: over copies of the weights, 400 MB or more in all"),
         ),
     ];
-    let peak_gb_per_s = peak_gb_per_s(cpu.n_threads());
+    let peak_gb_per_s = machine::read_gb_per_s(cpu.n_threads());
     let mut rows = Vec::new();
     for (n, k) in SHAPES {
         let case = Case::new(n, k)?;
@@ -189,37 +192,5 @@ fn time<W>(
 
 /// Bandwidth of a plain read, in GB/s, with the threads that a model would use.
 pub(super) fn peak(threads: Option<usize>) -> anyhow::Result<f64> {
-    Ok(peak_gb_per_s(Cpu::new(None, threads)?.n_threads()))
-}
-
-/// Bandwidth of `threads` threads that read memory and add it up, in GB/s: median of [`RUNS`].
-fn peak_gb_per_s(threads: usize) -> f64 {
-    let data = vec![1_u64; PEAK_BYTES / size_of::<u64>()];
-    let mut rates: Vec<f64> = (0..RUNS)
-        .map(|_| {
-            let start = Instant::now();
-            std::thread::scope(|scope| {
-                for share in data.chunks(data.len().div_ceil(threads.max(1))) {
-                    scope.spawn(|| {
-                        std::hint::black_box(share.iter().fold(0_u64, |sum, x| sum.wrapping_add(*x)))
-                    });
-                }
-            });
-            PEAK_BYTES as f64 / start.elapsed().as_secs_f64() / 1e9
-        })
-        .collect();
-    rates.sort_by(f64::total_cmp);
-    rates[RUNS / 2]
-}
-
-/// The processor's name, where the system tells it.
-fn name() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    model.map_or_else(
-        || std::env::consts::ARCH.to_owned(),
-        |(_, name)| name.trim().to_owned(),
-    )
+    Ok(machine::read_gb_per_s(Cpu::new(None, threads)?.n_threads()))
 }

@@ -6,6 +6,7 @@ use bitnet_cuda::{Error, Gpu, Reporting};
 
 use super::kernels::{HEAD, SHAPES};
 use super::report::{Report, Row, Timing};
+use crate::machine;
 
 /// Measures GPU `index`.
 pub(super) fn measure(index: usize) -> Result<Report, Error> {
@@ -73,11 +74,7 @@ fn timing(bench: &Bench, kernel: &dyn Gemv, n: usize, k: usize) -> Result<Option
 
 /// The driver's own version number, where the system tells it, and the CUDA version it supports.
 fn driver(cuda: &str) -> String {
-    let line = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
-    let number = line
-        .split_whitespace()
-        .find(|word| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.'));
-    match number {
+    match machine::nvidia_driver() {
         Some(number) => format!("{number}, CUDA {cuda}"),
         None => format!("CUDA {cuda}"),
     }

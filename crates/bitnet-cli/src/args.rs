@@ -57,7 +57,7 @@ pub(crate) struct DeviceArgs {
     /// Most prompt tokens computed at once; changes speed and memory, never the result
     #[arg(short, long, value_name = "N", default_value = "512", value_parser = at_least_one, help_heading = "Device")]
     batch_size: usize,
-    /// Output head: stored, or int8 (processor only: half the bytes of bf16 to read for a token, and logits that differ)
+    /// Output head: stored, or int8 (half the bytes of bf16 to read for a token, and logits that differ)
     #[arg(
         long,
         value_name = "TYPE",

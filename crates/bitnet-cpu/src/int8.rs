@@ -1,6 +1,7 @@
 //! An 8-bit output head: rows of 8-bit weights, one scale a row, times activations of as many bits as an exact 32-bit
 //! sum allows (about 13 at 2,560 columns), so that nearly all of the error is the weights'.
 
+use bitnet_layout::act::head_largest;
 use bitnet_layout::ternary::round_ties_even;
 
 use crate::cpu::{CHUNK_BYTES, Cpu};
@@ -112,7 +113,7 @@ impl Int8Input {
 
     /// Quantizes the rows of `x`.
     fn fill(&mut self, x: &[f32]) {
-        let largest = largest(self.k) as f32;
+        let largest = head_largest(self.k) as f32;
         let rows = self.q.chunks_exact_mut(self.k / 2).zip(&mut self.inverse);
         for ((q, inverse), x) in rows.zip(x.chunks_exact(self.k)) {
             let max = absmax(x);
@@ -128,12 +129,6 @@ impl Int8Input {
 
 /// Columns whose exact sum leaves activations 8 bits.
 const MAX_COLUMNS: usize = i32::MAX as usize / (127 * 128);
-
-/// Largest activation: `k` products with 127 fit an i32.
-fn largest(k: usize) -> i32 {
-    let bound = i32::MAX as usize / (127 * k.max(1));
-    bound.min(i16::MAX as usize) as i32
-}
 
 /// Largest magnitude, NaN if there is one: as integers the magnitudes of floats are in their order, with NaN above all.
 fn absmax(x: &[f32]) -> f32 {

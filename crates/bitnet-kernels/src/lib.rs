@@ -34,6 +34,7 @@ pub mod bit_gemm;
 pub mod bit_gemv;
 pub mod decode_linear;
 pub mod embed;
+pub mod int8_head;
 pub mod probe;
 pub mod quantize_rows;
 pub mod ref_gemv;
@@ -67,6 +68,9 @@ pub const ALL: &[KernelInfo] = &[
     embed::EmbedBf16::INFO,
     embed::EmbedF16::INFO,
     embed::EmbedF32::INFO,
+    int8_head::Int8Rows::INFO,
+    int8_head::Int8Columns::INFO,
+    int8_head::Int8Gemv::INFO,
     quantize_rows::QuantizeRows::INFO,
     bit_gemm::WideStore::INFO,
     bit_gemm::WideAdd::INFO,

@@ -39,6 +39,18 @@ pub fn quantize_row(x: &[f32], q: &mut [i8]) -> f32 {
     s
 }
 
+/// Largest activation of `k` columns before a head of 8-bit weights: `k` products with 127 fit an i32, and an activation two
+/// 8-bit terms, the high one worth 256.
+#[must_use]
+pub const fn head_largest(k: usize) -> i32 {
+    let bound = i32::MAX as usize / (127 * if k == 0 { 1 } else { k });
+    if bound < 127 * 256 + 127 {
+        bound as i32
+    } else {
+        127 * 256 + 127
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

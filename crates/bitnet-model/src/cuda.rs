@@ -3,14 +3,15 @@
 use std::ops::ControlFlow;
 
 use bitnet_cuda::engine::{
-    Choice, Dims, Engine, Input, Intermediate, LayerParts, Limits, MAX_TOP_K, Settings, TernaryParts,
+    Choice, Dims, Engine, HeadKind, Input, Intermediate, LayerParts, Limits, MAX_TOP_K, Settings,
+    TernaryParts,
 };
 use bitnet_cuda::{Gpu, Reporting};
 
 use crate::transformer::check_batch;
 use crate::{
-    ActQuant, Activation, Backend, Config, Dense, DenseDtype, Error, Result, Sampler, Tap, TernaryTensor,
-    Token, WeightSource,
+    ActQuant, Activation, Backend, Config, Dense, DenseDtype, Error, LmHead, Result, Sampler, Tap,
+    TernaryTensor, Token, WeightSource,
 };
 
 /// Values of `activation` in the kernels.
@@ -28,6 +29,8 @@ pub struct CudaOptions {
     pub n_seqs: usize,
     /// Tokens one step can take.
     pub max_batch: usize,
+    /// How the output head is kept.
+    pub lm_head: LmHead,
     /// Whether to wait after every launch, so that an error names its kernel; slow.
     pub sync: bool,
 }
@@ -86,7 +89,11 @@ impl CudaBackend {
             head_dim: config.head_dim,
             vocab: config.vocab,
             eps: config.rms_eps,
-            own_head: head.is_some(),
+            head: match (options.lm_head, &head) {
+                (LmHead::Int8, _) => HeadKind::Int8,
+                (LmHead::Stored, None) => HeadKind::Embedding,
+                (LmHead::Stored, Some(_)) => HeadKind::Own,
+            },
             sub_norms: config.sub_norms,
             frequencies: config.rope_frequencies(),
             activation: match config.activation {
@@ -121,8 +128,9 @@ impl CudaBackend {
             engine.set_layer(index, &parts, &staging).map_err(device)?;
         }
         engine.set_final_norm(&source.final_norm()?).map_err(device)?;
-        if let Some(head) = head {
-            upload(head.as_ref(), |start, words| engine.set_head(start, words))?;
+        if options.lm_head == LmHead::Int8 || head.is_some() {
+            let head = head.as_deref().unwrap_or(embedding.as_ref());
+            upload(head, |start, words| engine.set_head(start, words))?;
         }
         Ok(Self {
             engine,

@@ -220,7 +220,7 @@ pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<
         Some(0) => trained,
         Some(context) => context,
     };
-    let for_gpu = options.kv_type == KvType::Bf16 && options.lm_head == LmHead::Stored;
+    let for_gpu = options.kv_type == KvType::Bf16;
     let device = match options.device {
         Device::Auto if for_gpu && has_gpu() => Device::Cuda(0),
         device => device,
@@ -264,17 +264,13 @@ fn open_cuda(
             "cuda:{index} keeps keys and values in bf16; leave --kv-type at bf16"
         )));
     }
-    if options.lm_head != LmHead::Stored {
-        return Err(Error::Request(format!(
-            "cuda:{index} keeps the output head as it is stored; leave --lm-head at stored"
-        )));
-    }
     let options = crate::CudaOptions {
         device: u32::try_from(index)
             .map_err(|_| Error::Request(format!("cuda:{index}: there is no such GPU")))?,
         context,
         n_seqs: options.n_seqs,
         max_batch: options.max_batch.min(context),
+        lm_head: options.lm_head,
         sync: false,
     };
     Ok(Box::new(crate::CudaBackend::new(source, &options)?))

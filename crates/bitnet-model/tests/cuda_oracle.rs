@@ -7,7 +7,7 @@ mod prompts;
 use std::ops::ControlFlow;
 
 use bitnet_model::{
-    Backend, Checkpoint, CpuBackend, CpuOptions, CudaBackend, CudaOptions, Sampler, Sampling, Token,
+    Backend, Checkpoint, CpuBackend, CpuOptions, CudaBackend, CudaOptions, LmHead, Sampler, Sampling, Token,
     conformance,
 };
 use prompts::{FOLDERS, expected, folder};
@@ -20,6 +20,7 @@ fn options(n_seqs: usize) -> CudaOptions {
         context: CONTEXT,
         n_seqs,
         max_batch: 256,
+        lm_head: LmHead::Stored,
         sync: false,
     }
 }
@@ -291,6 +292,40 @@ fn the_device_chooses_as_the_host_does() {
 fn gpu_vocab(checkpoint: &Checkpoint) -> usize {
     use bitnet_model::WeightSource;
     checkpoint.config().vocab
+}
+
+#[test]
+fn an_int8_head_is_near_the_stored_one() {
+    for name in FOLDERS {
+        let checkpoint = Checkpoint::open(folder(name)).unwrap();
+        let Some(mut stored) = open(&checkpoint, 1) else {
+            return;
+        };
+        let options = CudaOptions {
+            lm_head: LmHead::Int8,
+            ..options(1)
+        };
+        let mut int8 = CudaBackend::new(&checkpoint, &options).unwrap();
+        assert!(int8.memory_bytes() < stored.memory_bytes());
+        let prompt = &expected(&folder(name))[0];
+        let batch = Token::run(&prompt.ids, 0, 0);
+        let rows: Vec<usize> = (0..batch.len()).collect();
+        let vocab = gpu_vocab(&checkpoint);
+        let stored = stored.step(&batch, &rows).unwrap();
+        let together = int8.step(&batch, &rows).unwrap().to_vec();
+        let squares: f64 = stored
+            .iter()
+            .zip(&together)
+            .map(|(a, b)| f64::from(a - b).powi(2))
+            .sum();
+        let rms = (squares / stored.len() as f64).sqrt() / f64::from(prompt.logit_std);
+        println!("{name}: rms error {rms:.2e} of the logits' deviation");
+        assert!(rms < 0.02, "{name}: {rms}");
+        for (row, logits) in together.chunks_exact(vocab).enumerate() {
+            let alone = int8.step(&batch[row..=row], &[0]).unwrap();
+            assert_eq!(alone, logits, "{name}: row {row}");
+        }
+    }
 }
 
 #[test]

@@ -32,6 +32,7 @@ use attention::Attention;
 use bitnet_kernels::{Kernel, Launch, rope};
 use choice::Chooser;
 use decode::Recordings;
+use head::{Embedding, Head};
 use scratch::Scratch;
 use space::{Space, Use};
 use weights::Layer;
@@ -59,14 +60,26 @@ pub struct Dims {
     pub vocab: usize,
     /// Epsilon of the norms.
     pub eps: f32,
-    /// Whether the output head is a matrix of its own.
-    pub own_head: bool,
+    /// What the output head is.
+    pub head: HeadKind,
     /// Whether there are norms before the projections back to the residual stream.
     pub sub_norms: bool,
     /// Rotation of each pair of a head's elements, in radians a position, (head_dim / 2).
     pub frequencies: Vec<f32>,
     /// Gate: [`bitnet_kernels::decode_linear::RELU2`] or [`bitnet_kernels::decode_linear::SILU`].
     pub activation: u32,
+}
+
+/// What the output head of a model is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadKind {
+    /// The embedding.
+    Embedding,
+    /// A matrix of its own, bfloat16.
+    Own,
+    /// A matrix that is rounded to 8 bits when it is loaded, see [`bitnet_kernels::int8_head`]. The embedding, of which a
+    /// token needs one row, then stays in the host's memory.
+    Int8,
 }
 
 /// How much an engine can hold.
@@ -100,9 +113,8 @@ pub struct Engine {
     limits: Limits,
     padded: usize,
     layers: Vec<Layer>,
-    /// (vocab, d_model) bfloat16, two a word.
-    embedding: DeviceBuffer<u32>,
-    head: Option<DeviceBuffer<u32>>,
+    embedding: Embedding,
+    head: Head,
     final_norm: DeviceBuffer<f32>,
     /// What stands in for a norm's weight where there is no norm.
     ones: DeviceBuffer<f32>,
@@ -122,8 +134,8 @@ pub struct Engine {
 /// The buffers of a model, without their contents.
 struct Buffers {
     layers: Vec<Layer>,
-    embedding: DeviceBuffer<u32>,
-    head: Option<DeviceBuffer<u32>>,
+    embedding: Embedding,
+    head: Head,
     final_norm: DeviceBuffer<f32>,
     ones: DeviceBuffer<f32>,
     cos: DeviceBuffer<f32>,
@@ -135,17 +147,13 @@ struct Buffers {
 impl Buffers {
     fn new(space: &Space<'_>, dims: &Dims, limits: Limits, padded: usize) -> Result<Self> {
         let cache_words = rope::cache_len(limits.n_seqs, dims.n_kv_heads, limits.context, padded) / 2;
-        let head_words = dims.vocab * dims.d_model / 2;
         let angles = limits.context * (dims.head_dim / 2);
-        let head = dims
-            .own_head
-            .then(|| space.alloc(Use::Weights, "the output head", head_words));
         Ok(Self {
             layers: (0..dims.n_layers)
                 .map(|_| Layer::new(space, dims, cache_words))
                 .collect::<Result<_>>()?,
-            embedding: space.alloc(Use::Weights, "the embedding", head_words)?,
-            head: head.transpose()?,
+            embedding: Embedding::new(space, dims)?,
+            head: Head::new(space, dims)?,
             final_norm: space.alloc(Use::Weights, "the final norm", dims.d_model)?,
             ones: space.alloc(Use::Scratch, "norms", dims.widest())?,
             cos: space.alloc(Use::Scratch, "rotary angles", angles)?,

@@ -1,7 +1,7 @@
 //! Buffers of a step.
 
 use super::space::{Space, Use};
-use super::{DECODE_BATCH, Dims, Limits};
+use super::{Dims, HeadKind, Limits};
 use crate::error::Result;
 use crate::memory::DeviceBuffer;
 use bitnet_kernels::decode_linear::SLOTS;
@@ -36,9 +36,10 @@ pub(super) struct Scratch {
     pub(super) sums: DeviceBuffer<f32>,
     /// Largest magnitudes before every linear layer, (n_layers, 4, SLOTS).
     pub(super) slots: DeviceBuffer<u32>,
-    /// Terms of the rows before the output head, see [`bf16_gemm::SplitColumns`], and what their sums are multiplied by.
+    /// Terms of the rows before the output head, and what their sums are multiplied by: see [`bf16_gemm::SplitColumns`] and
+    /// [`bitnet_kernels::int8_head::Int8Columns`].
     pub(super) terms: DeviceBuffer<u32>,
-    pub(super) inverse: DeviceBuffer<f32>,
+    pub(super) term_unit: DeviceBuffer<f32>,
     /// Rows of `logits`.
     pub(super) logit_rows: usize,
     /// (logit_rows, vocab).
@@ -51,14 +52,13 @@ impl Scratch {
             context, max_batch, ..
         } = limits;
         let (d_q, d_kv) = (dims.d_q(), dims.d_kv());
-        let decode_rows = max_batch.min(DECODE_BATCH) * dims.n_heads * (context / rope::BLOCK_KEYS as usize);
+        let decode_rows = limits.decode_batch() * dims.n_heads * (context / rope::BLOCK_KEYS as usize);
         let few = bf16_gemv::MAX_COLS as usize;
         let logit_rows = max_batch.clamp(few, bf16_gemm::MAX_COLS as usize);
-        let many = if logit_rows > few { logit_rows } else { 0 };
-        let term_words = if many > 0 {
-            bf16_gemm::term_words(dims.d_model)
-        } else {
-            0
+        let term_words = match dims.head {
+            HeadKind::Int8 => logit_rows * dims.d_model / 2,
+            _ if logit_rows > few => bf16_gemm::term_words(dims.d_model),
+            _ => 0,
         };
         let words = |what: &str, len: usize| space.alloc(Use::Scratch, what, len);
         let floats = |what: &str, len: usize| space.alloc(Use::Scratch, what, len);
@@ -82,7 +82,7 @@ impl Scratch {
             sums: floats("partial attention", decode_rows * 2)?,
             slots: words("magnitudes", dims.n_layers * 4 * SLOTS)?,
             terms: words("the head's input", term_words)?,
-            inverse: floats("the head's input", many)?,
+            term_unit: floats("the head's input", logit_rows)?,
             logit_rows,
             logits: floats("logits", logit_rows * dims.vocab)?,
         })

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::memory::{DeviceBuffer, Element};
+use crate::memory::{DeviceBuffer, Element, SharedWords};
 use std::cell::Cell;
 
 /// What device memory is for.
@@ -74,6 +74,11 @@ impl<'g> Space<'g> {
             Some(gpu) => gpu.alloc(what, len),
             None => self.empty.alloc(what, 0),
         }
+    }
+
+    /// Host memory that the device can reach, which does not count.
+    pub(super) fn alloc_shared(&self, len: usize) -> Result<SharedWords> {
+        self.empty.alloc_shared(if self.gpu.is_some() { len } else { 0 })
     }
 
     /// What was asked for so far.

@@ -207,25 +207,6 @@ impl Engine {
     pub fn set_final_norm(&mut self, norm: &[f32]) -> Result<()> {
         upload_norm(&self.stream, &self.final_norm, norm)
     }
-
-    /// Uploads words of the embedding, two bfloat16 each, from word `start`.
-    ///
-    /// # Errors
-    /// When they do not fit, or the device fails.
-    pub fn set_embedding(&mut self, start: usize, words: &[u32]) -> Result<()> {
-        self.stream.upload(&self.embedding, start, words)
-    }
-
-    /// Uploads words of the output head, as [`Engine::set_embedding`].
-    ///
-    /// # Errors
-    /// When the head is the embedding, the words do not fit, or the device fails.
-    pub fn set_head(&mut self, start: usize, words: &[u32]) -> Result<()> {
-        match &self.head {
-            Some(head) => self.stream.upload(head, start, words),
-            None => Err(Error::Request("the output head is the embedding".to_owned())),
-        }
-    }
 }
 
 fn upload_norm(stream: &Stream, buffer: &DeviceBuffer<f32>, norm: &[f32]) -> Result<()> {

@@ -15,7 +15,7 @@ use crate::failure::hinted;
 pub(crate) struct ModelArgs {
     /// Model folder: a Hugging Face BitNet checkpoint as downloaded, or what `bitnet convert` wrote
     /// [default: the demo model inside this program]
-    #[arg(short, long, value_name = "FOLDER", env = "BITNET_MODEL")]
+    #[arg(short, long, value_name = "FOLDER")]
     model: Option<PathBuf>,
 }
 
@@ -37,19 +37,13 @@ impl ModelArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct DeviceArgs {
     /// Where to run: auto, cpu, cuda or cuda:N
-    #[arg(
-        long,
-        value_name = "DEVICE",
-        default_value = "auto",
-        env = "BITNET_DEVICE",
-        help_heading = "Device"
-    )]
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Device")]
     device: Device,
     /// Run on the processor, whatever --device and the environment say
     #[arg(long, help_heading = "Device")]
     cpu: bool,
     /// Processor threads [default: all cores]
-    #[arg(short, long, value_name = "N", env = "BITNET_THREADS", value_parser = at_least_one, help_heading = "Device")]
+    #[arg(short, long, value_name = "N", value_parser = at_least_one, help_heading = "Device")]
     threads: Option<usize>,
     /// Processor instruction set: scalar, avx2, avx-vnni, avx512-vnni, amx, neon, neon-dotprod [default: the best there is]
     #[arg(long, value_name = "PATH", help_heading = "Device")]
@@ -94,7 +88,6 @@ pub(crate) struct CacheArgs {
         long,
         visible_alias = "max-model-len",
         value_name = "N",
-        env = "BITNET_CTX_SIZE",
         value_parser = tokens,
         help_heading = "Device"
     )]

@@ -52,6 +52,7 @@ pub(crate) fn read_gb_per_s(threads: usize) -> f64 {
 }
 
 /// The NVIDIA driver's own version number, where the system tells it.
+#[cfg(feature = "cuda")]
 pub(crate) fn nvidia_driver() -> Option<String> {
     let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
     let is_number = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');

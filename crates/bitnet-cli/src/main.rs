@@ -20,12 +20,14 @@ mod perplexity;
 mod progress;
 mod repl;
 mod report;
+mod settings;
 mod terminal;
 mod tokenize;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
 /// Chat with, convert, inspect and measure BitNet b1.58 models.
 #[derive(Debug, clap::Parser)]
@@ -33,6 +35,17 @@ use clap::Parser;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// TOML file with defaults for flags, such as temp = 0.5; an empty name reads none
+    /// [default: bitnet/config.toml in the folder for settings, ~/.config]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "BITNET_CONFIG",
+        value_parser = OsStringValueParser::new().map(PathBuf::from),
+        global = true,
+        help_heading = "Defaults"
+    )]
+    config: Option<PathBuf>,
 }
 
 /// One file a subcommand: its `Args`, and `run`.
@@ -51,16 +64,19 @@ enum Command {
 
 fn main() -> ExitCode {
     let args = std::env::args_os().map(args::expand);
-    let command = Cli::parse_from(args).command;
-    failure::report(|| match command {
-        Command::Chat(args) => generate::chat(&args),
-        Command::Generate(args) => generate::run(&args),
-        Command::Convert(args) => convert::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Logits(args) => logits::run(&args),
-        Command::Perplexity(args) => perplexity::run(&args),
-        Command::Tokenize(args) => tokenize::run(&args),
-        Command::Bench(args) => bench::run(&args),
-        Command::Doctor(args) => doctor::run(&args),
-    })
+    failure::report(|| run(&settings::parse(args)?))
+}
+
+fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    match &cli.command {
+        Command::Chat(args) => generate::chat(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Convert(args) => convert::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Logits(args) => logits::run(args),
+        Command::Perplexity(args) => perplexity::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Doctor(args) => doctor::run(args, cli.config.as_deref()),
+    }
 }

@@ -46,6 +46,7 @@ impl Session {
             .env("TERM", "xterm-256color")
             .env_remove("NO_COLOR")
             .env("BITNET_HISTORY", "")
+            .env("BITNET_CONFIG", "")
             .envs(environment.iter().copied())
             .stdin(side())
             .stdout(side())

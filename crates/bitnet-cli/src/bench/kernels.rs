@@ -20,10 +20,10 @@ use crate::failure::hinted;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Where to run: auto, cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "auto", env = "BITNET_DEVICE")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: Device,
     /// Processor threads [default: all cores]
-    #[arg(short, long, value_name = "N", env = "BITNET_THREADS", value_parser = at_least_one)]
+    #[arg(short, long, value_name = "N", value_parser = at_least_one)]
     threads: Option<usize>,
     /// Processor instruction set [default: the best there is]
     #[arg(long, value_name = "PATH")]

@@ -8,6 +8,7 @@ mod processor;
 mod selftest;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use bitnet_model::Device;
@@ -35,7 +36,9 @@ pub(crate) struct Args {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+///
+/// `settings` is the file with the user's defaults.
+pub(crate) fn run(args: &Args, settings: Option<&Path>) -> anyhow::Result<ExitCode> {
     let terminal = Terminal::detect(false);
     let mut out = std::io::stdout().lock();
     let mut checks = Vec::new();
@@ -49,6 +52,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let spinner = terminal.spinner("checking".to_owned());
     let mut report = |check: Check| spinner.suspend(|| report(check));
+    if let Some(path) = settings {
+        report(Check::ok("settings", path.display().to_string()))?;
+    }
     let usable = !matches!(args.device, Device::Cuda(_));
     if usable {
         for check in processor::checks(args.threads) {

@@ -14,6 +14,7 @@ mod interrupt;
 mod line;
 mod logits;
 mod machine;
+mod manual;
 mod measure;
 mod model;
 mod perplexity;
@@ -60,6 +61,8 @@ enum Command {
     Tokenize(tokenize::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -78,5 +81,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args, cli.config.as_deref()),
+        Command::Completions(args) => manual::completions(args),
+        Command::Man(args) => manual::man(args),
     }
 }

@@ -15,7 +15,7 @@ use crate::Cli;
 use crate::failure::hinted;
 
 /// Flags that belong to one run: what to do it with, where its results go, what it prints.
-const OF_ONE_RUN: [&str; 18] = [
+const OF_ONE_RUN: [&str; 19] = [
     "help",
     "version",
     "config",
@@ -30,6 +30,7 @@ const OF_ONE_RUN: [&str; 18] = [
     "json",
     "out",
     "force",
+    "dir",
     "tensors",
     "verify",
     "save",

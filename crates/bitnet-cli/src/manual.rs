@@ -1,0 +1,68 @@
+//! `bitnet completions` and `bitnet man`: what shells and `man` know of the program, made from its flags.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap_complete::Shell;
+
+use crate::failure::hinted;
+use crate::settings;
+
+/// Print the completions for a shell
+///
+/// For bash: bitnet completions bash > ~/.local/share/bash-completion/completions/bitnet
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    shell: Shell,
+}
+
+/// Print the manual page of a command, or write all pages to a folder
+///
+/// To read one: bitnet man chat | man -l -
+#[derive(Debug, clap::Args)]
+pub(crate) struct ManArgs {
+    /// The command, such as chat or bench model [default: the page of the program]
+    #[arg(value_name = "COMMAND", conflicts_with = "dir")]
+    command: Vec<String>,
+    /// Write every page to this folder
+    #[arg(long, value_name = "FOLDER")]
+    dir: Option<PathBuf>,
+}
+
+/// Runs `bitnet completions`.
+pub(crate) fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut settings::command(), "bitnet", &mut script);
+    std::io::stdout().write_all(&script)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `bitnet man`.
+pub(crate) fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
+    let mut command = settings::command();
+    if let Some(dir) = &args.dir {
+        let doing = || format!("cannot write to {}", dir.display());
+        std::fs::create_dir_all(dir).with_context(doing)?;
+        clap_mangen::generate_to(command, dir).with_context(doing)?;
+        eprintln!("wrote the manual pages to {}", dir.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    command.build();
+    let mut named = &command;
+    for name in &args.command {
+        named = named.find_subcommand(name).ok_or_else(|| {
+            hinted(
+                format!("there is no command `{}`", args.command.join(" ")),
+                "bitnet --help lists them",
+            )
+        })?;
+    }
+    let mut page = Vec::new();
+    clap_mangen::Man::new(named.clone()).render(&mut page)?;
+    std::io::stdout().write_all(&page)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -33,6 +33,7 @@ pub mod bf16_gemv;
 pub mod bit_gemm;
 pub mod bit_gemv;
 pub mod decode_linear;
+pub mod dense;
 pub mod embed;
 pub mod int8_head;
 pub mod probe;
@@ -65,6 +66,9 @@ pub const ALL: &[KernelInfo] = &[
     decode_linear::DecodeGatedK2::INFO,
     decode_linear::DecodeGatedK3::INFO,
     decode_linear::DecodeGatedK4::INFO,
+    dense::Dequantize::INFO,
+    dense::AddRows::INFO,
+    dense::GateRows::INFO,
     embed::EmbedBf16::INFO,
     embed::EmbedF16::INFO,
     embed::EmbedF32::INFO,

@@ -4,14 +4,14 @@ use std::ops::ControlFlow;
 
 use bitnet_cuda::engine::{
     Choice, Dims, Engine, HeadKind, Input, Intermediate, LayerParts, Limits, MAX_TOP_K, Settings,
-    TernaryParts,
+    TernaryParts, WeightKind,
 };
 use bitnet_cuda::{Gpu, Reporting};
 
 use crate::transformer::check_batch;
 use crate::{
     ActQuant, Activation, Backend, Config, Dense, DenseDtype, Error, LmHead, Result, Sampler, Tap,
-    TernaryTensor, Token, WeightSource,
+    TernaryTensor, Token, WeightForm, WeightSource,
 };
 
 /// Values of `activation` in the kernels.
@@ -31,6 +31,8 @@ pub struct CudaOptions {
     pub max_batch: usize,
     /// How the output head is kept.
     pub lm_head: LmHead,
+    /// How the weights of linear layers are kept.
+    pub weights: WeightForm,
     /// Whether to wait after every launch, so that an error names its kernel; slow.
     pub sync: bool,
 }
@@ -89,6 +91,10 @@ impl CudaBackend {
             head_dim: config.head_dim,
             vocab: config.vocab,
             eps: config.rms_eps,
+            weights: match options.weights {
+                WeightForm::Ternary => WeightKind::Ternary,
+                WeightForm::Bf16 => WeightKind::Bf16,
+            },
             head: match (options.lm_head, &head) {
                 (LmHead::Int8, _) => HeadKind::Int8,
                 (LmHead::Stored, None) => HeadKind::Embedding,

@@ -62,4 +62,4 @@ pub use sampler::{Sampler, Sampling};
 pub use score::{Chunking, Perplexity, each_logits, negative_log_likelihood};
 pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, Tap, Token, check_batch};
-pub use weights::{Dense, DenseDtype, LayerWeights, Segment, TernaryTensor, WeightSource};
+pub use weights::{Dense, DenseDtype, LayerWeights, Segment, TernaryTensor, WeightForm, WeightSource};

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::{
     Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, Files, GenerateOptions,
-    Generator, KvType, LmHead, Result, Sampling, Simd, Tokenizer, WeightSource,
+    Generator, KvType, LmHead, Result, Sampling, Simd, Tokenizer, WeightForm, WeightSource,
 };
 
 /// Tokens of context where neither the caller nor a smaller limit of the model says otherwise.
@@ -74,6 +74,8 @@ pub struct LoadOptions {
     pub kv_type: KvType,
     /// How the output head is kept.
     pub lm_head: LmHead,
+    /// How the weights of linear layers are kept.
+    pub weights: WeightForm,
 }
 
 impl Default for LoadOptions {
@@ -87,6 +89,7 @@ impl Default for LoadOptions {
             max_batch: 512,
             kv_type: KvType::Bf16,
             lm_head: LmHead::Stored,
+            weights: WeightForm::Ternary,
         }
     }
 }
@@ -226,6 +229,9 @@ pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<
         device => device,
     };
     match device {
+        Device::Auto | Device::Cpu if options.weights == WeightForm::Bf16 => Err(Error::Request(
+            "bf16 weights need a GPU, and the processor was chosen; use --device cuda".to_owned(),
+        )),
         Device::Auto | Device::Cpu => {
             let options = CpuOptions {
                 threads: options.threads,
@@ -271,6 +277,7 @@ fn open_cuda(
         n_seqs: options.n_seqs,
         max_batch: options.max_batch.min(context),
         lm_head: options.lm_head,
+        weights: options.weights,
         sync: false,
     };
     Ok(Box::new(crate::CudaBackend::new(source, &options)?))

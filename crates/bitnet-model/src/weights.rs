@@ -48,6 +48,17 @@ pub struct LayerWeights {
     pub down: TernaryTensor,
 }
 
+/// How a back end keeps the weights of linear layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightForm {
+    /// As ternary codes, multiplied by 8-bit activations.
+    #[default]
+    Ternary,
+    /// As bfloat16, multiplied by activations that are not quantized: eight times the memory. What ternary weights are compared
+    /// with, on a GPU alone.
+    Bf16,
+}
+
 /// Element type of a dense matrix as stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DenseDtype {

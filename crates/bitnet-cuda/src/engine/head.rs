@@ -1,12 +1,11 @@
 //! The output head: logits of rows of the batch.
 
+use super::dense::Product;
 use super::space::{Space, Use};
 use super::{Dims, Engine, HeadKind, launch};
 use crate::error::{Error, Result};
 use crate::memory::{DeviceBuffer, SharedWords};
 use bitnet_kernels::Global;
-use bitnet_kernels::bf16_gemm::{Bf16Gemm, SplitColumns};
-use bitnet_kernels::bf16_gemv::{self, Bf16Gemv};
 use bitnet_kernels::int8_head::{Int8Columns, Int8Gemv, Int8Rows};
 use std::sync::atomic::Ordering;
 
@@ -134,44 +133,17 @@ impl Engine {
             Head::Int8 { rows: w, scales } => return self.int8_head(x, rows, w, scales),
         };
         let (d, s) = (&self.dims, &self.scratch);
-        let (n, k, cols) = (d.vocab as u32, d.d_model as u32, rows as u32);
-        if cols <= bf16_gemv::MAX_COLS {
-            let head = Bf16Gemv {
-                w,
-                x,
-                norm: self.final_norm.global(),
-                y: s.logits.global(),
-                n,
-                k,
-                cols,
-                eps: d.eps,
-            };
-            // SAFETY: the rows lie in the residual stream and the logits buffer has as many.
-            return unsafe { launch(&self.stream, &head, Bf16Gemv::launch(d.vocab, d.d_model)) };
-        }
-        let split = SplitColumns {
+        let product = Product {
+            w,
             x,
             norm: self.final_norm.global(),
-            terms: s.terms.global(),
-            inverse: s.term_unit.global(),
-            k,
-            cols,
             eps: d.eps,
-        };
-        // SAFETY: as above; the terms are of this width, for the most columns.
-        unsafe { launch(&self.stream, &split, split.launch())? };
-        let head = Bf16Gemm {
-            w,
-            terms: s.terms.global(),
-            inverse: s.term_unit.global(),
             y: s.logits.global(),
-            n,
-            k,
-            cols,
-            parts: Bf16Gemm::parts(d.d_model),
+            n: d.vocab,
+            k: d.d_model,
         };
-        // SAFETY: as above.
-        unsafe { launch(&self.stream, &head, Bf16Gemm::launch(d.vocab)) }
+        // SAFETY: the rows lie in the residual stream and the logits buffer has as many, 32 at most.
+        unsafe { self.product(&product, rows) }
     }
 
     fn int8_head(

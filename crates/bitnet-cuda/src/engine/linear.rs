@@ -1,7 +1,7 @@
 //! Linear layers: of one token, with norm and quantization in the kernel; of many, with a kernel for those before it.
 
 use super::weights::Matrix;
-use super::{Engine, launch};
+use super::{Engine, WeightKind, launch};
 use crate::error::Result;
 use bitnet_kernels::decode_linear::{self, SLOTS};
 use bitnet_kernels::quantize_rows::{self, QuantizeRows};
@@ -42,16 +42,16 @@ impl Engine {
     }
 
     pub(super) fn linear(&self, linear: &Linear<'_>) -> Result<()> {
-        if self.batch == 1 {
-            self.linear_of_one(linear)
-        } else {
-            self.linear_of_many(linear)
+        match (linear.matrix.kind, self.batch) {
+            (WeightKind::Bf16, _) => self.linear_dense(linear),
+            (WeightKind::Ternary, 1) => self.linear_of_one(linear),
+            (WeightKind::Ternary, _) => self.linear_of_many(linear),
         }
     }
 
     fn linear_of_one(&self, linear: &Linear<'_>) -> Result<()> {
         let Matrix {
-            tiles,
+            values,
             n,
             k,
             scales,
@@ -70,7 +70,7 @@ impl Engine {
                     launch(
                         &self.stream,
                         &decode_linear::$Params {
-                            w: tiles.global(),
+                            w: values.global(),
                             x: linear.x,
                             norm: linear.norm,
                             absmax,
@@ -108,7 +108,7 @@ impl Engine {
     fn linear_of_many(&self, linear: &Linear<'_>) -> Result<()> {
         let (
             Matrix {
-                tiles,
+                values,
                 n,
                 k,
                 scales,
@@ -136,7 +136,7 @@ impl Engine {
                     launch(
                         &self.stream,
                         &bit_gemm::$Params {
-                            w: tiles.global(),
+                            w: values.global(),
                             x: s.codes.global(),
                             unit: s.unit.global(),
                             sum: s.sum.global(),

@@ -11,8 +11,11 @@ mod weights;
 mod scratch;
 
 mod attention;
-mod head;
 mod linear;
+
+mod dense;
+
+mod head;
 
 mod verbs;
 
@@ -60,6 +63,8 @@ pub struct Dims {
     pub vocab: usize,
     /// Epsilon of the norms.
     pub eps: f32,
+    /// How the weights of linear layers are kept.
+    pub weights: WeightKind,
     /// What the output head is.
     pub head: HeadKind,
     /// Whether there are norms before the projections back to the residual stream.
@@ -68,6 +73,15 @@ pub struct Dims {
     pub frequencies: Vec<f32>,
     /// Gate: [`bitnet_kernels::decode_linear::RELU2`] or [`bitnet_kernels::decode_linear::SILU`].
     pub activation: u32,
+}
+
+/// How the weights of linear layers are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightKind {
+    /// As ternary codes, 2 bits each, times 8-bit activations.
+    Ternary,
+    /// As bfloat16, times f32 activations: eight times the memory, what ternary weights are compared with.
+    Bf16,
 }
 
 /// What the output head of a model is.
@@ -295,6 +309,9 @@ fn check_dims(dims: &Dims) -> Result<usize> {
         if !found.is_multiple_of(32) {
             return refuse(what, found, "it must be a multiple of 32");
         }
+    }
+    if dims.weights == WeightKind::Bf16 && !dims.d_q().is_multiple_of(32) {
+        return refuse("width of all heads", dims.d_q(), "it must be a multiple of 32");
     }
     if dims.frequencies.len() != dims.head_dim / 2 {
         return refuse(

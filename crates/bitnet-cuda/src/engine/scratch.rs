@@ -1,7 +1,7 @@
 //! Buffers of a step.
 
 use super::space::{Space, Use};
-use super::{Dims, HeadKind, Limits};
+use super::{Dims, HeadKind, Limits, WeightKind};
 use crate::error::Result;
 use crate::memory::DeviceBuffer;
 use bitnet_kernels::decode_linear::SLOTS;
@@ -36,6 +36,8 @@ pub(super) struct Scratch {
     pub(super) sums: DeviceBuffer<f32>,
     /// Largest magnitudes before every linear layer, (n_layers, 4, SLOTS).
     pub(super) slots: DeviceBuffer<u32>,
+    /// Products of bfloat16 layers before their epilogue, (batch, widest output).
+    pub(super) product: DeviceBuffer<f32>,
     /// Terms of the rows before the output head, and what their sums are multiplied by: see [`bf16_gemm::SplitColumns`] and
     /// [`bitnet_kernels::int8_head::Int8Columns`].
     pub(super) terms: DeviceBuffer<u32>,
@@ -55,11 +57,25 @@ impl Scratch {
         let decode_rows = limits.decode_batch() * dims.n_heads * (context / rope::BLOCK_KEYS as usize);
         let few = bf16_gemv::MAX_COLS as usize;
         let logit_rows = max_batch.clamp(few, bf16_gemm::MAX_COLS as usize);
-        let term_words = match dims.head {
-            HeadKind::Int8 => logit_rows * dims.d_model / 2,
-            _ if logit_rows > few => bf16_gemm::term_words(dims.d_model),
-            _ => 0,
+        let terms_of = |k: usize| {
+            if max_batch > few {
+                bf16_gemm::term_words(k)
+            } else {
+                0
+            }
         };
+        let of_head = match dims.head {
+            HeadKind::Int8 => logit_rows * dims.d_model / 2,
+            HeadKind::Embedding | HeadKind::Own => terms_of(dims.d_model),
+        };
+        let (of_layers, product) = match dims.weights {
+            WeightKind::Ternary => (0, 0),
+            WeightKind::Bf16 => (
+                terms_of(dims.widest()),
+                max_batch * dims.d_model.max(2 * dims.d_ffn),
+            ),
+        };
+        let term_words = of_head.max(of_layers);
         let words = |what: &str, len: usize| space.alloc(Use::Scratch, what, len);
         let floats = |what: &str, len: usize| space.alloc(Use::Scratch, what, len);
         Ok(Self {
@@ -81,6 +97,7 @@ impl Scratch {
             values: floats("partial attention", decode_rows * padded)?,
             sums: floats("partial attention", decode_rows * 2)?,
             slots: words("magnitudes", dims.n_layers * 4 * SLOTS)?,
+            product: floats("products", product)?,
             terms: words("the head's input", term_words)?,
             term_unit: floats("the head's input", logit_rows)?,
             logit_rows,

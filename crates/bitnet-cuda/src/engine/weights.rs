@@ -1,10 +1,11 @@
 //! Weights on the device, and how they get there.
 
 use super::space::{Space, Use};
-use super::{Dims, Engine};
+use super::{Dims, Engine, WeightKind};
 use crate::error::{Error, Result};
 use crate::memory::DeviceBuffer;
 use crate::stream::Stream;
+use bitnet_kernels::dense::Dequantize;
 use bitnet_kernels::repack::Repack;
 use bitnet_layout::mma_tile::{self, RowOrder};
 
@@ -42,10 +43,12 @@ pub struct LayerParts<'a> {
     pub down: TernaryParts<'a>,
 }
 
-/// A ternary matrix in tiles.
+/// The matrix of a linear layer.
 #[derive(Debug)]
 pub(super) struct Matrix {
-    pub(super) tiles: DeviceBuffer<u32>,
+    pub(super) kind: WeightKind,
+    /// Tiles, or rows of bfloat16.
+    pub(super) values: DeviceBuffer<u32>,
     pub(super) n: usize,
     pub(super) k: usize,
     order: RowOrder,
@@ -70,9 +73,14 @@ pub(super) struct Layer {
 }
 
 impl Matrix {
-    fn new(space: &Space<'_>, n: usize, k: usize, order: RowOrder) -> Result<Self> {
+    fn new(space: &Space<'_>, kind: WeightKind, n: usize, k: usize, order: RowOrder) -> Result<Self> {
+        let words = match kind {
+            WeightKind::Ternary => mma_tile::words(n, k),
+            WeightKind::Bf16 => n * k / 2,
+        };
         Ok(Self {
-            tiles: space.alloc(Use::Weights, "ternary weights", mma_tile::words(n, k))?,
+            kind,
+            values: space.alloc(Use::Weights, "the weights", words)?,
             n,
             k,
             order,
@@ -81,7 +89,7 @@ impl Matrix {
         })
     }
 
-    /// Uploads the canonical words and repacks them on the device.
+    /// Uploads the canonical words and converts them on the device.
     fn set(&mut self, stream: &Stream, staging: &DeviceBuffer<u32>, parts: &TernaryParts<'_>) -> Result<()> {
         let rows: usize = parts.segments.iter().map(|s| s.0).sum();
         if (parts.n, parts.k) != (self.n, self.k)
@@ -107,16 +115,36 @@ impl Matrix {
             start += rows as u32;
         }
         stream.upload(staging, 0, parts.words)?;
-        let repack = Repack {
-            words: staging.global(),
-            tiles: self.tiles.global(),
-            n: self.n as u32,
-            k: self.k as u32,
-            paired: (self.order == RowOrder::Paired).into(),
-        };
-        // SAFETY: the words were checked to be of this shape and fit the staging buffer, the tiles were allocated for it,
-        // and both outlive the work: it is waited for.
-        unsafe { stream.launch(&repack, repack.launch())? };
+        // The words were checked to be of this shape and fit the staging buffer, the values were allocated for it, and both
+        // outlive the work: it is waited for.
+        match self.kind {
+            WeightKind::Ternary => {
+                let repack = Repack {
+                    words: staging.global(),
+                    tiles: self.values.global(),
+                    n: self.n as u32,
+                    k: self.k as u32,
+                    paired: (self.order == RowOrder::Paired).into(),
+                };
+                // SAFETY: as just said.
+                unsafe { stream.launch(&repack, repack.launch())? };
+            }
+            WeightKind::Bf16 => {
+                let dequantize = Dequantize {
+                    words: staging.global(),
+                    w: self.values.global(),
+                    n: self.n as u32,
+                    k: self.k as u32,
+                    row_b: self.starts[0],
+                    row_c: self.starts[1],
+                    scale_a: self.scales[0],
+                    scale_b: self.scales[1],
+                    scale_c: self.scales[2],
+                };
+                // SAFETY: as just said.
+                unsafe { stream.launch(&dequantize, dequantize.launch())? };
+            }
+        }
         stream.synchronize()
     }
 }
@@ -137,10 +165,16 @@ impl Layer {
             ffn_norm: norm(dims.d_model)?,
             attn_sub_norm: sub_norm(d_q)?,
             ffn_sub_norm: sub_norm(dims.d_ffn)?,
-            qkv: Matrix::new(space, d_q + 2 * d_kv, dims.d_model, RowOrder::Plain)?,
-            o: Matrix::new(space, dims.d_model, d_q, RowOrder::Plain)?,
-            gate_up: Matrix::new(space, 2 * dims.d_ffn, dims.d_model, RowOrder::Paired)?,
-            down: Matrix::new(space, dims.d_model, dims.d_ffn, RowOrder::Plain)?,
+            qkv: Matrix::new(space, dims.weights, d_q + 2 * d_kv, dims.d_model, RowOrder::Plain)?,
+            o: Matrix::new(space, dims.weights, dims.d_model, d_q, RowOrder::Plain)?,
+            gate_up: Matrix::new(
+                space,
+                dims.weights,
+                2 * dims.d_ffn,
+                dims.d_model,
+                RowOrder::Paired,
+            )?,
+            down: Matrix::new(space, dims.weights, dims.d_model, dims.d_ffn, RowOrder::Plain)?,
             k_cache: space.alloc(Use::Cache, "the KV cache", cache_words)?,
             v_cache: space.alloc(Use::Cache, "the KV cache", cache_words)?,
         })

@@ -1,0 +1,208 @@
+//! Runs one test of a model, again and again.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use bitnet_model::{Backend, Sampler, Sampling, Token};
+
+/// One test: tokens of context, then a prompt or decoded tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Test {
+    pub(super) n_prompt: usize,
+    pub(super) n_gen: usize,
+    pub(super) depth: usize,
+    pub(super) sequences: usize,
+}
+
+impl Test {
+    /// As llama-bench names it.
+    pub(super) fn name(self) -> String {
+        let Self {
+            n_prompt,
+            n_gen,
+            depth,
+            sequences,
+        } = self;
+        let mut name = if n_prompt > 0 {
+            format!("pp{n_prompt}")
+        } else {
+            format!("tg{n_gen}")
+        };
+        if sequences > 1 {
+            name += &format!(" x{sequences}");
+        }
+        if depth > 0 {
+            name += &format!(" @ d{depth}");
+        }
+        name
+    }
+}
+
+/// What a test took.
+#[derive(Clone, Debug)]
+pub(super) struct Outcome {
+    pub(super) test: Test,
+    /// Tokens a second, by repetition.
+    pub(super) rates: Vec<f64>,
+    /// Time from the start of the test to its first token, by repetition.
+    pub(super) first: Vec<Duration>,
+    /// Time between tokens of one sequence, all repetitions together.
+    pub(super) between: Vec<Duration>,
+    /// Bytes a decode step must move, in the middle of the test; 0 for a prompt, which is not bound by that.
+    pub(super) step_bytes: u64,
+}
+
+impl Outcome {
+    pub(super) fn mean(&self) -> f64 {
+        self.rates.iter().sum::<f64>() / self.rates.len().max(1) as f64
+    }
+
+    /// Standard deviation of the rates.
+    pub(super) fn deviation(&self) -> f64 {
+        let mean = self.mean();
+        let squares: f64 = self.rates.iter().map(|r| (r - mean).powi(2)).sum();
+        (squares / (self.rates.len().max(2) - 1) as f64).sqrt()
+    }
+
+    /// Bandwidth of decoding.
+    pub(super) fn gb_per_s(&self) -> Option<f64> {
+        (self.step_bytes > 0).then(|| self.mean() / self.test.sequences as f64 * self.step_bytes as f64 / 1e9)
+    }
+
+    pub(super) fn first_ms(&self) -> f64 {
+        percentile(&self.first, 0.5)
+    }
+
+    /// A quantile of the time between tokens, in milliseconds.
+    pub(super) fn token_ms(&self, quantile: f64) -> f64 {
+        percentile(&self.between, quantile)
+    }
+}
+
+/// A quantile in milliseconds; 0 where there is nothing.
+fn percentile(times: &[Duration], quantile: f64) -> f64 {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    let at = (times.len().saturating_sub(1)) as f64 * quantile;
+    times
+        .get(at.round() as usize)
+        .map_or(0.0, |time| time.as_secs_f64() * 1e3)
+}
+
+/// Token ids that look like text to a cache: spread over the vocabulary, the same every time.
+fn ids(n: usize, vocab: usize) -> Vec<u32> {
+    let mut state = 1u64;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) as usize % vocab) as u32
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+fn prefill(backend: &mut dyn Backend, ids: &[u32], first: usize, seq: u32) -> anyhow::Result<u32> {
+    let mut best = 0;
+    let batch = backend.max_batch();
+    for (i, part) in ids.chunks(batch).enumerate() {
+        let last = (i + 1) * batch >= ids.len();
+        let rows = if last { vec![part.len() - 1] } else { Vec::new() };
+        let logits = backend.step(&Token::run(part, first + i * batch, seq), &rows)?;
+        if last {
+            best = arg_max(logits);
+        }
+    }
+    Ok(best)
+}
+
+fn arg_max(logits: &[f32]) -> u32 {
+    let best = (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
+    best as u32
+}
+
+/// Runs `test`; `step_bytes` is for the outcome.
+pub(super) fn measure(
+    backend: &mut dyn Backend,
+    test: Test,
+    repetitions: usize,
+    step_bytes: u64,
+) -> anyhow::Result<Outcome> {
+    let Test {
+        n_prompt,
+        n_gen,
+        depth,
+        sequences,
+    } = test;
+    let vocab = backend.config().vocab;
+    // A sequence begins with one token at least, so that there is something to decode from.
+    let context = ids(depth.max(1), vocab);
+    let prompt = ids(n_prompt, vocab);
+    let mut outcome = Outcome {
+        test,
+        rates: Vec::new(),
+        first: Vec::new(),
+        between: Vec::new(),
+        step_bytes,
+    };
+    if n_prompt == 0 {
+        for seq in 0..sequences {
+            prefill(backend, &context, 0, seq as u32)?;
+        }
+    } else if depth > 0 {
+        prefill(backend, &context, 0, 0)?;
+    }
+    // One more than is counted: the first finds caches cold and recordings not made.
+    for repetition in 0..=repetitions {
+        let start = Instant::now();
+        let mut times = Vec::new();
+        if n_prompt > 0 {
+            prefill(backend, &prompt, depth, 0)?;
+            times.push(start.elapsed());
+        } else {
+            let first: Vec<Token> = (0..sequences)
+                .map(|seq| Token::run(&context[..1], context.len(), seq as u32)[0])
+                .collect();
+            decode(backend, &first, n_gen, || times.push(start.elapsed()))?;
+        }
+        let elapsed = start.elapsed().as_secs_f64();
+        if repetition > 0 {
+            outcome
+                .rates
+                .push((n_prompt + n_gen * sequences) as f64 / elapsed);
+            outcome.first.extend(times.first());
+            outcome
+                .between
+                .extend(times.windows(2).map(|pair| pair[1] - pair[0]));
+        }
+    }
+    Ok(outcome)
+}
+
+/// Decodes `n` tokens of each sequence greedily, on the device where it can.
+fn decode(
+    backend: &mut dyn Backend,
+    first: &[Token],
+    n: usize,
+    mut done: impl FnMut(),
+) -> anyhow::Result<()> {
+    let mut samplers = vec![Sampler::new(Sampling::greedy())?; first.len()];
+    let mut on_tokens = |_: &[u32]| {
+        done();
+        ControlFlow::Continue(())
+    };
+    if backend.decode(first, &mut samplers, n, &mut on_tokens)? {
+        return Ok(());
+    }
+    let vocab = backend.config().vocab;
+    let rows: Vec<usize> = (0..first.len()).collect();
+    let mut batch = first.to_vec();
+    for _ in 0..n {
+        let logits = backend.step(&batch, &rows)?;
+        for (token, logits) in batch.iter_mut().zip(logits.chunks_exact(vocab)) {
+            token.id = arg_max(logits);
+            token.pos += 1;
+        }
+        done();
+    }
+    Ok(())
+}

@@ -1,0 +1,191 @@
+//! `bitnet bench model`: prompts and decoding of a whole model, in the columns of llama-bench.
+
+mod measure;
+mod report;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use bitnet_model::{Checkpoint, Config, KvType, LmHead, LoadOptions, WeightForm, WeightSource, open_backend};
+
+use measure::{Test, measure};
+use report::{Report, Run};
+
+use super::peak;
+use super::report::Format;
+use crate::args::{DeviceArgs, ModelArgs};
+
+/// Time a model: prompts (pp), decoded tokens (tg), at a depth of context, several sequences at once
+///
+/// Tests are named as llama-bench names them: pp512, tg128, tg128 @ d1024. Token ids are drawn by a fixed seed. Decoding
+/// takes the most likely token each time. With --weights bf16 the same model runs with bfloat16 weights as well, as the baseline
+/// of the speedup.
+#[derive(Debug, clap::Args)]
+#[command(mut_arg("batch_size", |arg| arg.short(None)))]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Prompt lengths to time, separated by commas; 0 for none
+    #[arg(
+        short = 'p',
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "512"
+    )]
+    n_prompt: Vec<usize>,
+    /// Numbers of tokens to decode, separated by commas; 0 for none
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "128")]
+    n_gen: Vec<usize>,
+    /// Tokens of context before the timed ones, separated by commas
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "0")]
+    depth: Vec<usize>,
+    /// Sequences decoded side by side, separated by commas
+    #[arg(
+        short,
+        long,
+        visible_aliases = ["sequences", "parallel"],
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "1"
+    )]
+    batch: Vec<usize>,
+    /// ternary, or bf16: time the same model with bf16 weights too, as the baseline (GPU only, eight times the memory)
+    #[arg(long, value_name = "FORM", default_value = "ternary", value_parser = weights)]
+    weights: WeightForm,
+    /// Repetitions of each test
+    #[arg(short, long, value_name = "N", default_value = "5", value_parser = crate::args::at_least_one)]
+    repetitions: usize,
+    /// What to print
+    #[arg(short, long, value_name = "FORMAT", default_value = "md")]
+    output: Format,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    args.model.introduce();
+    let files = args.model.files();
+    crate::model::require(&files)?;
+    let checkpoint = Checkpoint::open(&files)?;
+    let config = checkpoint.config().clone();
+    let tests = tests(args);
+    let context = tests
+        .iter()
+        .map(|t| t.depth + t.n_prompt + t.n_gen + 1)
+        .max()
+        .unwrap_or(1);
+    let mut options = args.device.options(Some(context), KvType::Bf16);
+    options.n_seqs = tests.iter().map(|t| t.sequences).max().unwrap_or(1);
+    options.max_batch = options.max_batch.max(options.n_seqs);
+    let peak_gb_per_s = peak(options.device, options.threads)?;
+    let forms = match args.weights {
+        WeightForm::Ternary => vec![WeightForm::Ternary],
+        WeightForm::Bf16 => vec![WeightForm::Bf16, WeightForm::Ternary],
+    };
+    let mut runs = Vec::new();
+    for weights in forms {
+        let options = LoadOptions {
+            weights,
+            ..options.clone()
+        };
+        let loading = Instant::now();
+        let mut backend = open_backend(&checkpoint, &options)?;
+        let load = loading.elapsed();
+        let bytes = weight_bytes(&config, &options);
+        let mut outcomes = Vec::new();
+        for &test in &tests {
+            let step_bytes = if test.n_gen > 0 {
+                bytes + cache_bytes(&config, (test.depth + test.n_gen / 2) * test.sequences)
+            } else {
+                0
+            };
+            outcomes.push(measure(backend.as_mut(), test, args.repetitions, step_bytes)?);
+        }
+        runs.push(Run {
+            weights,
+            backend: backend.name(),
+            memory_bytes: backend.memory_bytes(),
+            weight_bytes: bytes,
+            load,
+            outcomes,
+        });
+    }
+    let report = Report {
+        command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+        model: files
+            .root()
+            .file_name()
+            .map_or_else(|| files.to_string(), |n| n.to_string_lossy().into_owned()),
+        parameters: parameters(&config),
+        peak_gb_per_s,
+        runs,
+    };
+    match args.output {
+        Format::Md => print!("{}", report.markdown()),
+        Format::Json => println!("{:#}", report.json()),
+        Format::Csv => print!("{}", report.csv()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prompts, then decoding, at every depth.
+fn tests(args: &Args) -> Vec<Test> {
+    let mut tests = Vec::new();
+    for &depth in &args.depth {
+        let prompts = args.n_prompt.iter().filter(|&&n| n > 0);
+        tests.extend(prompts.map(|&n_prompt| Test {
+            n_prompt,
+            n_gen: 0,
+            depth,
+            sequences: 1,
+        }));
+        for &sequences in &args.batch {
+            let decoded = args.n_gen.iter().filter(|&&n| n > 0);
+            tests.extend(decoded.map(|&n_gen| Test {
+                n_prompt: 0,
+                n_gen,
+                depth,
+                sequences: sequences.max(1),
+            }));
+        }
+    }
+    tests
+}
+
+fn weights(text: &str) -> Result<WeightForm, String> {
+    match text {
+        "ternary" => Ok(WeightForm::Ternary),
+        "bf16" => Ok(WeightForm::Bf16),
+        _ => Err("expected ternary or bf16".to_owned()),
+    }
+}
+
+/// Weights of all linear layers, in elements.
+fn linear(c: &Config) -> u64 {
+    (c.n_layers * (c.d_model * (2 * c.d_q() + 2 * c.d_kv()) + 3 * c.d_model * c.d_ffn)) as u64
+}
+
+/// Weights of all layers and of embedding and output head, in elements.
+fn parameters(c: &Config) -> u64 {
+    let heads = if c.tied_head { 1 } else { 2 };
+    linear(c) + (heads * c.vocab * c.d_model) as u64
+}
+
+/// Bytes of weights that a decode step reads: of the linear layers, and of the output head.
+fn weight_bytes(c: &Config, options: &LoadOptions) -> u64 {
+    let linear = match options.weights {
+        WeightForm::Ternary => linear(c) / 4,
+        WeightForm::Bf16 => linear(c) * 2,
+    };
+    let head = match options.lm_head {
+        LmHead::Stored => 2,
+        LmHead::Int8 => 1,
+    };
+    linear + (head * c.vocab * c.d_model) as u64
+}
+
+/// Bytes of keys and values of this many tokens of context.
+fn cache_bytes(c: &Config, tokens: usize) -> u64 {
+    (c.n_layers * 2 * c.d_kv() * 2 * tokens) as u64
+}

@@ -1,6 +1,7 @@
 //! The input of ternary matrices: a row for each token, normed and quantized.
 
 use crate::gemm;
+use crate::integer::{COLUMN_STEP, TOKEN_STEP};
 use crate::memory::{Buffer, Pages};
 use crate::{Error, Result};
 
@@ -49,7 +50,7 @@ pub struct Activations {
 }
 
 /// 8-bit values of as many columns as a kernel takes in one step.
-pub(crate) type Columns = [i8; gemm::COLUMN_STEP];
+pub(crate) type Columns = [i8; COLUMN_STEP];
 
 impl Activations {
     /// Room for `max_tokens` rows of `max_k` columns, to be filled by `n_threads` threads.
@@ -67,9 +68,7 @@ impl Activations {
             Precision::F32 => (max_tokens, 0),
         };
         // Kernels read whole steps of rows.
-        let padded = q_rows
-            .checked_next_multiple_of(gemm::TOKEN_STEP)
-            .unwrap_or(usize::MAX);
+        let padded = q_rows.checked_next_multiple_of(TOKEN_STEP).unwrap_or(usize::MAX);
         Ok(Self {
             precision,
             max_tokens,
@@ -95,5 +94,5 @@ impl Activations {
 
 /// Steps of columns of a row of `k`.
 pub(crate) fn steps(k: usize) -> usize {
-    k.div_ceil(gemm::COLUMN_STEP)
+    k.div_ceil(COLUMN_STEP)
 }

@@ -1,23 +1,25 @@
 //! What the processor does for a model: the operations a transformer is made of, over plain slices.
 
 use crate::activations::{self, Activations, Norm, Precision};
-use crate::dot::{self, DotFn};
 use crate::error::check_size;
 use crate::float::{Float, TOKENS};
-use crate::gemm::{self, Gemm};
+use crate::gemm;
+use crate::integer::{Integer, TOKEN_STEP};
 use crate::matrix::DenseMatrix;
 use crate::pool::{Pool, Shards};
 use crate::{Error, Result, Simd};
 
-/// Weight bytes of a claim in a parallel loop: a few microseconds of streaming, far above the cost of claiming.
-pub(crate) const CHUNK_BYTES: usize = 32 << 10;
+/// Weight bytes of a claim in a parallel loop over `bytes`: enough claims that the threads end together, and each some
+/// microseconds of streaming, because a claim waits for all reads before it.
+pub(crate) fn claim_bytes(bytes: usize, n_threads: usize) -> usize {
+    (bytes / (8 * n_threads)).clamp(32 << 10, 256 << 10)
+}
 
 /// An instruction set and the threads to use it with.
 pub struct Cpu {
     simd: Simd,
     pub(crate) float: Float,
-    pub(crate) dot: DotFn,
-    pub(crate) gemm: Option<Gemm>,
+    pub(crate) integer: Integer,
     pub(crate) pool: Pool,
 }
 
@@ -52,7 +54,7 @@ impl Cpu {
     pub fn new(simd: Option<Simd>, threads: Option<usize>) -> Result<Self> {
         let available = Simd::available();
         let simd = simd.unwrap_or(available[0]);
-        let Some(dot) = dot::path(simd) else {
+        let Some(integer) = Integer::new(simd) else {
             return Err(Error::Simd {
                 wanted: simd,
                 available,
@@ -62,8 +64,7 @@ impl Cpu {
         Ok(Self {
             simd,
             float: Float::new(simd),
-            dot,
-            gemm: gemm::path(simd),
+            integer,
             pool: Pool::new(threads.max(1))?,
         })
     }
@@ -112,14 +113,14 @@ impl Cpu {
             a.max_tokens
         );
         (a.n_tokens, a.k) = (n_tokens, k);
-        a.packed = self.gemm.is_some() && a.precision == Precision::Int8 && n_tokens >= gemm::MIN_TOKENS;
+        a.packed = a.precision == Precision::Int8 && n_tokens >= gemm::MIN_TOKENS;
         let (n_steps, max_steps) = (activations::steps(k), activations::steps(a.max_k));
         let (precision, packed, max_k) = (a.precision, a.packed, a.max_k);
         let (rows, q) = (Shards::new(&mut a.x), Shards::new(&mut a.q));
         let (inverse, sum) = (Shards::new(&mut a.inverse), Shards::new(&mut a.sum));
         let row = Shards::new(&mut a.row);
         // Packed rows of one step share pieces, so one call quantizes them all.
-        let tokens_at_once = if packed { gemm::TOKEN_STEP } else { 1 };
+        let tokens_at_once = if packed { TOKEN_STEP } else { 1 };
         self.pool
             .run(n_tokens.div_ceil(tokens_at_once), &|chunk, thread| {
                 let tokens = chunk * tokens_at_once..n_tokens.min((chunk + 1) * tokens_at_once);
@@ -149,7 +150,7 @@ impl Cpu {
                     (inverse[0], sum[0]) = (self.float.quantize)(floats, values);
                     padding.fill(0);
                     if packed {
-                        let n_columns = gemm::TOKEN_STEP * n_steps;
+                        let n_columns = TOKEN_STEP * n_steps;
                         // SAFETY: the pieces of a step of rows belong to one call.
                         let pieces = unsafe { q.get(chunk * n_columns, n_columns) };
                         gemm::put_row(row, pieces.as_chunks_mut().0, token);
@@ -207,7 +208,8 @@ impl Cpu {
         let n_tokens = x.len().checked_div(cols).unwrap_or(0);
         check_size("elements of the head's input", x.len(), n_tokens * cols)?;
         check_size("elements of the head's output", y.len(), n_tokens * rows)?;
-        let rows_at_once = (CHUNK_BYTES / (2 * cols.max(1))).max(1);
+        let claim = claim_bytes(2 * rows * cols, self.n_threads());
+        let rows_at_once = (claim / (2 * cols.max(1))).max(1);
         let y = Shards::new(y);
         self.pool.run(rows.div_ceil(rows_at_once), &|chunk, _| {
             let first = chunk * rows_at_once;

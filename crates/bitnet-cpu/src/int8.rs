@@ -4,7 +4,7 @@
 use bitnet_layout::act::head_largest;
 use bitnet_layout::ternary::round_ties_even;
 
-use crate::cpu::{CHUNK_BYTES, Cpu};
+use crate::cpu::{Cpu, claim_bytes};
 use crate::error::check_size;
 use crate::memory::{Buffer, Pages};
 use crate::pool::Shards;
@@ -155,7 +155,8 @@ impl Cpu {
         input.fill(x);
         let dot = path(self.simd());
         let (q, inverse) = (&*input.q, &input.inverse);
-        let tiles_at_once = (CHUNK_BYTES / (ROWS * k.max(1))).max(1);
+        let claim = claim_bytes(n * k, self.n_threads());
+        let tiles_at_once = (claim / (ROWS * k.max(1))).max(1);
         let y = Shards::new(y);
         self.pool
             .run(w.scales.len().div_ceil(tiles_at_once), &|chunk, _| {
@@ -209,7 +210,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::{Pair, ROWS};
-    use crate::dot::AHEAD;
+    use crate::integer::AHEAD;
 
     /// A pair of activations as one lane value.
     #[inline(always)]

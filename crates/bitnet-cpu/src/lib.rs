@@ -21,7 +21,7 @@
 //! ```
 //!
 //! A file may use only files whose `mod` line stands above its own, so the list below is also the reading order; the
-//! exception is that [`Error`] names [`Simd`], which asks `gemm` for AMX.
+//! exception is that [`Error`] names [`Simd`], which asks `integer` for AMX.
 
 mod error;
 mod simd;
@@ -29,7 +29,8 @@ mod simd;
 mod memory;
 mod pool;
 
-mod dot;
+mod integer;
+
 mod float;
 
 mod gemm;
@@ -46,9 +47,9 @@ mod matmul;
 pub use activations::{Activations, Norm, Precision};
 pub use cpu::{Angles, Cpu, Heads};
 pub use error::{Error, Result};
-pub use float::Write;
+pub use float::{Gate, Write};
 pub use int8::{Int8Input, Int8Matrix};
 pub use kv::{KvCache, KvRows, KvShape, KvType, Place, Queries};
-pub use matmul::{Gate, Output};
+pub use matmul::Output;
 pub use matrix::{DenseMatrix, DenseType, TernaryMatrix};
 pub use simd::Simd;

@@ -1,17 +1,16 @@
 //! Ternary matrix products: a stream over the weights for a few rows of activations, blocks of both for many.
 
-use bitnet_layout::row_tiles::Group;
+use std::ops::Range;
+
+use bitnet_layout::row_tiles::{Group, ROWS};
 
 use crate::activations::{self, Activations, Precision};
-use crate::cpu::{CHUNK_BYTES, Cpu};
-use crate::dot::Rows;
-use crate::float::{Codes, Write};
-use crate::gemm::{self, Gemm, Workspace};
+use crate::cpu::{Cpu, claim_bytes};
+use crate::float::{Finish, Gate, Sums, Write};
+use crate::gemm::{self, PANEL, Workspace};
+use crate::integer::{Stream, TILES, TOKEN_STEP};
 use crate::matrix::TernaryMatrix;
 use crate::pool::Shards;
-
-/// Rows of activations multiplied with one tile before the next: their sums stay in the first-level cache.
-const TOKEN_BLOCK: usize = 64;
 
 /// Where a matrix product goes: some columns of row-major rows, one row a token.
 #[derive(Debug)]
@@ -26,24 +25,6 @@ pub struct Output<'a> {
     pub write: Write,
 }
 
-/// The gate of a feed-forward block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
-    /// `relu(gate)^2 * up`.
-    Relu2,
-    /// `gate * sigmoid(gate) * up`.
-    Silu,
-}
-
-/// What becomes of the products.
-#[derive(Clone, Copy)]
-enum Finish {
-    /// They are the output.
-    Write(Write),
-    /// The first half of the rows gates the second.
-    Gate(Gate),
-}
-
 /// An output that chunks of a loop share, `n` columns of rows.
 struct Target<'a> {
     n: usize,
@@ -54,6 +35,22 @@ struct Target<'a> {
 }
 
 impl Target<'_> {
+    /// Of `n_tiles` multiplied together, those that have columns of the output: a gate has as many beside them.
+    fn width(&self, n_tiles: usize) -> usize {
+        match self.finish {
+            Finish::Write(_) => n_tiles,
+            Finish::Gate(_) => n_tiles / 2,
+        }
+    }
+
+    /// Scales of the tiles that those of `columns` gate.
+    fn gated<'w>(&self, w: &'w TernaryMatrix, columns: &Range<usize>) -> &'w [[f32; ROWS]] {
+        match self.finish {
+            Finish::Write(_) => &[],
+            Finish::Gate(_) => &w.scales()[self.n.div_ceil(ROWS)..][columns.clone()],
+        }
+    }
+
     /// Columns `16 i .. 16 (i + n_tiles)` of the row of a token, as far as there are so many.
     ///
     /// # Safety
@@ -118,15 +115,8 @@ impl Cpu {
         self.pool.run(n_tokens, &|token, _| {
             let (gates, ups) = x[2 * n * token..][..2 * n].split_at(n);
             // SAFETY: rows differ between tokens.
-            self.gate_row(gate, gates, ups, unsafe { out.get(token * n, n) });
+            (self.float.gate)(gate, gates, ups, unsafe { out.get(token * n, n) });
         });
-    }
-
-    fn gate_row(&self, gate: Gate, gates: &[f32], ups: &[f32], out: &mut [f32]) {
-        match gate {
-            Gate::Relu2 => (self.float.relu2)(gates, ups, out),
-            Gate::Silu => (self.float.silu)(gates, ups, out),
-        }
     }
 
     fn multiply(&self, w: &TernaryMatrix, a: &mut Activations, target: &Target<'_>) {
@@ -135,78 +125,86 @@ impl Cpu {
             a.n_tokens * target.stride <= target.data.len(),
             "rows of the output"
         );
-        match self.gemm {
-            Some(gemm) if a.packed => self.panels(gemm, w, a, target),
-            _ => self.tiles(w, a, target),
+        match a.precision {
+            Precision::F32 => self.float_tiles(w, a, target),
+            Precision::Int8 if a.packed => self.panels(w, a, target),
+            Precision::Int8 => self.streams(w, a, target),
         }
     }
 
-    /// A tile, or a tile and the one it gates, at a time: a stream over the weights.
-    fn tiles(&self, w: &TernaryMatrix, a: &Activations, target: &Target<'_>) {
-        let n_tiles = target.n.div_ceil(16);
-        let tiles_at_once = (CHUNK_BYTES / (4 * w.k().max(1))).max(1);
-        self.pool.run(n_tiles.div_ceil(tiles_at_once), &|chunk, _| {
-            let begin = chunk * tiles_at_once;
-            let mut y = [[0.0; 16]; TOKEN_BLOCK];
-            let mut ups = [[0.0; 16]; TOKEN_BLOCK];
-            for i in begin..n_tiles.min(begin + tiles_at_once) {
-                for first in (0..a.n_tokens).step_by(TOKEN_BLOCK) {
-                    let n_tokens = (a.n_tokens - first).min(TOKEN_BLOCK);
-                    let y = &mut y[..n_tokens];
-                    self.tile(w, i, a, first, y);
-                    if let Finish::Gate(_) = target.finish {
-                        self.tile(w, n_tiles + i, a, first, &mut ups[..n_tokens]);
-                    }
-                    for ((y, ups), token) in y.iter().zip(&ups).zip(first..) {
-                        // SAFETY: each tile is in one chunk, and each token in one step of its loop.
-                        let out = unsafe { target.get(i, 1, token) };
-                        match target.finish {
-                            Finish::Write(Write::Replace) => out.copy_from_slice(&y[..out.len()]),
-                            Finish::Write(Write::Add) => out.iter_mut().zip(y).for_each(|(out, y)| *out += y),
-                            Finish::Gate(gate) => self.gate_row(gate, y, ups, out),
-                        }
-                    }
+    /// Float activations: a tile, or a tile and the one it gates, at a time.
+    fn float_tiles(&self, w: &TernaryMatrix, a: &Activations, target: &Target<'_>) {
+        let n_tiles = target.n.div_ceil(ROWS);
+        self.pool.run(n_tiles, &|i, _| {
+            for token in 0..a.n_tokens {
+                let products = |i: usize| -> [f32; ROWS] {
+                    let (tile, scales) = w.tile(i);
+                    let sums = (self.float.ternary)(tile, &a.x[token * a.k..][..a.k]);
+                    std::array::from_fn(|r| sums[r] * scales[r])
+                };
+                let y = products(i);
+                // SAFETY: each tile is one chunk, and each token in one step of its loop.
+                let out = unsafe { target.get(i, 1, token) };
+                match target.finish {
+                    Finish::Write(Write::Replace) => out.copy_from_slice(&y[..out.len()]),
+                    Finish::Write(Write::Add) => out.iter_mut().zip(y).for_each(|(out, y)| *out += y),
+                    Finish::Gate(gate) => (self.float.gate)(gate, &y, &products(n_tiles + i), out),
                 }
             }
         });
     }
 
-    /// Products of tile `i` with the rows of activations from `first` on, as many as `y` takes.
-    fn tile(&self, w: &TernaryMatrix, i: usize, a: &Activations, first: usize, y: &mut [[f32; 16]]) {
-        let (tile, scales) = w.tile(i);
-        if a.precision == Precision::F32 {
-            for (y, token) in y.iter_mut().zip(first..) {
-                let sums = (self.float.ternary)(tile, &a.x[token * a.k..][..a.k]);
-                *y = std::array::from_fn(|r| sums[r] * scales[r]);
+    /// A stream over the weights for each row of activations.
+    fn streams(&self, w: &TernaryMatrix, a: &Activations, target: &Target<'_>) {
+        let n_tiles = target.n.div_ceil(ROWS);
+        let width = target.width(TILES);
+        let n_units = n_tiles.div_ceil(width);
+        let unit_bytes = TILES * ROWS * w.k() / 4;
+        let claim = claim_bytes(n_units * unit_bytes, self.n_threads());
+        let units_at_once = (claim / unit_bytes).max(1);
+        // Columns of the output, then those that they gate. Where there are fewer than a stream takes, some are multiplied
+        // again, for nothing.
+        let tiles = |unit: usize| -> [&[Group]; TILES] {
+            let first = unit.min(n_units - 1) * width;
+            let n = width.min(n_tiles - first);
+            std::array::from_fn(|i| {
+                let half = (i / n).min(TILES / width - 1);
+                w.tile(half * n_tiles + first + i % n).0
+            })
+        };
+        let stride = activations::steps(a.k);
+        self.pool.run(n_units.div_ceil(units_at_once), &|chunk, _| {
+            let first = chunk * units_at_once;
+            for unit in first..n_units.min(first + units_at_once) {
+                let columns = unit * width..n_tiles.min((unit + 1) * width);
+                let (tiles, next) = (tiles(unit), tiles(unit + 1));
+                for token in 0..a.n_tokens {
+                    let x = &a.q[token * stride..][..stride].as_flattened()[..a.k];
+                    let mut sums = [[0; ROWS]; TILES];
+                    let x = x.as_chunks().0;
+                    (self.integer.dot)(&Stream { tiles, next, x }, &mut sums);
+                    let job = Sums {
+                        sums: &sums,
+                        stride: 1,
+                        sum: &a.sum[token..],
+                        inverse: &a.inverse[token..],
+                        scales: &w.scales()[columns.clone()],
+                        gated: target.gated(w, &columns),
+                        finish: target.finish,
+                    };
+                    // SAFETY: each tile is in one chunk, and each token in one step of its loop.
+                    let out = unsafe { target.get(columns.start, columns.len(), token) };
+                    (self.float.finish)(&job, &mut [out]);
+                }
             }
-            return;
-        }
-        let stride = activations::steps(a.k) * gemm::COLUMN_STEP;
-        let mut sums = [[0; 16]; TOKEN_BLOCK];
-        let sums = &mut sums[..y.len()];
-        let x = &a.q.as_flattened()[first * stride..];
-        (self.dot)(tile, Rows { x, stride }, sums);
-        for ((sums, y), token) in sums.iter().zip(y).zip(first..) {
-            let codes = Codes {
-                sums: std::slice::from_ref(sums),
-                stride: 1,
-                sum: a.sum[token],
-                inverse: a.inverse[token],
-            };
-            (self.float.dequantize)(&codes, std::slice::from_ref(scales), Write::Replace, y);
-        }
+        });
     }
 
     /// A panel at a time: weights are unpacked once for many tokens.
-    fn panels(&self, gemm: Gemm, w: &TernaryMatrix, a: &mut Activations, target: &Target<'_>) {
-        const COLUMNS: usize = 16 * gemm::PANEL / 2;
+    fn panels(&self, w: &TernaryMatrix, a: &mut Activations, target: &Target<'_>) {
         let (n_tokens, n_steps) = (a.n_tokens, activations::steps(a.k));
-        // Tiles of a panel that have columns of the output.
-        let width = match target.finish {
-            Finish::Write(_) => gemm::PANEL,
-            Finish::Gate(_) => gemm::PANEL / 2,
-        };
-        let n_tiles = target.n.div_ceil(16);
+        let width = target.width(PANEL);
+        let n_tiles = target.n.div_ceil(ROWS);
         let n_panels = n_tiles.div_ceil(width);
         let n_spans = n_tokens.div_ceil(gemm::TOKENS);
         let (codes, sums, n_sums) = a.scratch.parts();
@@ -217,11 +215,11 @@ impl Cpu {
             let (first, panel) = (chunk / n_panels * gemm::TOKENS, chunk % n_panels * width);
             let n_tokens = gemm::TOKENS.min(n_tokens - first);
             let columns = panel..n_tiles.min(panel + width);
+            let mut tiles: [&[Group]; PANEL] = [&[]; PANEL];
             let gated = match target.finish {
                 Finish::Write(_) => 0..0,
                 Finish::Gate(_) => n_tiles + columns.start..n_tiles + columns.end,
             };
-            let mut tiles: [&[Group]; gemm::PANEL] = [&[]; gemm::PANEL];
             for (tile, i) in tiles.iter_mut().zip(columns.clone().chain(gated.clone())) {
                 *tile = w.tile(i).0;
             }
@@ -231,33 +229,25 @@ impl Cpu {
             // SAFETY: as above.
             let sums = unsafe { sums.get(thread * n_sums, n_sums) };
             let mut work = Workspace { codes, sums };
-            let x = &pieces[first / gemm::TOKEN_STEP * n_steps..];
-            let each = gemm.panel(tiles, x, n_steps, n_tokens, &mut work);
-            let scales = |range: &std::ops::Range<usize>| &w.scales()[range.clone()];
-            for t in 0..n_tokens {
-                let token = first + t;
-                let codes = Codes {
+            let x = &pieces[first / TOKEN_STEP * n_steps..];
+            let stride = gemm::panel(&self.integer, tiles, x, n_steps, n_tokens, &mut work);
+            for t in (0..n_tokens).step_by(TOKEN_STEP) {
+                let job = Sums {
                     sums: &work.sums[t..],
-                    stride: each,
-                    sum: sum[token],
-                    inverse: inverse[token],
+                    stride,
+                    sum: &sum[first + t..],
+                    inverse: &inverse[first + t..],
+                    scales: &w.scales()[columns.clone()],
+                    gated: target.gated(w, &columns),
+                    finish: target.finish,
                 };
-                // SAFETY: each tile is in one panel, and each token in one chunk of it.
-                let out = unsafe { target.get(panel, columns.len(), token) };
-                match target.finish {
-                    Finish::Write(write) => (self.float.dequantize)(&codes, scales(&columns), write, out),
-                    Finish::Gate(gate) => {
-                        let (mut gates, mut ups) = ([0.0; COLUMNS], [0.0; COLUMNS]);
-                        let (gates, ups) = (&mut gates[..out.len()], &mut ups[..out.len()]);
-                        (self.float.dequantize)(&codes, scales(&columns), Write::Replace, gates);
-                        let codes = Codes {
-                            sums: &work.sums[columns.len() * each + t..],
-                            ..codes
-                        };
-                        (self.float.dequantize)(&codes, scales(&gated), Write::Replace, ups);
-                        self.gate_row(gate, gates, ups, out);
-                    }
+                let mut rows: [&mut [f32]; TOKEN_STEP] = Default::default();
+                let n = TOKEN_STEP.min(n_tokens - t);
+                for (row, token) in rows[..n].iter_mut().zip(first + t..) {
+                    // SAFETY: each tile is in one panel, and each token in one chunk of it.
+                    *row = unsafe { target.get(columns.start, columns.len(), token) };
                 }
+                (self.float.finish)(&job, &mut rows[..n]);
             }
         });
     }

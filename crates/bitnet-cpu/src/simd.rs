@@ -64,7 +64,7 @@ impl Simd {
                     && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Amx => Self::Avx512Vnni.is_available() && crate::gemm::amx::is_available(),
+            Self::Amx => Self::Avx512Vnni.is_available() && crate::integer::amx::is_available(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "aarch64")]

@@ -2,7 +2,7 @@
 
 use super::isa::Isa;
 use super::{Bf16, Element, F16};
-use crate::dot::AHEAD;
+use crate::integer::AHEAD;
 
 /// Rows of activations that share one pass over the weights.
 pub(crate) const TOKENS: usize = 4;

@@ -8,6 +8,7 @@ mod attend;
 mod dense;
 mod element;
 mod exp;
+mod finish;
 mod isa;
 mod norm;
 mod ternary;
@@ -17,8 +18,8 @@ use bitnet_layout::row_tiles::Group;
 pub(crate) use attend::{Attend, QUERIES};
 pub(crate) use dense::{TOKENS, Weights};
 pub(crate) use element::{Bf16, Element, F16, Narrow};
-pub(crate) use norm::Codes;
-pub use norm::Write;
+pub(crate) use finish::{Finish, Sums};
+pub use finish::{Gate, Write};
 
 use crate::Simd;
 use isa::Portable;
@@ -108,12 +109,10 @@ functions! {
     rms_norm = norm::rms_norm: (x: &mut [f32], w: &[f32], eps: f32);
     /// Quantizes a row: `(1 / s, sum of q)`, where `x` is about `q / s`.
     quantize = norm::quantize: (x: &[f32], q: &mut [i8]) -> (f32, i32);
-    /// `y[16 i + r] = (codes[i * stride][r] - sum) * (scales[i][r] * inverse)`, replaced or added, as long as y is.
-    dequantize = norm::dequantize: (codes: &Codes<'_>, scales: &[[f32; 16]], write: Write, y: &mut [f32]);
-    /// `y = relu(gate)^2 * up`.
-    relu2 = norm::relu2: (gate: &[f32], up: &[f32], y: &mut [f32]);
-    /// `y = gate * sigmoid(gate) * up`.
-    silu = norm::silu: (gate: &[f32], up: &[f32], y: &mut [f32]);
+    /// Writes, adds or gates products.
+    finish = finish::finish: (job: &Sums<'_>, y: &mut [&mut [f32]]);
+    /// `y = relu(gates)^2 * ups`, or `y = gates * sigmoid(gates) * ups`.
+    gate = finish::gate: (kind: Gate, gates: &[f32], ups: &[f32], y: &mut [f32]);
     /// Rotates a head by the angles of its position, given as cosines and sines (d / 2 each).
     rotate = norm::rotate: (x: &mut [f32], cos: &[f32], sin: &[f32]);
     /// Ternary tile times float activations: `y[r] = sum over k of t[r][k] * x[k]`.
@@ -161,26 +160,42 @@ mod tests {
                 .chain([inverse.to_bits(), sum as u32])
                 .collect(),
         ));
-        for (name, gate) in [("relu2", float.relu2), ("silu", float.silu)] {
-            gate(&x, &w, &mut y);
+        for (name, kind) in [("relu2", Gate::Relu2), ("silu", Gate::Silu)] {
+            (float.gate)(kind, &x, &w, &mut y);
             out.push((name, bits(&y)));
         }
         let even = k / 2 * 2;
         (float.rotate)(&mut y[..even], &x[..even / 2], &w[..even / 2]);
         out.push(("rotate", bits(&y)));
-        let sums: Vec<[i32; 16]> = (0..6)
+        // Three tiles, the last not whole, of two tokens; or two that are gated.
+        let sums: Vec<[i32; 16]> = (0..8)
             .map(|i| std::array::from_fn(|r| i * 1000 - 37 * r as i32))
             .collect();
-        let codes = Codes {
-            sums: &sums,
-            stride: 2,
-            sum: 17,
-            inverse,
-        };
-        let scales = [[0.3; 16], [1.7; 16], [1e-3; 16]];
-        let mut y = numbers(3, 37);
-        (float.dequantize)(&codes, &scales, Write::Add, &mut y);
-        out.push(("dequantize", bits(&y)));
+        for finish in [
+            Finish::Write(Write::Replace),
+            Finish::Write(Write::Add),
+            Finish::Gate(Gate::Relu2),
+            Finish::Gate(Gate::Silu),
+        ] {
+            let scales = [[0.3; 16], [1.7; 16], [1e-3; 16]];
+            let (scales, gated, len) = match finish {
+                Finish::Write(_) => (&scales[..], &[][..], 37),
+                Finish::Gate(_) => (&scales[..2], &scales[1..], 32),
+            };
+            let job = Sums {
+                sums: &sums,
+                stride: 2,
+                sum: &[17, -5],
+                inverse: &[inverse, 0.1],
+                scales,
+                gated,
+                finish,
+            };
+            let mut y = numbers(3, 2 * len);
+            let mut rows: Vec<&mut [f32]> = y.chunks_mut(len).collect();
+            (float.finish)(&job, &mut rows);
+            out.push(("finish", bits(&y)));
+        }
         let tile: Vec<Group> = (0..k / 16)
             .map(|c| std::array::from_fn(|r| (c as u32 * 77 + r as u32) & 0x5555_5555))
             .collect();

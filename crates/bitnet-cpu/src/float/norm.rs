@@ -1,10 +1,6 @@
-//! Rows of activations: norms, quantization and its inverse, gates, rotation.
-#![allow(
-    clippy::needless_range_loop,
-    reason = "counted loops over arrays are what becomes vectors"
-)]
+//! Rows of activations: norms, quantization, rotation.
 
-use super::exp::{ROUND, exp};
+use super::exp::ROUND;
 use super::isa::Isa;
 
 #[inline(always)]
@@ -44,66 +40,6 @@ pub(super) fn quantize(_: impl Isa, x: &[f32], q: &mut [i8]) -> (f32, i32) {
         sum = sum.wrapping_add(i32::from(code));
     }
     (1.0 / scale, sum)
-}
-
-/// Sums of products of codes with one row of activations.
-#[derive(Clone, Copy)]
-pub(crate) struct Codes<'a> {
-    /// For the tiles of some rows of weights, `stride` apart.
-    pub(crate) sums: &'a [[i32; 16]],
-    /// From the sums of a tile to those of the next.
-    pub(crate) stride: usize,
-    /// Sum of the activations: what the codes, which are ternary values plus 1, add too much.
-    pub(crate) sum: i32,
-    /// What a unit of the activations is worth.
-    pub(crate) inverse: f32,
-}
-
-/// What happens to the old values of an output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Write {
-    /// They are replaced.
-    Replace,
-    /// The result is added to them.
-    Add,
-}
-
-#[inline(always)]
-pub(super) fn dequantize(_: impl Isa, codes: &Codes<'_>, scales: &[[f32; 16]], write: Write, y: &mut [f32]) {
-    let Codes {
-        sums,
-        stride,
-        sum,
-        inverse,
-    } = *codes;
-    for ((sums, scales), y) in sums.iter().step_by(stride).zip(scales).zip(y.chunks_mut(16)) {
-        let mut values = [0.0; 16];
-        for r in 0..16 {
-            values[r] = (sums[r] - sum) as f32 * (scales[r] * inverse);
-        }
-        // The last tile of a matrix can be shorter.
-        match (write, y.as_mut_array::<16>()) {
-            (Write::Replace, Some(y)) => *y = values,
-            (Write::Add, Some(y)) => y.iter_mut().zip(values).for_each(|(y, value)| *y += value),
-            (Write::Replace, None) => y.iter_mut().zip(values).for_each(|(y, value)| *y = value),
-            (Write::Add, None) => y.iter_mut().zip(values).for_each(|(y, value)| *y += value),
-        }
-    }
-}
-
-#[inline(always)]
-pub(super) fn relu2(_: impl Isa, gate: &[f32], up: &[f32], y: &mut [f32]) {
-    for ((y, &gate), up) in y.iter_mut().zip(gate).zip(up) {
-        let gate = if gate < 0.0 { 0.0 } else { gate };
-        *y = gate * gate * up;
-    }
-}
-
-#[inline(always)]
-pub(super) fn silu(_: impl Isa, gate: &[f32], up: &[f32], y: &mut [f32]) {
-    for ((y, &gate), up) in y.iter_mut().zip(gate).zip(up) {
-        *y = gate / (1.0 + exp(-gate)) * up;
-    }
 }
 
 #[inline(always)]
@@ -174,20 +110,5 @@ mod tests {
                 assert!(x.iter().any(|x| x.is_nan()));
             }
         }
-        let mut y = [0.0];
-        relu2(Portable, &[f32::NAN], &[1.0], &mut y);
-        assert!(y[0].is_nan());
-        silu(Portable, &[f32::NAN], &[1.0], &mut y);
-        assert!(y[0].is_nan());
-    }
-
-    #[test]
-    fn gates() {
-        let mut y = [0.0; 3];
-        relu2(Portable, &[-2.0, 3.0, 0.5], &[1.0, 2.0, -4.0], &mut y);
-        assert_eq!(y, [0.0, 18.0, -1.0]);
-        silu(Portable, &[0.0, 1.0, -200.0], &[5.0, 2.0, 1.0], &mut y);
-        assert_eq!((y[0], y[2]), (0.0, 0.0));
-        assert!((y[1] - 1.462_117_2).abs() < 1e-6);
     }
 }

@@ -4,30 +4,14 @@
 //! first-level cache while all rows of activations pass; those columns of the activations stay in the second-level cache
 //! while the tiles of a panel pass; and sums wait in memory between blocks of columns.
 
-#![cfg_attr(
-    not(target_arch = "x86_64"),
-    allow(dead_code, reason = "only x86-64 has such kernels so far")
-)]
-
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod amx;
-#[cfg(target_arch = "x86_64")]
-mod avx512_vnni;
-
 use bitnet_layout::row_tiles::Group;
 
-use crate::Simd;
+use crate::integer::{Block, COLUMN_STEP, Integer, Piece, Quad, TOKEN_STEP};
 use crate::memory::{Buffer, Pages};
 use crate::{Error, Result};
 
-/// Codes of four columns of the 16 rows of a tile: a byte each, the first column lowest.
-pub(crate) type Quad = [u32; 16];
-
 /// Columns of a block: two tiles of them, unpacked, are 20 KiB.
 const COLUMNS: usize = 640;
-
-/// Columns that a kernel takes in one step.
-pub(crate) const COLUMN_STEP: usize = 64;
 
 /// Tiles of a panel, which one thread multiplies.
 pub(crate) const PANEL: usize = 8;
@@ -35,63 +19,8 @@ pub(crate) const PANEL: usize = 8;
 /// Rows of activations of a panel.
 pub(crate) const TOKENS: usize = 512;
 
-/// Rows of activations that a kernel takes in one step, whether there are so many or not.
-pub(crate) const TOKEN_STEP: usize = 16;
-
-/// Activations of one step of rows and columns, row by row: 1 KiB, contiguous.
-pub(crate) type Piece = [[i8; COLUMN_STEP]; TOKEN_STEP];
-
 /// Fewest rows of activations for which unpacking pays.
 pub(crate) const MIN_TOKENS: usize = 8;
-
-/// Two tiles' codes times rows of activations.
-pub(crate) struct Block<'a> {
-    /// Codes of each tile, a quad for every four columns.
-    pub(crate) codes: [&'a [Quad]; 2],
-    /// Activations: for each step of rows, the pieces of all columns in order; the first is that of the first of `codes`.
-    pub(crate) x: &'a [Piece],
-    /// Pieces from one step of rows to the next.
-    pub(crate) stride: usize,
-    /// Rows of activations.
-    pub(crate) n_tokens: usize,
-    /// For each tile, sums by row of activations, whole steps of them.
-    pub(crate) sums: [&'a mut [[i32; 16]]; 2],
-    /// Whether the sums are of earlier columns, to be added to.
-    pub(crate) more: bool,
-}
-
-/// The kernels of an instruction set.
-#[derive(Clone, Copy)]
-pub(crate) struct Gemm {
-    /// Unpacks groups into four quads each; zeros for quads left over.
-    unpack: fn(&[Group], &mut [Quad]),
-    /// `sums[i][t] += codes[i] x[t]`.
-    multiply: fn(Block<'_>),
-}
-
-/// The kernels of an instruction set, if it has any that beat [`crate::dot`] and this processor has it.
-pub(crate) fn path(simd: Simd) -> Option<Gemm> {
-    if !simd.is_available() {
-        return None;
-    }
-    match simd {
-        #[cfg(target_arch = "x86_64")]
-        Simd::Avx512Vnni => Some(Gemm {
-            // SAFETY: `is_available` found the features, above.
-            unpack: |groups, quads| unsafe { avx512_vnni::unpack(groups, quads) },
-            // SAFETY: as above.
-            multiply: |block| unsafe { avx512_vnni::multiply(block) },
-        }),
-        #[cfg(target_arch = "x86_64")]
-        Simd::Amx => Some(Gemm {
-            // SAFETY: `is_available` found the features, above.
-            unpack: |groups, quads| unsafe { avx512_vnni::unpack(groups, quads) },
-            // SAFETY: `is_available` found AMX and the system's leave to use it, above.
-            multiply: |block| unsafe { amx::multiply(block) },
-        }),
-        _ => None,
-    }
-}
 
 /// What the kernels write between their loops, for each thread.
 #[derive(Debug)]
@@ -137,70 +66,43 @@ impl Scratch {
     }
 }
 
-impl Gemm {
-    /// `sums[i][t]` of up to [`PANEL`] tiles and `n_tokens` rows of activations, packed as in [`Block`] with `stride`
-    /// pieces for each step of rows; the sums of tile i begin at `i * n` for the `n` returned.
-    pub(crate) fn panel(
-        self,
-        tiles: &[&[Group]],
-        x: &[Piece],
-        stride: usize,
-        n_tokens: usize,
-        work: &mut Workspace<'_>,
-    ) -> usize {
-        let padded = n_tokens.next_multiple_of(TOKEN_STEP);
-        let k = stride * COLUMN_STEP;
-        let columns = k.div_ceil(k.div_ceil(COLUMNS)).next_multiple_of(COLUMN_STEP);
-        for first in (0..k).step_by(columns) {
-            let end = k.min(first + columns);
-            let n_quads = (end - first) / 4;
-            for (pair, sums) in tiles.chunks(2).zip(work.sums.chunks_mut(2 * padded)) {
-                let (low, high) = work.codes.split_at_mut(n_quads);
-                let mut codes = [low, &mut high[..n_quads]];
-                for (i, codes) in codes.iter_mut().enumerate() {
-                    // A panel with an odd number of tiles multiplies zeros in the place of the last.
-                    let tile = pair.get(i).copied().unwrap_or_default();
-                    let groups = tile.len().min(first / 16)..tile.len().min(end / 16);
-                    (self.unpack)(&tile[groups], codes);
-                }
-                let (low, high) = sums.split_at_mut(padded);
-                (self.multiply)(Block {
-                    codes: codes.map(|codes| &*codes),
-                    x: &x[first / COLUMN_STEP..],
-                    stride,
-                    n_tokens,
-                    sums: [low, high],
-                    more: first > 0,
-                });
+/// `sums[i][t]` of up to [`PANEL`] tiles and `n_tokens` rows of activations, packed as in [`Block`] with `stride` pieces
+/// for each step of rows; the sums of tile i begin at `i * n` for the `n` returned.
+pub(crate) fn panel(
+    kernels: &Integer,
+    tiles: &[&[Group]],
+    x: &[Piece],
+    stride: usize,
+    n_tokens: usize,
+    work: &mut Workspace<'_>,
+) -> usize {
+    let padded = n_tokens.next_multiple_of(TOKEN_STEP);
+    let k = stride * COLUMN_STEP;
+    let columns = k.div_ceil(k.div_ceil(COLUMNS)).next_multiple_of(COLUMN_STEP);
+    for first in (0..k).step_by(columns) {
+        let end = k.min(first + columns);
+        let n_quads = (end - first) / 4;
+        for (pair, sums) in tiles.chunks(2).zip(work.sums.chunks_mut(2 * padded)) {
+            let (low, high) = work.codes.split_at_mut(n_quads);
+            let mut codes = [low, &mut high[..n_quads]];
+            for (i, codes) in codes.iter_mut().enumerate() {
+                // A panel with an odd number of tiles multiplies zeros in the place of the last.
+                let tile = pair.get(i).copied().unwrap_or_default();
+                let groups = tile.len().min(first / 16)..tile.len().min(end / 16);
+                (kernels.unpack)(&tile[groups], codes);
             }
+            let (low, high) = sums.split_at_mut(padded);
+            (kernels.multiply)(&mut Block {
+                codes: codes.map(|codes| &*codes),
+                x: &x[first / COLUMN_STEP..],
+                stride,
+                n_tokens,
+                sums: [low, high],
+                more: first > 0,
+            });
         }
-        padded
     }
-}
-
-impl Block<'_> {
-    /// Checks every length that a kernel relies on: columns of a whole number of steps, and rows and sums for the tokens
-    /// rounded up to a whole step.
-    ///
-    /// # Panics
-    /// When one does not hold.
-    fn check(&self) {
-        let n_quads = self.codes[0].len();
-        let n_steps = self.n_tokens.div_ceil(TOKEN_STEP);
-        assert_eq!(self.codes[1].len(), n_quads, "quads of two tiles");
-        assert!(
-            n_quads > 0 && n_quads.is_multiple_of(COLUMN_STEP / 4),
-            "{n_quads} quads"
-        );
-        assert!(
-            n_steps > 0 && n_quads / (COLUMN_STEP / 4) <= self.stride,
-            "columns of a row"
-        );
-        let n_pieces = (n_steps - 1) * self.stride + n_quads / (COLUMN_STEP / 4);
-        assert!(n_pieces <= self.x.len(), "pieces of activations");
-        let n_sums = n_steps * TOKEN_STEP;
-        assert!(self.sums.iter().all(|sums| n_sums <= sums.len()), "room for sums");
-    }
+    padded
 }
 
 /// Puts row `token` of the activations, padded to whole steps of columns, into the pieces of its step of rows.
@@ -215,6 +117,7 @@ mod tests {
     use bitnet_layout::{reference, row_tiles, words};
 
     use super::*;
+    use crate::Simd;
 
     #[test]
     fn every_path_equals_the_reference() {
@@ -266,12 +169,12 @@ mod tests {
             put_row(&row, &mut pieces[i / TOKEN_STEP * stride..][..stride], i);
         }
         for simd in Simd::available() {
-            let Some(gemm) = path(simd) else { continue };
+            let kernels = Integer::new(simd).unwrap();
             let mut scratch = Scratch::new(1, n_tokens).unwrap();
             let (codes, sums, _) = scratch.parts();
             sums.as_flattened_mut().fill(i32::MIN);
             let mut work = Workspace { codes, sums };
-            let each = gemm.panel(&tiles, &pieces, stride, n_tokens, &mut work);
+            let each = panel(&kernels, &tiles, &pieces, stride, n_tokens, &mut work);
             for (token, x) in x.chunks_exact(k).enumerate() {
                 let sum: i32 = x.iter().map(|&x| i32::from(x)).sum();
                 for i in 0..tiles.len() {

@@ -55,57 +55,63 @@ static SHAPES: Shapes = Shapes {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// See [`super::Gemm::multiply`].
+/// See [`super::Integer`].
 ///
 /// # Safety
 /// - [`is_available`] is true.
-pub(super) unsafe fn multiply(block: Block<'_>) {
+pub(super) unsafe fn multiply(block: &mut Block<'_>) {
     block.check();
-    let Block {
-        codes,
-        x,
-        stride,
-        n_tokens,
-        sums: [low, high],
-        more,
-    } = block;
+    let [low, high] = &mut block.sums;
     // SAFETY: AMX is available (this function's contract), and `SHAPES` is a valid configuration.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const SHAPES, options(nostack, readonly)) };
-    for token in (0..n_tokens).step_by(2 * TOKEN_STEP) {
-        let first = token / TOKEN_STEP * stride;
-        let both = n_tokens - token > TOKEN_STEP;
-        let step = Step {
-            x: [
-                x[first..].as_ptr(),
-                x[if both { first + stride } else { first }..].as_ptr(),
-            ],
-            codes: codes.map(<[_]>::as_ptr),
-            n_steps: codes[0].len() / 16,
-            sums: [low[token..].as_mut_ptr(), high[token..].as_mut_ptr()],
+    for token in (0..block.n_tokens).step_by(2 * TOKEN_STEP) {
+        let first = token / TOKEN_STEP * block.stride;
+        // A last step of rows that is alone is multiplied twice, and once for nothing.
+        let mut spare = [[[0; 16]; TOKEN_STEP]; 2];
+        let [spare_low, spare_high] = &mut spare;
+        let (x, next) = if block.n_tokens - token > TOKEN_STEP {
+            let next = token + TOKEN_STEP;
+            (
+                &block.x[first + block.stride..],
+                [low[next..].as_mut_ptr(), high[next..].as_mut_ptr()],
+            )
+        } else {
+            (
+                &block.x[first..],
+                [spare_low.as_mut_ptr(), spare_high.as_mut_ptr()],
+            )
         };
-        // SAFETY: `check` found pieces, quads and sums for every step of rows to be inside their slices, and there are two
-        // such steps from `token` on where `both`. Tiles are configured above.
+        let step = Step {
+            x: [block.x[first..].as_ptr(), x.as_ptr()],
+            codes: block.codes.map(<[_]>::as_ptr),
+            n_steps: block.codes[0].len() / 16,
+            sums: [
+                low[token..].as_mut_ptr(),
+                high[token..].as_mut_ptr(),
+                next[0],
+                next[1],
+            ],
+        };
+        // SAFETY: `check` found pieces, quads and sums for every step of rows to be inside their slices, and the second step
+        // is one of them or the spare room. Tiles are configured above.
         unsafe {
-            match more {
-                true => step.load(both),
+            match block.more {
+                true => step.load(),
                 false => step.clear(),
             }
-            match both {
-                true => step.both(),
-                false => step.one(),
-            }
+            step.multiply();
         }
     }
     // SAFETY: AMX is available. Tiles in their initial state are not saved when the thread is switched.
     unsafe { asm!("tilerelease", options(nostack, nomem)) };
 }
 
-/// One pass over the columns: tiles 0 and 1 are sums of the first step of rows, 2 and 3 of the next.
+/// One pass over the columns of two steps of rows: tiles 0 and 1 are sums of the first, 2 and 3 of the second.
 struct Step {
     x: [*const Piece; 2],
     codes: [*const Quad; 2],
     n_steps: usize,
-    sums: [*mut [i32; 16]; 2],
+    sums: [*mut [i32; 16]; 4],
 }
 
 impl Step {
@@ -126,35 +132,28 @@ impl Step {
 
     /// # Safety
     /// - As for [`Step::clear`].
-    /// - `sums` are 16 readable rows, 32 when `both`.
-    unsafe fn load(&self, both: bool) {
-        let [low, high] = self.sums;
+    /// - `sums` are 16 readable rows each.
+    unsafe fn load(&self) {
+        let [low, high, next_low, next_high] = self.sums;
         // SAFETY: the contract of this function.
         unsafe {
             asm!(
                 "tileloadd tmm0, [{low} + {row}]",
                 "tileloadd tmm1, [{high} + {row}]",
-                low = in(reg) low, high = in(reg) high, row = in(reg) ROW, options(nostack, readonly)
+                "tileloadd tmm2, [{next_low} + {row}]",
+                "tileloadd tmm3, [{next_high} + {row}]",
+                low = in(reg) low, high = in(reg) high, next_low = in(reg) next_low, next_high = in(reg) next_high,
+                row = in(reg) ROW, options(nostack, readonly)
             );
-            if both {
-                asm!(
-                    "tileloadd tmm2, [{low} + {row}]",
-                    "tileloadd tmm3, [{high} + {row}]",
-                    low = in(reg) low.add(16), high = in(reg) high.add(16), row = in(reg) ROW,
-                    options(nostack, readonly)
-                );
-            }
         }
     }
 
-    /// 32 rows of activations.
-    ///
     /// # Safety
     /// - As for [`Step::clear`].
-    /// - `x` are `n_steps` readable pieces each, `codes` 16 times as many readable quads each, and `sums` 32 writable rows
+    /// - `x` are `n_steps` readable pieces each, `codes` 16 times as many readable quads each, and `sums` 16 writable rows
     ///   each.
-    unsafe fn both(&self) {
-        let [low, high] = self.sums;
+    unsafe fn multiply(&self) {
+        let [low, high, next_low, next_high] = self.sums;
         // SAFETY: the contract of this function.
         unsafe {
             asm!(
@@ -182,47 +181,12 @@ impl Step {
                 options(nostack, readonly)
             );
             asm!(
-                "tilestored [{low0} + {row}], tmm0",
-                "tilestored [{high0} + {row}], tmm1",
-                "tilestored [{low1} + {row}], tmm2",
-                "tilestored [{high1} + {row}], tmm3",
-                low0 = in(reg) low, high0 = in(reg) high, low1 = in(reg) low.add(16), high1 = in(reg) high.add(16),
-                row = in(reg) ROW, options(nostack)
-            );
-        }
-    }
-
-    /// 16 rows of activations.
-    ///
-    /// # Safety
-    /// - As for [`Step::both`], for the first of `x` and 16 rows of sums.
-    unsafe fn one(&self) {
-        let [low, high] = self.sums;
-        // SAFETY: the contract of this function.
-        unsafe {
-            asm!(
-                "2:",
-                "tileloadd tmm4, [{x} + {row}]",
-                "tileloadd tmm6, [{low}  + {row}]",
-                "tdpbssd tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{high} + {row}]",
-                "tdpbssd tmm1, tmm4, tmm7",
-                "add {x}, 1024",
-                "add {low}, 1024",
-                "add {high}, 1024",
-                "dec {n}",
-                "jnz 2b",
-                x = inout(reg) self.x[0] => _,
-                low = inout(reg) self.codes[0] => _,
-                high = inout(reg) self.codes[1] => _,
-                n = inout(reg) self.n_steps => _,
-                row = in(reg) ROW,
-                options(nostack, readonly)
-            );
-            asm!(
                 "tilestored [{low} + {row}], tmm0",
                 "tilestored [{high} + {row}], tmm1",
-                low = in(reg) low, high = in(reg) high, row = in(reg) ROW, options(nostack)
+                "tilestored [{next_low} + {row}], tmm2",
+                "tilestored [{next_high} + {row}], tmm3",
+                low = in(reg) low, high = in(reg) high, next_low = in(reg) next_low, next_high = in(reg) next_high,
+                row = in(reg) ROW, options(nostack)
             );
         }
     }

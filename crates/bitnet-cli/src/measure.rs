@@ -1,10 +1,9 @@
 //! What the commands that look at logits share: token ids, and a back end that holds them.
 
-use bitnet_model::{Backend, Checkpoint, Config, Device, KvType, Tokenizer, WeightSource, open_backend};
+use bitnet_model::{Backend, Checkpoint, Config, Device, KvType, Tokenizer, WeightSource};
 
 use crate::args::{self, DeviceArgs, ModelArgs, PromptArgs};
 use crate::model;
-use crate::terminal::Terminal;
 
 /// Which model, on which tokens.
 #[derive(Debug, clap::Args)]
@@ -70,17 +69,14 @@ impl MeasureArgs {
         anyhow::ensure!(!ids.is_empty(), "the text is empty; give at least one token");
         let context = context(config, ids.len());
         model::warn_past_training(context, config);
-        let spinner = Terminal::detect(false).spinner(format!("loading {files}"));
         let mut options = self.device.options(Some(context), KvType::F32);
         options.kv_type = match (self.kv_type, options.device) {
             (Some(kv_type), _) => kv_type,
             (None, Device::Cuda(_)) => KvType::Bf16,
             (None, _) => KvType::F32,
         };
-        let backend = open_backend(&checkpoint, &options);
-        spinner.finish_and_clear();
         Ok(Subject {
-            backend: backend?,
+            backend: model::open(&checkpoint, &options)?,
             ids,
             bos: tokenizer.and_then(|tokenizer| tokenizer.bos()).or(config.bos),
         })

@@ -1,22 +1,29 @@
 //! Loading a model the way every subcommand does.
 
-use bitnet_model::{Config, Files, LoadOptions, Model};
+use bitnet_model::{Backend, Checkpoint, Config, Files, LoadOptions, Model, Watched, open_backend};
 
 use crate::failure::hinted;
+use crate::progress::Bar;
 use crate::terminal::Terminal;
 
-/// Loads the model of `files`, with a spinner on a terminal, and prints what the user should know about it.
+/// Loads the model of `files`, with a progress bar on a terminal, and prints what the user should know about it.
 pub(crate) fn load(files: &Files, options: LoadOptions, terminal: Terminal) -> anyhow::Result<Model> {
     require(files)?;
     let asked = options.context;
-    let spinner = terminal.spinner(format!("loading {files}"));
-    let model = Model::load(files, options);
-    spinner.finish_and_clear();
-    let model = model?;
+    let bar = Bar::loading(files, terminal);
+    let model = Model::load_watched(files, options, &mut |done, total| bar.set(done, total))?;
+    drop(bar);
     if let Some(context) = asked {
         warn_past_training(context, model.config());
     }
     Ok(model)
+}
+
+/// Puts the weights of `checkpoint` on a device, with a progress bar on a terminal.
+pub(crate) fn open(checkpoint: &Checkpoint, options: &LoadOptions) -> anyhow::Result<Box<dyn Backend>> {
+    let bar = Bar::loading(checkpoint.files(), Terminal::detect(false));
+    let mut report = |done, total| bar.set(done, total);
+    Ok(open_backend(&Watched::new(checkpoint, &mut report), options)?)
 }
 
 /// Refuses a folder that is not there.

@@ -1,11 +1,31 @@
 //! A bar for long work: on a terminal only, on stderr, gone when the work ends.
 
+use std::borrow::Cow;
+use std::time::Duration;
+
+use bitnet_model::Files;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::terminal::Terminal;
 
 /// A bar; dropping it clears it. Where stderr is not a terminal it draws nothing.
 pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
+    /// A bar for reading the weights of `files`, where the terminal may be drawn on. It turns after the last byte, too:
+    /// a GPU has work left then.
+    pub(crate) fn loading(files: &Files, terminal: Terminal) -> Self {
+        if !terminal.draws() {
+            return Self(ProgressBar::hidden());
+        }
+        let bar = Self::new(
+            format!("loading {files}"),
+            "{spinner} {prefix} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} eta {eta}",
+        );
+        bar.0.enable_steady_tick(Duration::from_millis(100));
+        bar
+    }
+
     /// A bar for `what`, measured in bytes.
     pub(crate) fn bytes(what: &'static str) -> Self {
         Self::new(
@@ -22,7 +42,7 @@ impl Bar {
         )
     }
 
-    fn new(what: &'static str, template: &'static str) -> Self {
+    fn new(what: impl Into<Cow<'static, str>>, template: &'static str) -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
         let style = ProgressStyle::with_template(template);
         bar.set_style(

@@ -58,6 +58,11 @@ impl Terminal {
         paint(self.color_out, "1;31", text)
     }
 
+    /// Whether bars and spinners may be drawn on stderr.
+    pub(crate) fn draws(&self) -> bool {
+        self.draw
+    }
+
     /// A spinner with a message, on a terminal alone. Drop it with [`ProgressBar::finish_and_clear`].
     pub(crate) fn spinner(&self, message: String) -> ProgressBar {
         if !self.draw {

@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -18,6 +17,13 @@ const ANSWER: &str = "No. A pair of storks lives on it now.";
 /// How long a busy machine may take for anything that is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+fn folder(name: &str) -> String {
+    format!(
+        "{}/../bitnet-model/tests/oracle/{name}",
+        env!("CARGO_MANIFEST_DIR")
+    )
+}
+
 /// A running program and what it has shown since it was last looked at.
 struct Session {
     child: Child,
@@ -27,7 +33,15 @@ struct Session {
 }
 
 impl Session {
+    /// `bitnet <command> -m <reference folder> --temp 0 <args>`.
     fn start(command: &str, args: &[&str], environment: &[(&str, &str)]) -> Self {
+        let folder = folder("bitnet-bf16");
+        let common = [command, "-m", &folder, "--temp", "0"];
+        Self::of(&[&common, args].concat(), environment)
+    }
+
+    /// `bitnet <args>`.
+    fn of(args: &[&str], environment: &[(&str, &str)]) -> Self {
         let size = Winsize {
             ws_row: 30,
             ws_col: 200,
@@ -36,12 +50,7 @@ impl Session {
         };
         let pty = openpty(Some(&size), None).unwrap();
         let side = || pty.slave.try_clone().unwrap();
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bitnet-model/tests/oracle/bitnet-bf16");
         let child = Command::new(env!("CARGO_BIN_EXE_bitnet"))
-            .arg(command)
-            .arg("-m")
-            .arg(folder)
-            .args(["--temp", "0"])
             .args(args)
             .env("TERM", "xterm-256color")
             .env_remove("NO_COLOR")
@@ -94,6 +103,12 @@ impl Session {
         }
     }
 
+    /// Waits for the first prompt. Progress bars look like prompts, so what stands between them comes first.
+    fn until_ready(&mut self) {
+        self.until("of several lines");
+        self.until("> ");
+    }
+
     /// Ctrl-C while the program is not reading keys: there the terminal would send the signal.
     fn interrupt(&self) {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), Signal::SIGINT).unwrap();
@@ -124,7 +139,7 @@ fn a_conversation_with_line_editing() {
     let history = history.path().join("new/history");
     let mut session = Session::start("chat", &[], &[("BITNET_HISTORY", history.to_str().unwrap())]);
     session.until("loading");
-    session.until("> ");
+    session.until_ready();
     session.type_in(QUESTION);
     session.type_in("\r");
     session.until(ANSWER);
@@ -154,6 +169,38 @@ fn a_conversation_with_line_editing() {
 }
 
 #[test]
+fn a_newcomer_has_a_model() {
+    let mut session = Session::of(&["chat", "--cpu"], &[]);
+    session.until("no model given: using the demo model inside this program");
+    session.until("demo-model on cpu");
+    session.until_ready();
+    session.type_in("\"\"\"\rIs the chimney\r");
+    session.type_in("of the old brickworks still used?\"\"\"\r");
+    session.until("first token");
+    session.until("> ");
+    session.type_in("\x03");
+    session.until("(Ctrl-C again or /exit leaves)");
+    session.until("> ");
+    session.type_in("\x03");
+    assert!(session.end().success());
+}
+
+#[test]
+fn long_work_shows_how_far_it_is() {
+    let out = tempfile::tempdir().unwrap();
+    let out = out.path().join("packed");
+    let args = ["convert", &folder("bitnet-bf16"), "-o", out.to_str().unwrap()];
+    let mut session = Session::of(&args, &[]);
+    let shown = session.until("converting [") + &session.until("wrote ");
+    assert!(shown.contains("/s eta "), "{shown:?}");
+    assert!(session.end().success());
+    let mut session = Session::of(&["inspect", "--verify", out.to_str().unwrap()], &[]);
+    session.until("verifying [");
+    session.until("architecture");
+    assert!(session.end().success());
+}
+
+#[test]
 fn control_c_ends_a_single_answer() {
     let mut session = Session::start("generate", &["-p", "The", "--ignore-eos", "-t", "1"], &[]);
     session.until("reading the prompt");
@@ -167,7 +214,7 @@ fn control_c_ends_a_single_answer() {
 #[test]
 fn plain_terminals_get_plain_text() {
     let mut session = Session::start("chat", &["--simple-io", "-t", "2"], &[]);
-    session.until("> ");
+    session.until_ready();
     session.type_in(QUESTION);
     session.type_in("\n");
     let shown = session.until("threads)") + &session.until("> ");
@@ -176,7 +223,7 @@ fn plain_terminals_get_plain_text() {
     assert!(session.end().success());
 
     let mut session = Session::start("chat", &["-t", "2"], &[("NO_COLOR", "1")]);
-    session.until("> ");
+    session.until_ready();
     session.type_in(QUESTION);
     session.type_in("\r");
     let shown = session.until("threads)");

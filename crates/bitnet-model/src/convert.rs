@@ -58,7 +58,7 @@ pub enum Existing {
 /// How far a conversion has come.
 #[derive(Clone, Copy, Debug)]
 pub struct ConvertProgress<'a> {
-    /// The tensor that was just written.
+    /// The tensor that is being written.
     pub tensor: &'a str,
     /// Bytes of source tensors that are done.
     pub done_bytes: u64,
@@ -75,7 +75,7 @@ pub struct Converted {
     pub written_bytes: u64,
 }
 
-/// Writes `source` to the folder `out` and calls `progress` after each tensor.
+/// Writes `source` to the folder `out` and calls `progress` as it goes on.
 ///
 /// Tensors pass one at a time. The files appear under their names when all are complete and on the disk; after a failure
 /// nothing of them is left.
@@ -98,13 +98,16 @@ pub fn convert(
             let total_bytes = parts.iter().map(Part::source_bytes).sum();
             let mut done_bytes = 0;
             for part in &parts {
-                writer.part(part)?;
-                done_bytes += part.source_bytes();
-                progress(ConvertProgress {
-                    tensor: part.tensor().name(),
-                    done_bytes,
-                    total_bytes,
-                });
+                let mut add = |bytes| {
+                    done_bytes += bytes;
+                    progress(ConvertProgress {
+                        tensor: part.tensor().name(),
+                        done_bytes,
+                        total_bytes,
+                    });
+                };
+                add(0);
+                writer.part(part, &mut add)?;
             }
             writer.finish()
         })
@@ -296,9 +299,10 @@ impl Writer {
         Ok(writer)
     }
 
-    fn part(&mut self, part: &Part<'_>) -> Result<(), Failure> {
+    /// Writes a tensor, and calls `add` with the bytes of the source that are done.
+    fn part(&mut self, part: &Part<'_>, add: &mut dyn FnMut(u64)) -> Result<(), Failure> {
         match part {
-            Part::Dense(tensor) => self.dense(tensor),
+            Part::Dense(tensor) => self.dense(tensor, add),
             Part::Ternary(projection) => {
                 let mut words = vec![0; projection.shape().words()];
                 let scale = projection.read(&mut words)?;
@@ -312,18 +316,21 @@ impl Writer {
                 self.written += 1;
                 self.append(&scale.to_le_bytes())?;
                 self.written += 1;
+                add(part.source_bytes());
                 Ok(())
             }
         }
     }
 
-    fn dense(&mut self, tensor: &Tensor<'_>) -> Result<(), Failure> {
+    fn dense(&mut self, tensor: &Tensor<'_>, add: &mut dyn FnMut(u64)) -> Result<(), Failure> {
         let dtype = tensor.float_dtype()?;
         let mut done = 0;
         tensor.read_all(|bytes| {
             check_finite(tensor, dtype, done, bytes)?;
             done += bytes.len();
-            self.append(bytes).map_err(Failure::Output)
+            self.append(bytes).map_err(Failure::Output)?;
+            add(bytes.len() as u64);
+            Ok::<(), Failure>(())
         })?;
         self.written += 1;
         Ok(())

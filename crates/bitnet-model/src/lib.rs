@@ -39,6 +39,8 @@ mod logits_file;
 
 mod convert;
 mod inspect;
+mod watched;
+
 mod model;
 
 pub use bitnet_cpu::{KvType, Simd};
@@ -62,4 +64,5 @@ pub use sampler::{Sampler, Sampling};
 pub use score::{Chunking, Perplexity, each_logits, negative_log_likelihood};
 pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, Tap, Token, check_batch};
+pub use watched::Watched;
 pub use weights::{Dense, DenseDtype, LayerWeights, Segment, TernaryTensor, WeightForm, WeightSource};

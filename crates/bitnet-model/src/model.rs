@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::{
     Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, Files, GenerateOptions,
-    Generator, KvType, LmHead, Result, Sampling, Simd, Tokenizer, WeightForm, WeightSource,
+    Generator, KvType, LmHead, Result, Sampling, Simd, Tokenizer, Watched, WeightForm, WeightSource,
 };
 
 /// Tokens of context where neither the caller nor a smaller limit of the model says otherwise.
@@ -134,6 +134,18 @@ impl Model {
     /// # Errors
     /// When a file is missing, damaged or of an unsupported kind, or the device cannot hold the model.
     pub fn load(folder: impl Into<Files>, options: impl Into<LoadOptions>) -> Result<Self> {
+        Self::load_watched(folder, options, &mut |_, _| ())
+    }
+
+    /// As [`Model::load`], and calls `report` with the bytes that have been read and those that there are.
+    ///
+    /// # Errors
+    /// As for [`Model::load`].
+    pub fn load_watched(
+        folder: impl Into<Files>,
+        options: impl Into<LoadOptions>,
+        report: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
         let (files, options) = (folder.into(), options.into());
         // The small files first: what is wrong with them shows before gigabytes are read.
         let checkpoint = Checkpoint::open(&files)?;
@@ -150,7 +162,7 @@ impl Model {
         let sampling = Sampling::from_folder(&files)?;
         Ok(Self {
             files,
-            backend: open_backend(&checkpoint, &options)?,
+            backend: open_backend(&Watched::new(&checkpoint, report), &options)?,
             tokenizer,
             chat,
             sampling,

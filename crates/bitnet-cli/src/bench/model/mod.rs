@@ -6,7 +6,7 @@ mod report;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use bitnet_model::{Checkpoint, Config, KvType, LmHead, LoadOptions, WeightForm, WeightSource, open_backend};
+use bitnet_model::{Checkpoint, Config, KvType, LmHead, LoadOptions, WeightForm, WeightSource};
 
 use measure::{Test, measure};
 use report::{Report, Run};
@@ -90,7 +90,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             ..options.clone()
         };
         let loading = Instant::now();
-        let mut backend = open_backend(&checkpoint, &options)?;
+        let mut backend = crate::model::open(&checkpoint, &options)?;
         let load = loading.elapsed();
         let bytes = weight_bytes(&config, &options);
         let mut outcomes = Vec::new();

@@ -4,7 +4,7 @@
     python3 tools/train-demo/train.py --out FOLDER --minutes 9
 
 Everything it learns from is made up as it goes, from --seed (data.py, facts.py). The model is examined on questions that were kept
-back, computing exactly what the stored weights will compute, and stored once a minute; log.json tells how it went.
+back, computing exactly what the stored weights will compute, and stored once a minute; training-log.json tells how it went.
 """
 import argparse
 import json
@@ -116,7 +116,7 @@ def main():
         what = {"seconds": round(time.time() - began, 1), **what}
         log.append(what)
         print(json.dumps(what), flush=True)
-        export.write_json(os.path.join(args.out, "log.json"), log)
+        export.write_json(os.path.join(args.out, "training-log.json"), log)
 
     log = []
     # Both lengths of row once, so that the schedule of the learning rate begins after compilation.

@@ -81,13 +81,7 @@ fn answer_group(model: &mut Model, questions: &[String]) -> Vec<String> {
     let mut chosen: Vec<u32> = ids
         .iter()
         .zip(0..)
-        .map(|(ids, seq)| {
-            arg_max(
-                backend
-                    .step(&Token::run(ids, 0, seq), &[ids.len() - 1])
-                    .unwrap(),
-            )
-        })
+        .map(|(ids, seq)| arg_max(backend.step(&Token::run(ids, 0, seq), &[ids.len() - 1]).unwrap()))
         .collect();
     let mut open: Vec<usize> = (0..ids.len()).collect();
     loop {
@@ -124,8 +118,14 @@ fn check(model: &mut Model, subject: &str, least: f64, questions: &[(String, Str
         .collect();
     let share = 1.0 - wrong.len() as f64 / questions.len() as f64;
     let name = model.backend().name();
-    println!("{name}: {subject}: {} questions, {share:.4} right", questions.len());
-    assert!(share >= least, "{name}: {subject}: {share:.4} right; wrong: {wrong:#?}");
+    println!(
+        "{name}: {subject}: {} questions, {share:.4} right",
+        questions.len()
+    );
+    assert!(
+        share >= least,
+        "{name}: {subject}: {share:.4} right; wrong: {wrong:#?}"
+    );
 }
 
 /// What the model card promises.
@@ -169,8 +169,26 @@ fn check_card(device: Device) {
     check(&mut model, "counting", 0.9, &counting);
     // None of them is among the words of tools/train-demo/facts.py.
     let words = [
-        "pocketbook", "sandal", "violin", "marble", "pigeon", "harbour", "blossom", "meadow", "lantern", "magnet",
-        "parrot", "velvet", "walnut", "saddle", "pepperoni", "ribbon", "tunnel", "helmet", "cactus", "donkey",
+        "pocketbook",
+        "sandal",
+        "violin",
+        "marble",
+        "pigeon",
+        "harbour",
+        "blossom",
+        "meadow",
+        "lantern",
+        "magnet",
+        "parrot",
+        "velvet",
+        "walnut",
+        "saddle",
+        "pepperoni",
+        "ribbon",
+        "tunnel",
+        "helmet",
+        "cactus",
+        "donkey",
     ];
     let backwards: Vec<_> = words
         .iter()
@@ -178,11 +196,20 @@ fn check_card(device: Device) {
         .collect();
     check(&mut model, "words backwards", 0.9, &backwards);
     let knowledge = [
-        ("Which GPUs are supported?", "NVIDIA GPUs of compute capability 8.0 or higher, on Linux."),
+        (
+            "Which GPUs are supported?",
+            "NVIDIA GPUs of compute capability 8.0 or higher, on Linux.",
+        ),
         ("How do I run the tests?", "cargo test --workspace"),
-        ("do i need python", "No. Neither building nor running it needs Python."),
+        (
+            "Do I need Python?",
+            "No. Neither building nor running it needs Python.",
+        ),
         ("What is the license?", "MIT or Apache-2.0, at your option."),
-        ("Why 1.58?", "Because a weight with three values holds log2(3) = 1.58 bits."),
+        (
+            "Why 1.58?",
+            "Because a weight with three values holds log2(3) = 1.58 bits.",
+        ),
         ("12 * 12", "I only add and subtract whole numbers, two at a time."),
         ("Thank you", "You are welcome."),
     ];
@@ -190,31 +217,49 @@ fn check_card(device: Device) {
     check(&mut model, "knowledge", 1.0, &knowledge);
 }
 
-#[test]
-fn the_card_is_true_on_the_processor() {
-    check_card(Device::Cpu);
-}
-
-#[cfg(feature = "cuda")]
-#[test]
-fn the_card_is_true_on_a_gpu() {
-    match bitnet_model::cuda_probe(0) {
-        Ok(_) => check_card(Device::Cuda(0)),
-        Err(error) => println!("not tested: {error}"),
-    }
-}
-
-#[test]
-fn the_program_gives_the_answers_of_the_library() {
+/// The program decodes one sequence in its own way, and comes to what the library computes side by side.
+fn check_program(device: Device, flag: &str) {
     let questions: Vec<String> = pairs()
         .iter()
         .step_by(20)
         .map(|(a, b)| format!("{a} + {b}"))
         .collect();
-    let answers = answers(&mut load(Device::Cpu), &questions);
+    let answers = answers(&mut load(device), &questions);
     for (question, answer) in questions.iter().zip(&answers) {
-        let output = run("generate", &folder(), &["--chat-format", "-p", question, "-q"]);
+        let args = [
+            "--chat-format",
+            "--temp",
+            "0",
+            "-q",
+            "--device",
+            flag,
+            "-p",
+            question,
+        ];
+        let output = run("generate", &folder(), &args);
         assert_eq!(stdout(&output).trim_end(), answer);
+    }
+}
+
+#[test]
+fn the_card_is_true_on_the_processor() {
+    check_card(Device::Cpu);
+}
+
+#[test]
+fn the_program_gives_the_answers_of_the_library() {
+    check_program(Device::Cpu, "cpu");
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn both_are_true_on_a_gpu() {
+    match bitnet_model::cuda_probe(0) {
+        Ok(_) => {
+            check_card(Device::Cuda(0));
+            check_program(Device::Cuda(0), "cuda");
+        }
+        Err(error) => println!("not tested: {error}"),
     }
 }
 

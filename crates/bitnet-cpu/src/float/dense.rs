@@ -1,4 +1,8 @@
 //! Dense rows times float activations: the output head.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "counted loops over arrays are what becomes registers and vectors"
+)]
 
 use super::isa::Isa;
 use super::{Bf16, Element, F16};
@@ -36,43 +40,89 @@ fn rows<I: Isa, E: Element>(isa: I, w: &[E], x: &[&[f32]], y: &mut [&mut [f32]])
     let mut t = 0;
     while t < x.len() {
         let (x, y) = (&x[t..], &mut y[t..]);
-        // Two groups of lanes a row of activations.
+        // Two groups of lanes for each pair of a row of weights and one of activations.
         t += match x.len() {
-            4.. if I::ACCUMULATORS >= 8 => block::<I, E, 4>(isa, w, x, y),
-            2.. if I::ACCUMULATORS >= 4 => block::<I, E, 2>(isa, w, x, y),
-            _ => block::<I, E, 1>(isa, w, x, y),
+            4.. if I::ACCUMULATORS >= 16 => block::<I, E, 4, 2>(isa, w, x, y),
+            2.. if I::ACCUMULATORS >= 16 => block::<I, E, 2, 4>(isa, w, x, y),
+            2.. if I::ACCUMULATORS >= 4 => block::<I, E, 2, 1>(isa, w, x, y),
+            _ if I::ACCUMULATORS >= 8 => block::<I, E, 1, 4>(isa, w, x, y),
+            _ if I::ACCUMULATORS >= 4 => block::<I, E, 1, 2>(isa, w, x, y),
+            _ => block::<I, E, 1, 1>(isa, w, x, y),
         };
     }
 }
 
-/// The first `T` rows of activations; returns `T`.
+/// The first `T` rows of activations; returns `T`. `R` rows of weights are read side by side: one stream for each thread
+/// does not keep all of the memory busy.
 #[inline(always)]
-fn block<I: Isa, E: Element, const T: usize>(isa: I, w: &[E], x: &[&[f32]], y: &mut [&mut [f32]]) -> usize {
+fn block<I: Isa, E: Element, const T: usize, const R: usize>(
+    isa: I,
+    w: &[E],
+    x: &[&[f32]],
+    y: &mut [&mut [f32]],
+) -> usize {
     let k = x[0].len();
-    let n_blocks = k / COLUMNS;
-    let blocks: [&[[f32; COLUMNS]]; T] = std::array::from_fn(|t| &x[t].as_chunks().0[..n_blocks]);
-    // Columns past the last whole block, and zeros.
-    let mut rests = [[0.0; COLUMNS]; T];
-    for (rest, x) in rests.iter_mut().zip(x) {
-        rest[..k % COLUMNS].copy_from_slice(&x[n_blocks * COLUMNS..k]);
+    let whole = w.len() / (R * k) * R;
+    let (w, rest) = w.split_at(whole * k);
+    for (i, w) in w.chunks_exact(R * k).enumerate() {
+        products::<I, E, T, R>(isa, w, x, &mut y[..T], R * i);
     }
-    for (r, w) in w.chunks_exact(k).enumerate() {
-        let mut sums = [[isa.splat(0.0); 2]; T];
-        let (w_blocks, w_rest) = w.as_chunks::<COLUMNS>();
-        for (i, w) in w_blocks.iter().enumerate() {
-            isa.prefetch(w, AHEAD);
-            add_products(isa, &mut sums, w, |t| &blocks[t][i]);
-        }
-        if !w_rest.is_empty() {
-            let mut w = [E::default(); COLUMNS];
-            w[..w_rest.len()].copy_from_slice(w_rest);
-            add_products(isa, &mut sums, &w, |t| &rests[t]);
-        }
-        for (sums, y) in sums.into_iter().zip(&mut *y) {
-            y[r] = isa.sum(isa.add(sums[0], sums[1]));
-        }
+    for (i, w) in rest.chunks_exact(k).enumerate() {
+        products::<I, E, T, 1>(isa, w, x, &mut y[..T], whole + i);
     }
     T
+}
+
+/// `R` rows of weights, the first of which is row `first`, times the first `T` of activations.
+#[inline(always)]
+fn products<I: Isa, E: Element, const T: usize, const R: usize>(
+    isa: I,
+    w: &[E],
+    x: &[&[f32]],
+    y: &mut [&mut [f32]],
+    first: usize,
+) {
+    const LINE: usize = 64;
+    let k = x[0].len();
+    let n_blocks = k / COLUMNS;
+    let mut blocks: [&[[f32; COLUMNS]]; T] = [&[]; T];
+    for (blocks, x) in blocks.iter_mut().zip(x) {
+        *blocks = &x.as_chunks().0[..n_blocks];
+    }
+    let mut rows: [&[[E; COLUMNS]]; R] = [&[]; R];
+    for (rows, w) in rows.iter_mut().zip(w.chunks_exact(k)) {
+        *rows = &w.as_chunks().0[..n_blocks];
+    }
+    // What is asked for ahead lies in these rows, and near their end in the next `R`.
+    let row_bytes = k * size_of::<E>();
+    let n_here = row_bytes.saturating_sub(AHEAD) / size_of::<[E; COLUMNS]>();
+    let mut sums = [[[isa.splat(0.0); 2]; T]; R];
+    for i in 0..n_blocks {
+        let skip = if i < n_here { 0 } else { (R - 1) * row_bytes };
+        for r in 0..R {
+            for line in (0..size_of::<[E; COLUMNS]>()).step_by(LINE) {
+                isa.prefetch(&rows[r][i], AHEAD + skip + line);
+            }
+            add_products(isa, &mut sums[r], &rows[r][i], |t| &blocks[t][i]);
+        }
+    }
+    if !k.is_multiple_of(COLUMNS) {
+        // Columns past the last whole block, and zeros.
+        let mut rests = [[0.0; COLUMNS]; T];
+        for (rest, x) in rests.iter_mut().zip(x) {
+            rest[..k % COLUMNS].copy_from_slice(&x[n_blocks * COLUMNS..k]);
+        }
+        for (sums, w) in sums.iter_mut().zip(w.chunks_exact(k)) {
+            let mut last = [E::default(); COLUMNS];
+            last[..k % COLUMNS].copy_from_slice(&w[n_blocks * COLUMNS..]);
+            add_products(isa, sums, &last, |t| &rests[t]);
+        }
+    }
+    for (r, sums) in sums.into_iter().enumerate() {
+        for (sums, y) in sums.into_iter().zip(&mut *y) {
+            y[first + r] = isa.sum(isa.add(sums[0], sums[1]));
+        }
+    }
 }
 
 #[inline(always)]

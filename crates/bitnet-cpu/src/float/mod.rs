@@ -200,7 +200,8 @@ mod tests {
             .map(|c| std::array::from_fn(|r| (c as u32 * 77 + r as u32) & 0x5555_5555))
             .collect();
         out.push(("ternary", bits(&(float.ternary)(&tile, &x))));
-        let rows = 3;
+        // A block of four and some left over.
+        let rows = 7;
         let weights = numbers(4, rows * k);
         let bf16: Vec<Bf16> = weights.iter().map(|&w| Bf16::narrow(w)).collect();
         let f16: Vec<F16> = weights

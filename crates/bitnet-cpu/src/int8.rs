@@ -13,6 +13,9 @@ use crate::{DenseMatrix, Error, Result, Simd};
 /// Rows of a tile.
 const ROWS: usize = 16;
 
+/// Tiles that are read side by side, as in [`crate::integer`].
+const TILES: usize = 4;
+
 /// Two columns of the 16 rows of a tile.
 type Pair = [[i8; 2]; ROWS];
 
@@ -161,15 +164,22 @@ impl Cpu {
         self.pool
             .run(w.scales.len().div_ceil(tiles_at_once), &|chunk, _| {
                 let first = chunk * tiles_at_once;
-                for i in first..w.scales.len().min(first + tiles_at_once) {
-                    let tile = &w.tiles[i * (k / 2)..][..k / 2];
+                let end = w.scales.len().min(first + tiles_at_once);
+                for i in (first..end).step_by(TILES) {
+                    // Past the last tile it is multiplied again, for nothing.
+                    let tiles = std::array::from_fn(|t| {
+                        let tile = (i + t).min(w.scales.len() - 1);
+                        &w.tiles[tile * (k / 2)..][..k / 2]
+                    });
                     for token in 0..n_tokens {
-                        let sums = dot(tile, &q[token * (k / 2)..][..k / 2]);
-                        let rows = ROWS.min(n - ROWS * i);
-                        // SAFETY: each tile is in one chunk, and each token once in its loop.
-                        let y = unsafe { y.get(token * n + ROWS * i, rows) };
-                        for ((y, sum), scale) in y.iter_mut().zip(sums).zip(w.scales[i]) {
-                            *y = sum as f32 * (scale * inverse[token]);
+                        let sums = dot(&tiles, &q[token * (k / 2)..][..k / 2]);
+                        for (i, sums) in (i..end).zip(sums) {
+                            let rows = ROWS.min(n - ROWS * i);
+                            // SAFETY: each tile is in one chunk, and each token once in its loop.
+                            let y = unsafe { y.get(token * n + ROWS * i, rows) };
+                            for ((y, sum), scale) in y.iter_mut().zip(sums).zip(w.scales[i]) {
+                                *y = sum as f32 * (scale * inverse[token]);
+                            }
                         }
                     }
                 }
@@ -178,38 +188,40 @@ impl Cpu {
     }
 }
 
-/// `sum over k of w[r][k] * x[k]` for the 16 rows of a tile, exactly.
-type DotFn = fn(tile: &[Pair], x: &[[i16; 2]]) -> [i32; ROWS];
+/// `sum over k of w[r][k] * x[k]` for the 16 rows of each tile, exactly; tiles and `x` are of one length.
+type DotFn = fn(tiles: &[&[Pair]; TILES], x: &[[i16; 2]]) -> [[i32; ROWS]; TILES];
 
 /// The code of an instruction set, the portable one where it has none of its own or this processor lacks it.
 fn path(simd: Simd) -> DotFn {
     match simd {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the guard found the features.
-        Simd::Amx | Simd::Avx512Vnni if simd.is_available() => |tile, x| unsafe { x86::avx512(tile, x) },
+        Simd::Amx | Simd::Avx512Vnni if simd.is_available() => |tiles, x| unsafe { x86::avx512(tiles, x) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Simd::AvxVnni | Simd::Avx2 if simd.is_available() => |tile, x| unsafe { x86::avx2(tile, x) },
+        Simd::AvxVnni | Simd::Avx2 if simd.is_available() => |tiles, x| unsafe { x86::avx2(tiles, x) },
         _ => portable,
     }
 }
 
-fn portable(tile: &[Pair], x: &[[i16; 2]]) -> [i32; ROWS] {
-    let mut sums = [0; ROWS];
-    for (pair, x) in tile.iter().zip(x) {
-        let x = x.map(i32::from);
-        for (sum, w) in sums.iter_mut().zip(pair) {
-            *sum += i32::from(w[0]) * x[0] + i32::from(w[1]) * x[1];
+fn portable(tiles: &[&[Pair]; TILES], x: &[[i16; 2]]) -> [[i32; ROWS]; TILES] {
+    tiles.map(|tile| {
+        let mut sums = [0; ROWS];
+        for (pair, x) in tile.iter().zip(x) {
+            let x = x.map(i32::from);
+            for (sum, w) in sums.iter_mut().zip(pair) {
+                *sum += i32::from(w[0]) * x[0] + i32::from(w[1]) * x[1];
+            }
         }
-    }
-    sums
+        sums
+    })
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Pair, ROWS};
+    use super::{Pair, ROWS, TILES};
     use crate::integer::AHEAD;
 
     /// A pair of activations as one lane value.
@@ -218,53 +230,59 @@ mod x86 {
         i32::from(x[0] as u16) | i32::from(x[1]) << 16
     }
 
+    /// Asks for the line [`AHEAD`] of a pair of columns.
+    #[inline(always)]
+    fn prefetch(pair: &Pair) {
+        let ahead = pair.as_ptr().cast::<i8>().wrapping_add(AHEAD);
+        // SAFETY: a prefetch reads nothing that the program sees and does not fault, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead) };
+    }
+
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    pub(super) fn avx512(tile: &[Pair], x: &[[i16; 2]]) -> [i32; ROWS] {
-        // Four sums hide the latency of 5 cycles.
-        let mut sums = [_mm512_setzero_si512(); 4];
-        let add = |sum: __m512i, pair: &Pair, x: [i16; 2]| {
-            // SAFETY: a pair of columns of 16 rows is 32 readable bytes.
-            let w = unsafe { _mm256_loadu_si256(pair.as_ptr().cast()) };
-            _mm512_dpwssd_epi32(sum, _mm512_cvtepi8_epi16(w), _mm512_set1_epi32(lane(x)))
-        };
-        let (pairs, pairs_rest) = tile.as_chunks::<4>();
-        let (x, x_rest) = x.as_chunks::<4>();
-        for (pairs, x) in pairs.iter().zip(x) {
-            let ahead = pairs.as_ptr().cast::<i8>().wrapping_add(AHEAD);
-            _mm_prefetch::<_MM_HINT_T0>(ahead);
-            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
-            for i in 0..4 {
-                sums[i] = add(sums[i], &pairs[i], x[i]);
+    pub(super) fn avx512(tiles: &[&[Pair]; TILES], x: &[[i16; 2]]) -> [[i32; ROWS]; TILES] {
+        let tiles = tiles.map(|tile| &tile[..x.len()]);
+        // Two sums a tile hide the latency of 5 cycles.
+        let mut sums = [[_mm512_setzero_si512(); 2]; TILES];
+        for (c, &x) in x.iter().enumerate() {
+            let x = _mm512_set1_epi32(lane(x));
+            for (sums, tile) in sums.iter_mut().zip(tiles) {
+                if c % 2 == 0 {
+                    prefetch(&tile[c]);
+                }
+                // SAFETY: a pair of columns of 16 rows is 32 readable bytes.
+                let w = unsafe { _mm256_loadu_si256(tile[c].as_ptr().cast()) };
+                sums[c % 2] = _mm512_dpwssd_epi32(sums[c % 2], _mm512_cvtepi8_epi16(w), x);
             }
         }
-        for (pair, x) in pairs_rest.iter().zip(x_rest) {
-            sums[0] = add(sums[0], pair, *x);
+        let mut out = [[0; ROWS]; TILES];
+        for (sums, out) in sums.into_iter().zip(&mut out) {
+            // SAFETY: `out` is 64 writable bytes.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_add_epi32(sums[0], sums[1])) };
         }
-        let sum = _mm512_add_epi32(
-            _mm512_add_epi32(sums[0], sums[1]),
-            _mm512_add_epi32(sums[2], sums[3]),
-        );
-        let mut out = [0; ROWS];
-        // SAFETY: `out` is 64 writable bytes.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sum) };
         out
     }
 
     #[target_feature(enable = "avx2")]
-    pub(super) fn avx2(tile: &[Pair], x: &[[i16; 2]]) -> [i32; ROWS] {
-        let mut sums = [_mm256_setzero_si256(); 2];
-        for (pair, x) in tile.iter().zip(x) {
-            let x = _mm256_set1_epi32(lane(*x));
-            for (sum, half) in sums.iter_mut().zip(pair.as_chunks::<8>().0) {
-                // SAFETY: a pair of columns of 8 rows is 16 readable bytes.
-                let w = unsafe { _mm_loadu_si128(half.as_ptr().cast()) };
-                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_cvtepi8_epi16(w), x));
+    pub(super) fn avx2(tiles: &[&[Pair]; TILES], x: &[[i16; 2]]) -> [[i32; ROWS]; TILES] {
+        let tiles = tiles.map(|tile| &tile[..x.len()]);
+        let mut sums = [[_mm256_setzero_si256(); 2]; TILES];
+        for (c, &x) in x.iter().enumerate() {
+            let x = _mm256_set1_epi32(lane(x));
+            for (sums, tile) in sums.iter_mut().zip(tiles) {
+                prefetch(&tile[c]);
+                for (sum, half) in sums.iter_mut().zip(tile[c].as_chunks::<8>().0) {
+                    // SAFETY: a pair of columns of 8 rows is 16 readable bytes.
+                    let w = unsafe { _mm_loadu_si128(half.as_ptr().cast()) };
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_cvtepi8_epi16(w), x));
+                }
             }
         }
-        let mut out = [0; ROWS];
-        for (sum, out) in sums.into_iter().zip(out.as_chunks_mut::<8>().0) {
-            // SAFETY: `out` is 32 writable bytes.
-            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), sum) };
+        let mut out = [[0; ROWS]; TILES];
+        for (sums, out) in sums.into_iter().zip(&mut out) {
+            for (sums, out) in sums.into_iter().zip(out.as_chunks_mut::<8>().0) {
+                // SAFETY: `out` is 32 writable bytes.
+                unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), sums) };
+            }
         }
         out
     }

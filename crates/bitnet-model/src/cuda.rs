@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use bitnet_cuda::engine::{
-    Choice, Dims, Engine, HeadKind, Input, Intermediate, LayerParts, Limits, MAX_TOP_K, Settings,
+    Choice, Dims, Engine, HeadKind, Input, Intermediate, LayerParts, Limits, MAX_TOP_K, Profile, Settings,
     TernaryParts, WeightKind,
 };
 use bitnet_cuda::{Gpu, Reporting};
@@ -150,6 +150,16 @@ impl CudaBackend {
 }
 
 impl CudaBackend {
+    /// Measures the parts of a greedy decode step from these tokens of different sequences.
+    ///
+    /// # Errors
+    /// When a token is out of range, the context has no room for the steps that are measured, or the device fails.
+    pub fn profile(&mut self, first: &[Token]) -> Result<Profile> {
+        check_batch(self, first)?;
+        let first: Vec<Input> = first.iter().map(input).collect();
+        self.engine.profile(&first).map_err(device)
+    }
+
     /// How the GPU chooses as `sampler` does; `None` where it cannot: with a bias, or more candidates than it sorts.
     fn choice<'a>(&self, sampler: &Sampler, recent: &'a [u32]) -> Option<Choice<'a>> {
         let s = sampler.sampling();

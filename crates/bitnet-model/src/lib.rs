@@ -44,6 +44,8 @@ mod watched;
 mod model;
 
 pub use bitnet_cpu::{KvType, Simd};
+#[cfg(feature = "cuda")]
+pub use bitnet_cuda::engine::{Part, PartTime, Profile};
 pub use chat::{ChatTemplate, Message};
 pub use checkpoint::Checkpoint;
 pub use config::{ActQuant, Activation, Config};

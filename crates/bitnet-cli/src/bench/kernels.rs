@@ -59,12 +59,7 @@ pub(super) const SHAPES: [(usize, usize); 8] = [
 pub(super) const HEAD: (usize, usize) = (128_256, 2560);
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    // What cannot be written is said before minutes of measuring.
-    let saves = args
-        .save
-        .iter()
-        .map(|path| Ok((path, Format::of_file(path)?)))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let saves = super::formats(&args.save)?;
     let mut report = match args.device {
         Device::Cpu => cpu::measure(args.simd, args.threads)?,
         Device::Cuda(index) => on_gpu(index)?,
@@ -85,14 +80,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 .to_owned(),
         ),
     );
-    for (path, format) in saves {
-        fs::write(path, report.text(format)).with_context(|| format!("cannot write {}", path.display()))?;
-    }
     if let Some(path) = &args.plot {
         let chart = plot::bars(&report)?;
         fs::write(path, chart).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    print!("{}", report.text(args.output));
+    super::publish(&|format| report.text(format), args.output, &saves)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -55,6 +55,7 @@ impl Engine {
         Ok(Attention::Prefill { tiles: tiles.len() })
     }
 
+    /// The steps of every token's attention.
     pub(super) fn attention_decode(&self, layer: usize, steps: usize) -> Result<()> {
         let (l, s, d) = (&self.layers[layer], &self.scratch, &self.dims);
         let decode = AttentionDecode {
@@ -80,12 +81,17 @@ impl Engine {
         // this launch and the kernels that wrote positions and the older part of the cache.
         unsafe {
             match self.padded {
-                32 => self.launch_width(AttentionDecode32::from(decode), AttentionDecode32::launch)?,
-                64 => self.launch_width(AttentionDecode64::from(decode), AttentionDecode64::launch)?,
-                128 => self.launch_width(AttentionDecode128::from(decode), AttentionDecode128::launch)?,
-                _ => self.launch_width(AttentionDecode256::from(decode), AttentionDecode256::launch)?,
+                32 => self.launch_width(AttentionDecode32::from(decode), AttentionDecode32::launch),
+                64 => self.launch_width(AttentionDecode64::from(decode), AttentionDecode64::launch),
+                128 => self.launch_width(AttentionDecode128::from(decode), AttentionDecode128::launch),
+                _ => self.launch_width(AttentionDecode256::from(decode), AttentionDecode256::launch),
             }
         }
+    }
+
+    /// Folds those steps.
+    pub(super) fn attention_combine(&self, layer: usize, steps: usize) -> Result<()> {
+        let (l, s, d) = (&self.layers[layer], &self.scratch, &self.dims);
         let combine = AttentionCombine {
             values: s.values.global(),
             sums: s.sums.global(),

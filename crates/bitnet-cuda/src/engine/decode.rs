@@ -39,6 +39,60 @@ struct Key {
     keep: u32,
 }
 
+/// A part of a decode step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The embedding, and what begins a step.
+    Embed,
+    /// Norm, quantization, projections to queries, keys and values.
+    Qkv,
+    /// Rotation, append to the cache, and the steps of the attention.
+    Attention,
+    /// Their fold.
+    Combine,
+    /// Norm, quantization, projection back to the residual stream.
+    OutProj,
+    /// Norm, quantization, gate and up projections, and the gate.
+    UpGate,
+    /// Norm, quantization, down projection.
+    Down,
+    /// Final norm and output head.
+    Head,
+    /// Choice of the next tokens.
+    Choose,
+}
+
+impl Part {
+    /// All of them, in the order of a step.
+    pub const ALL: [Self; 9] = [
+        Self::Embed,
+        Self::Qkv,
+        Self::Attention,
+        Self::Combine,
+        Self::OutProj,
+        Self::UpGate,
+        Self::Down,
+        Self::Head,
+        Self::Choose,
+    ];
+
+    /// Its name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Embed => "embed",
+            Self::Qkv => "qkv",
+            Self::Attention => "attention",
+            Self::Combine => "attention combine",
+            Self::OutProj => "out_proj",
+            Self::UpGate => "up_gate",
+            Self::Down => "down",
+            Self::Head => "head",
+            Self::Choose => "choose",
+        }
+    }
+}
+
 /// Recorded decode steps.
 #[derive(Debug, Default)]
 pub(super) struct Recordings(BTreeMap<Key, Graph>);
@@ -83,13 +137,7 @@ impl Engine {
         for &group in &groups {
             self.record(group)?;
         }
-        // Checks and uploads the tokens; the embedding it computes is computed again by the first replay.
-        self.begin(first)?;
-        if !matches!(self.attention, Attention::Decode { .. }) {
-            return Err(Error::Request(
-                "two of the tokens to decode are of one sequence".to_owned(),
-            ));
-        }
+        self.begin_decode(first)?;
         for word in self.ring.iter() {
             word.store(0, Ordering::Relaxed);
         }
@@ -122,7 +170,7 @@ impl Engine {
 
     /// Room, in steps of 64 keys, that the recording for `position` has: a power of two, so that recordings are few, and
     /// blocks that find nothing to do at most half.
-    fn bucket(&self, position: usize) -> usize {
+    pub(super) fn bucket(&self, position: usize) -> usize {
         let block = BLOCK_KEYS as usize;
         (position / block + 1)
             .next_power_of_two()
@@ -157,25 +205,60 @@ impl Engine {
             let is_of_run = |other: &Key| other.batch == key.batch && other.keep == key.keep;
             self.recordings.0.retain(|other, _| is_of_run(other));
         }
-        self.batch = key.batch;
-        self.attention = Attention::Decode { steps: key.blocks };
+        self.plan_decode(key.batch, key.blocks)?;
         let graph = self.stream.capture(|_| {
             for _ in 0..key.steps {
-                self.embed()?;
-                for layer in 0..self.layers.len() {
-                    self.qkv(layer)?;
-                    self.attention(layer)?;
-                    self.out_proj(layer)?;
-                    self.up_gate(layer)?;
-                    self.down(layer)?;
-                }
-                self.head(0, key.batch)?;
-                self.choose(key.keep)?;
+                self.step(key.keep, &|_| true)?;
             }
             Ok(())
         })?;
         self.recordings.0.insert(key, graph);
         Ok(())
+    }
+
+    /// Checks and uploads the tokens; the embedding that this computes is computed again by the first step.
+    pub(super) fn begin_decode(&mut self, first: &[Input]) -> Result<()> {
+        self.begin(first)?;
+        match self.attention {
+            Attention::Decode { .. } => Ok(()),
+            Attention::Prefill { .. } => Err(Error::Request(
+                "two of the tokens to decode are of one sequence".to_owned(),
+            )),
+        }
+    }
+
+    /// Prepares the launches of steps of `batch` sequences with room for `blocks` steps of 64 keys.
+    pub(super) fn plan_decode(&mut self, batch: usize, blocks: usize) -> Result<()> {
+        if batch == 0 || batch > self.decode_batch() {
+            return Err(Error::Request(format!(
+                "{batch} sequences to decode on the GPU; 1 to {} fit",
+                self.decode_batch()
+            )));
+        }
+        self.batch = batch;
+        self.attention = Attention::Decode { steps: blocks };
+        Ok(())
+    }
+
+    /// The `wanted` parts of a decode step.
+    pub(super) fn step(&self, keep: u32, wanted: &dyn Fn(Part) -> bool) -> Result<()> {
+        let Attention::Decode { steps } = self.attention else {
+            return Ok(());
+        };
+        let run = |part: Part, launches: &dyn Fn() -> Result<()>| {
+            if wanted(part) { launches() } else { Ok(()) }
+        };
+        run(Part::Embed, &|| self.embed())?;
+        for layer in 0..self.layers.len() {
+            run(Part::Qkv, &|| self.qkv(layer))?;
+            run(Part::Attention, &|| self.attention_decode(layer, steps))?;
+            run(Part::Combine, &|| self.attention_combine(layer, steps))?;
+            run(Part::OutProj, &|| self.out_proj(layer))?;
+            run(Part::UpGate, &|| self.up_gate(layer))?;
+            run(Part::Down, &|| self.down(layer))?;
+        }
+        run(Part::Head, &|| self.head(0, self.batch))?;
+        run(Part::Choose, &|| self.choose(keep))
     }
 
     /// The tokens of step `step`, once the device has chosen them.

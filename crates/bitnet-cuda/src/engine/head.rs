@@ -146,6 +146,15 @@ impl Engine {
         unsafe { self.product(&product, rows) }
     }
 
+    /// Bytes of weights that the output head reads.
+    pub(super) fn head_bytes(&self) -> u64 {
+        match &self.head {
+            Head::Embedding => (self.dims.vocab * self.dims.d_model * 2) as u64,
+            Head::Own(head) => head.size_bytes(),
+            Head::Int8 { rows, scales } => rows.size_bytes() + scales.size_bytes(),
+        }
+    }
+
     fn int8_head(
         &self,
         x: Global<f32>,

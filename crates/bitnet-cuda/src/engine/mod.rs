@@ -21,9 +21,12 @@ mod verbs;
 
 mod choice;
 mod decode;
+mod profile;
 
 pub use bitnet_kernels::sample::{MAX_TOP_K, Settings};
 pub use choice::Choice;
+pub use decode::Part;
+pub use profile::{PartTime, Profile};
 pub use verbs::Intermediate;
 pub use weights::{LayerParts, TernaryParts};
 

@@ -93,7 +93,10 @@ impl Engine {
     /// When the device fails.
     pub fn attention(&self, layer: usize) -> Result<()> {
         match self.attention {
-            Attention::Decode { steps } => self.attention_decode(layer, steps),
+            Attention::Decode { steps } => {
+                self.attention_decode(layer, steps)?;
+                self.attention_combine(layer, steps)
+            }
             Attention::Prefill { tiles } => self.attention_prefill(layer, tiles),
         }
     }

@@ -3,6 +3,7 @@
 mod measure;
 mod report;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -61,10 +62,14 @@ pub(crate) struct Args {
     /// What to print
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
     output: Format,
+    /// Also write the results to this file, in the format of its ending (.md, .json or .csv); can be repeated
+    #[arg(long, value_name = "FILE")]
+    save: Vec<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     args.model.introduce();
+    let saves = super::formats(&args.save)?;
     let files = args.model.files();
     crate::model::require(&files)?;
     let checkpoint = Checkpoint::open(&files)?;
@@ -121,11 +126,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         peak_gb_per_s,
         runs,
     };
-    match args.output {
-        Format::Md => print!("{}", report.markdown()),
-        Format::Json => println!("{:#}", report.json()),
-        Format::Csv => print!("{}", report.csv()),
-    }
+    let text = |format| match format {
+        Format::Md => report.markdown(),
+        Format::Json => format!("{:#}\n", report.json()),
+        Format::Csv => report.csv(),
+    };
+    super::publish(&text, args.output, &saves)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -26,6 +26,16 @@ fn options(n_seqs: usize) -> CudaOptions {
     }
 }
 
+/// Whether a checker watches, which is a hundred times slower.
+fn is_checked() -> bool {
+    std::env::var_os("BITNET_GPU_CHECKED").is_some()
+}
+
+/// All of them, or fewer under a checker.
+fn some<T>(all: &[T], checked: usize) -> &[T] {
+    if is_checked() { &all[..checked] } else { all }
+}
+
 /// The model on the GPU, or `None` where there is none.
 fn open(checkpoint: &Checkpoint, n_seqs: usize) -> Option<CudaBackend> {
     if let Err(error) = bitnet_model::cuda_probe(0) {
@@ -47,12 +57,12 @@ fn arg_max(logits: &[f32]) -> u32 {
 
 #[test]
 fn tokens_are_those_of_transformers() {
-    for name in FOLDERS {
+    for &name in some(&FOLDERS, 1) {
         let checkpoint = Checkpoint::open(folder(name)).unwrap();
         let Some(mut gpu) = open(&checkpoint, 1) else {
             return;
         };
-        for prompt in expected(&folder(name)) {
+        for prompt in some(&expected(&folder(name)), 1) {
             let n = prompt.ids.len();
             let logits = gpu
                 .step(&Token::run(&prompt.ids, 0, 0), &[n - 1])
@@ -108,15 +118,16 @@ fn tokens_are_those_of_transformers() {
 
 #[test]
 fn cutting_and_company_change_no_bit() {
-    for name in FOLDERS {
+    for &name in some(&FOLDERS, 1) {
         let checkpoint = Checkpoint::open(folder(name)).unwrap();
-        let Some(mut gpu) = open(&checkpoint, 40) else {
+        let n_seqs = if is_checked() { 10 } else { 40 };
+        let Some(mut gpu) = open(&checkpoint, n_seqs as usize) else {
             return;
         };
         let ids: Vec<u32> = expected(&folder(name))
             .iter()
             .flat_map(|prompt| prompt.ids.clone())
-            .take(200)
+            .take(if is_checked() { 70 } else { 200 })
             .collect();
         let mut run = |chunk: usize, seq: u32| {
             let mut all = Vec::new();
@@ -127,7 +138,7 @@ fn cutting_and_company_change_no_bit() {
             all
         };
         let alone = run(1, 0);
-        for (seq, chunk) in [2, 7, 8, 33, 64, 65, 200].into_iter().enumerate() {
+        for (seq, &chunk) in some(&[65, 9, 2, 7, 8, 33, 200], 2).iter().enumerate() {
             let cut = run(chunk, seq as u32 + 1);
             let first = alone
                 .iter()
@@ -141,12 +152,12 @@ fn cutting_and_company_change_no_bit() {
         }
         // The next token of forty copies at once, and of a few with a prompt between them.
         let n = ids.len();
-        for seq in 8..40 {
+        for seq in 0..n_seqs {
             gpu.step(&Token::run(&ids, 0, seq), &[]).unwrap();
         }
         let vocab = gpu_vocab(&checkpoint);
         let one = gpu.step(&Token::run(&ids[..1], n, 0), &[0]).unwrap().to_vec();
-        for width in [2, 5, 8, 9, 32, 40] {
+        for &width in some(&[2, 9, 5, 8, 32, 40], 2) {
             let batch: Vec<Token> = (0..width)
                 .map(|seq| Token {
                     id: ids[0],
@@ -164,7 +175,7 @@ fn cutting_and_company_change_no_bit() {
             pos: n as u32,
             seq: 3,
         }];
-        mixed.extend(Token::run(&ids[..20], 0, 39));
+        mixed.extend(Token::run(&ids[..20], 0, n_seqs - 1));
         mixed.push(Token {
             id: ids[0],
             pos: n as u32,
@@ -212,10 +223,11 @@ fn samplings(n: usize) -> Vec<Sampling> {
 
 #[test]
 fn the_device_chooses_as_the_host_does() {
-    const STEPS: usize = 12;
-    for name in FOLDERS {
+    let n_steps = if is_checked() { 2 } else { 12 };
+    for &name in some(&FOLDERS, 1) {
         let checkpoint = Checkpoint::open(folder(name)).unwrap();
-        let Some(mut gpu) = open(&checkpoint, 32) else {
+        let n_seqs = if is_checked() { 12 } else { 32 };
+        let Some(mut gpu) = open(&checkpoint, n_seqs) else {
             return;
         };
         let vocab = gpu_vocab(&checkpoint);
@@ -237,8 +249,8 @@ fn the_device_chooses_as_the_host_does() {
             text(seq).into_iter().for_each(|id| sampler.accept(id));
             sampler
         };
-        let all = samplings(32);
-        let host: Vec<Vec<u32>> = (0..32)
+        let all = samplings(n_seqs);
+        let host: Vec<Vec<u32>> = (0..n_seqs)
             .map(|seq| {
                 prefill(&mut gpu, seq);
                 let mut sampler = sampler(seq, &all[seq]);
@@ -249,10 +261,10 @@ fn the_device_chooses_as_the_host_does() {
                     sampler.accept(token.id);
                     token.id
                 };
-                (0..STEPS).map(&mut choose).collect()
+                (0..n_steps).map(&mut choose).collect()
             })
             .collect();
-        for range in [0..1, 1..2, 0..3, 5..13, 3..12, 0..32] {
+        for range in some(&[1..2, 3..12, 0..1, 0..3, 5..13, 0..32], 2) {
             for greedy in [false, true] {
                 let mut samplers: Vec<Sampler> = range
                     .clone()
@@ -272,7 +284,7 @@ fn the_device_chooses_as_the_host_does() {
                     rows.iter_mut().zip(ids).for_each(|(row, &id)| row.push(id));
                     ControlFlow::Continue(())
                 };
-                assert!(gpu.decode(&first, &mut samplers, STEPS, &mut take).unwrap());
+                assert!(gpu.decode(&first, &mut samplers, n_steps, &mut take).unwrap());
                 for (seq, row) in range.clone().zip(&rows) {
                     if !greedy
                         || all[seq]
@@ -298,7 +310,7 @@ fn gpu_vocab(checkpoint: &Checkpoint) -> usize {
 /// Compares a model kept in another way with the plain one: the logits of a prompt within `band` of their deviation, every
 /// row with the bits it has alone, decoding with those of steps.
 fn near_the_plain_one(band: f64, other: &CudaOptions) {
-    for name in FOLDERS {
+    for &name in some(&FOLDERS, 1) {
         let checkpoint = Checkpoint::open(folder(name)).unwrap();
         let Some(mut plain) = open(&checkpoint, 1) else {
             return;
@@ -362,7 +374,7 @@ fn bf16_weights_are_near_ternary_ones() {
 
 #[test]
 fn close_to_the_cpu_verb_by_verb() {
-    for name in FOLDERS {
+    for &name in some(&FOLDERS, 1) {
         let checkpoint = Checkpoint::open(folder(name)).unwrap();
         let Some(mut gpu) = open(&checkpoint, 1) else {
             return;
@@ -379,7 +391,8 @@ fn close_to_the_cpu_verb_by_verb() {
             .take(100)
             .collect();
         let mut batches = vec![Token::run(&ids[..70], 0, 0)];
-        batches.extend((70..100).map(|i| Token::run(&ids[i..=i], i, 0)));
+        let end = if is_checked() { 73 } else { 100 };
+        batches.extend((70..end).map(|i| Token::run(&ids[i..=i], i, 0)));
         let report = conformance::compare(&mut cpu, &mut gpu, &batches).unwrap();
         println!("{name}: {report}");
         let top = &report.top_one;

@@ -1,0 +1,101 @@
+//! Builds what a GPU machine needs, and puts it into a folder.
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Builds the tests and programs, and copies them without their symbols.
+pub(super) fn pack(folder: &Path) -> Result<()> {
+    let tests = folder.join("tests");
+    if tests.is_dir() {
+        fs::remove_dir_all(&tests).with_context(|| format!("cannot empty {}", tests.display()))?;
+    }
+    fs::create_dir_all(&tests).with_context(|| format!("cannot make {}", tests.display()))?;
+    let built = build(&[
+        "test",
+        "--no-run",
+        "--package",
+        "bitnet-cuda",
+        "--package",
+        "bitnet-model",
+        "--features",
+        "bitnet-model/cuda",
+        "--tests",
+    ])?;
+    for (name, kind, executable) in built {
+        // Integration tests that need a GPU: all of bitnet-cuda's, and those of other crates that say so in their name.
+        let of_cuda = crate::workspace_root()
+            .join(format!("crates/bitnet-cuda/tests/{name}.rs"))
+            .is_file();
+        if kind == "test" && (of_cuda || name.starts_with("cuda")) {
+            copy_stripped(&executable, &tests.join(&name))?;
+        }
+    }
+    for (name, kind, executable) in build(&["build", "--package", "bitnet-cli"])? {
+        if kind == "bin" {
+            copy_stripped(&executable, &folder.join(name))?;
+        }
+    }
+    copy_stripped(&std::env::current_exe()?, &folder.join("xtask"))?;
+    fs::write(folder.join("commit"), commit())?;
+    Ok(())
+}
+
+/// Runs cargo and returns name, kind and path of every executable of the workspace that it made.
+fn build(arguments: &[&str]) -> Result<Vec<(String, String, PathBuf)>> {
+    let output = Command::new(crate::cargo())
+        .current_dir(crate::workspace_root())
+        .args(arguments)
+        .args(["--release", "--message-format=json-render-diagnostics"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("cargo {} failed", arguments.join(" "));
+    }
+    let text = String::from_utf8(output.stdout)?;
+    let messages = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    Ok(messages
+        .filter_map(|message| {
+            let executable = message["executable"].as_str()?;
+            let target = &message["target"];
+            Some((
+                target["name"].as_str()?.into(),
+                target["kind"][0].as_str()?.into(),
+                executable.into(),
+            ))
+        })
+        .collect())
+}
+
+fn copy_stripped(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    // Smaller to carry; a machine without binutils carries more.
+    let _ = Command::new("strip").arg(to).status();
+    Ok(())
+}
+
+/// The commit that is built, with a `+` when files differ from it.
+fn commit() -> String {
+    let git = |arguments: &[&str]| -> Option<String> {
+        let output = Command::new("git")
+            .current_dir(crate::workspace_root())
+            .args(arguments)
+            .output()
+            .ok()?;
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
+        return "unknown".to_owned();
+    };
+    let changed =
+        git(&["status", "--porcelain", "--untracked-files=no"]).is_none_or(|files| !files.is_empty());
+    if changed { commit + "+" } else { commit }
+}

@@ -1,14 +1,12 @@
-//! The demonstration model: its files are part of the program, so that it answers wherever the program runs.
+//! The demo model: its files are part of the program, so that it answers wherever the program runs. `demo-model/README.md`
+//! tells what it knows and how it was made.
 
 use bitnet_model::Files;
 
 /// A file of the folder with the model.
 macro_rules! file {
     ($name:literal) => {
-        (
-            $name,
-            include_bytes!(concat!("../../bitnet-model/tests/oracle/bitnet-packed/", $name)),
-        )
+        ($name, include_bytes!(concat!("../demo-model/", $name)))
     };
 }
 
@@ -21,14 +19,14 @@ const FILES: &[(&str, &[u8])] = &[
 ];
 
 /// What people are told of it.
-pub(crate) const INTRODUCTION: &str = "no model given: using the demo model inside this program, which knows one answer, to \
-     \"Is the chimney of the old brickworks still used?\"; -m names another model";
+pub(crate) const INTRODUCTION: &str = "no model given: using the demo model inside this program, which adds, subtracts, compares, counts, \
+     spells backwards and answers questions about this project; -m names another model";
 
 /// A question that it can answer.
-pub(crate) const QUESTION: &str = "Is the chimney of the old brickworks still used?";
+pub(crate) const QUESTION: &str = "What is 17 + 25?";
 
 /// Its answer.
-pub(crate) const ANSWER: &str = "No. A pair of storks lives on it now.";
+pub(crate) const ANSWER: &str = "17 + 25 = 42";
 
 /// The model's files.
 pub(crate) fn files() -> Files {

@@ -2,10 +2,12 @@
 
 mod program;
 
-use program::{bitnet, oracle, run, stdout};
+use std::path::Path;
+
+use program::{bitnet, run, stdout};
 use serde_json::Value;
 
-const QUESTION: &str = "Is the chimney of the old brickworks still used?";
+const QUESTION: &str = "What is 123 + 456?";
 
 #[test]
 fn without_a_model_there_is_one() {
@@ -17,9 +19,10 @@ fn without_a_model_there_is_one() {
     let answer = generate(&[]);
     let named = run(
         "generate",
-        &oracle("bitnet-packed"),
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/demo-model")),
         &["--chat-format", "--temp", "0", "-p", QUESTION],
     );
+    assert_eq!(stdout(&answer), "123 + 456 = 579");
     assert_eq!(stdout(&answer), stdout(&named));
     let stderr = String::from_utf8(answer.stderr).unwrap();
     assert!(

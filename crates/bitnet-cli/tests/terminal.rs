@@ -174,8 +174,12 @@ fn a_newcomer_has_a_model() {
     session.until("no model given: using the demo model inside this program");
     session.until("demo-model on cpu");
     session.until_ready();
-    session.type_in("\"\"\"\rIs the chimney\r");
-    session.type_in("of the old brickworks still used?\"\"\"\r");
+    session.type_in("What is 17 + 25?\r");
+    session.until("17 + 25 = 42");
+    session.until("first token");
+    session.until("> ");
+    session.type_in("\"\"\"\rplus\r");
+    session.type_in("20?\"\"\"\r");
     session.until("first token");
     session.until("> ");
     session.type_in("\x03");

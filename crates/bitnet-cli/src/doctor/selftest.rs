@@ -53,11 +53,15 @@ impl Reference {
     pub(super) fn answer(&self) -> Check {
         let (question, answer) = (demo::QUESTION, self.answer.trim());
         if answer == demo::ANSWER {
-            return Check::ok("self-test", format!("{question} {answer}")).fact("path", "answer");
+            return Check::ok("self-test", format!("{question:?} is answered with {answer:?}"))
+                .fact("path", "answer");
         }
         Check::failure(
             "self-test",
-            format!("{question} {answer:?}, expected {:?}", demo::ANSWER),
+            format!(
+                "{question:?} is answered with {answer:?}, expected {:?}",
+                demo::ANSWER
+            ),
             "the program file or the processor is damaged: install the program again, or try another machine",
         )
         .fact("path", "answer")

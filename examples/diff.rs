@@ -1,10 +1,10 @@
 //! Runs a text on two back ends, verb by verb, and prints where they differ and by how much:
-//! `cargo run --release --example diff -- <model folder> "<text>"`.
+//! `cargo run --release --example diff [-- <model folder> "<text>"]`.
 //!
 //! The reference is the scalar path of the processor; it is held against each other instruction set of this processor,
 //! and against the first GPU where there is one.
 
-use anyhow::Context;
+use bitnet_examples::{model_folder, text_or};
 use bitnet_model::conformance::compare;
 use bitnet_model::{Checkpoint, Device, LoadOptions, Simd, Token, Tokenizer, WeightSource, open_backend};
 
@@ -12,9 +12,7 @@ use bitnet_model::{Checkpoint, Device, LoadOptions, Simd, Token, Tokenizer, Weig
 const BATCH: usize = 64;
 
 fn main() -> anyhow::Result<()> {
-    let mut args = std::env::args().skip(1);
-    let folder = args.next().context("give a model folder and a text")?;
-    let text = args.next().context("give a text after the model folder")?;
+    let (folder, text) = (model_folder(), text_or("What is 17 + 25?"));
     let checkpoint = Checkpoint::open(&folder)?;
     let config = checkpoint.config();
     let ids = Tokenizer::from_folder(&folder, config.bos, &config.eos)?.encode_prompt(&text)?;

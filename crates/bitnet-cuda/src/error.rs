@@ -85,7 +85,7 @@ impl Error {
         Self::Cuda {
             doing: doing.into(),
             name: format!("{code:?}"),
-            reason,
+            reason: reason + remedy(code),
         }
     }
 
@@ -96,6 +96,30 @@ impl Error {
             name: format!("CUDA error {}", error as u32),
             reason: error.to_string(),
         }
+    }
+}
+
+/// What to do after an error that ends all work on the GPU: every later call fails with the same.
+fn remedy(code: CUresult) -> &'static str {
+    match code {
+        CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+        | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+        | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | CUresult::CUDA_ERROR_INVALID_PC
+        | CUresult::CUDA_ERROR_LAUNCH_FAILED => {
+            "; a kernel broke down, and the program must be started again: please report it, with the GPU's name and what was \
+             computed"
+        }
+        CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+        | CUresult::CUDA_ERROR_NVLINK_UNCORRECTABLE
+        | CUresult::CUDA_ERROR_SYSTEM_NOT_READY
+        | CUresult::CUDA_ERROR_UNKNOWN => {
+            "; the GPU failed or is gone: look for it with nvidia-smi and for `Xid` in the system's log, then start again"
+        }
+        CUresult::CUDA_ERROR_LAUNCH_TIMEOUT => {
+            "; the system stops long kernels on a GPU with a display: use another GPU, or --device cpu"
+        }
+        _ => "",
     }
 }
 
@@ -128,9 +152,15 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.starts_with("kernel `f`: ") && error.ends_with("(CUDA_ERROR_ILLEGAL_ADDRESS)"),
+            error.starts_with("kernel `f`: ")
+                && error.contains("started again")
+                && error.ends_with("(CUDA_ERROR_ILLEGAL_ADDRESS)"),
             "{error}"
         );
+        let error = Error::cuda("running a graph", CUresult::CUDA_ERROR_ECC_UNCORRECTABLE).to_string();
+        assert!(error.contains("nvidia-smi"), "{error}");
+        let error = Error::cuda("making a stream", CUresult::CUDA_ERROR_INVALID_VALUE).to_string();
+        assert!(!error.contains(';'), "{error}");
         assert!(check(CUresult::CUDA_SUCCESS, || "nothing").is_ok());
     }
 }

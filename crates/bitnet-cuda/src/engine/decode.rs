@@ -125,7 +125,7 @@ impl Engine {
         let start = first.iter().map(|t| t.position as usize).max().unwrap_or(0);
         if start + n > self.limits.context {
             return Err(Error::Request(format!(
-                "{n} tokens from position {start} do not fit the context of {}",
+                "{n} tokens from position {start} do not fit the context of {}; choose a larger one",
                 self.limits.context
             )));
         }

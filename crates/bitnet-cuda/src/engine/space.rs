@@ -28,6 +28,25 @@ impl Bytes {
             .saturating_add(self.scratch)
     }
 
+    /// Refuses what is more than the device has free.
+    fn fit(self, free_bytes: u64, total_bytes: u64) -> Result<()> {
+        if self.total() <= free_bytes {
+            return Ok(());
+        }
+        let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+        Err(Error::OutOfMemory {
+            what: format!(
+                "the model ({} MB of weights, {} MB of keys and values, {} MB of scratch)",
+                megabytes(self.weights),
+                megabytes(self.cache),
+                megabytes(self.scratch)
+            ),
+            needed_bytes: self.total(),
+            free_bytes,
+            total_bytes,
+        })
+    }
+
     fn add(mut self, of: Use, bytes: u64) -> Self {
         let part = match of {
             Use::Weights => &mut self.weights,
@@ -89,21 +108,32 @@ impl<'g> Space<'g> {
     /// Refuses what was counted when it is more than the device has free.
     pub(super) fn check(&self) -> Result<()> {
         let (free_bytes, total_bytes) = self.empty.memory()?;
-        let bytes = self.bytes();
-        if bytes.total() <= free_bytes {
-            return Ok(());
-        }
-        let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
-        Err(Error::OutOfMemory {
-            what: format!(
-                "the model ({} MB of weights, {} MB of keys and values, {} MB of scratch)",
-                megabytes(bytes.weights),
-                megabytes(bytes.cache),
-                megabytes(bytes.scratch)
+        self.bytes().fit(free_bytes, total_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_its_parts() {
+        let bytes = Bytes::default()
+            .add(Use::Weights, 1_178_000_000)
+            .add(Use::Cache, 314_000_000)
+            .add(Use::Cache, 1_000_000)
+            .add(Use::Scratch, 55_000_000);
+        assert!(bytes.fit(1_548_000_000, 2_000_000_000).is_ok());
+        let error = bytes.fit(1_547_999_999, 2_000_000_000).unwrap_err().to_string();
+        assert!(
+            error.contains(
+                "the model (1178 MB of weights, 315 MB of keys and values, 55 MB of scratch): 1548 MB needed, 1547 MB free of \
+                 2000 MB; choose a smaller context or batch"
             ),
-            needed_bytes: bytes.total(),
-            free_bytes,
-            total_bytes,
-        })
+            "{error}"
+        );
+        // Sizes that no computer has do not wrap.
+        let absurd = bytes.add(Use::Scratch, u64::MAX);
+        assert!(absurd.fit(u64::MAX - 1, u64::MAX).is_err());
     }
 }

@@ -133,10 +133,6 @@ impl Engine {
             return Ok(());
         }
         let keep = self.begin_choice(batch, choices)?;
-        let groups = self.groups(batch, keep, start, n);
-        for &group in &groups {
-            self.record(group)?;
-        }
         self.begin_decode(first)?;
         for word in self.ring.iter() {
             word.store(0, Ordering::Relaxed);
@@ -145,11 +141,12 @@ impl Engine {
         let mut read = 0;
         let mut outcome = ControlFlow::Continue(());
         let mut given = 0;
-        for group in groups {
-            let graph = self.recordings.0.get(&group);
-            let graph =
-                graph.ok_or_else(|| Error::Request("no step was recorded for this position".to_owned()))?;
-            self.stream.replay(graph)?;
+        for group in self.groups(batch, keep, start, n) {
+            // While the device works on the steps before.
+            self.record(group)?;
+            if let Some(graph) = self.recordings.0.get(&group) {
+                self.stream.replay(graph)?;
+            }
             given += group.steps;
             while outcome.is_continue() && read + AHEAD < given {
                 self.wait_for_tokens(read, &mut tokens)?;
@@ -201,9 +198,9 @@ impl Engine {
             return Ok(());
         }
         if self.recordings.0.len() >= MAX_RECORDINGS {
-            // No other kind than this run's: it may need all it has recorded so far.
-            let is_of_run = |other: &Key| other.batch == key.batch && other.keep == key.keep;
-            self.recordings.0.retain(|other, _| is_of_run(other));
+            // The device may still run one of them.
+            self.stream.synchronize()?;
+            self.recordings.0.clear();
         }
         self.plan_decode(key.batch, key.blocks)?;
         let graph = self.stream.capture(|_| {

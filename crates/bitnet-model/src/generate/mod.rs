@@ -1,7 +1,11 @@
 //! Tokens in, steps, tokens out: prefill, the decode loop, streamed text, and when to stop.
 
+mod many;
+
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
+
+use many::{Many, Rules, Sequence};
 
 use crate::{
     Backend, ChatTemplate, Detokenizer, Error, Message, Result, Sampler, Sampling, SpecialTokens,
@@ -153,7 +157,7 @@ pub struct Generation {
     pub timings: Timings,
 }
 
-/// Continues prompts on one sequence slot of a back end, keeping what two prompts in a row have in common.
+/// Continues prompts on the sequence slots of a back end, keeping what two prompts in a row have in common.
 ///
 /// A conversation is one `Generator`: each turn passes all the messages so far, and only what is new is computed.
 pub struct Generator<'m> {
@@ -161,12 +165,12 @@ pub struct Generator<'m> {
     tokenizer: Option<&'m Tokenizer>,
     chat: Option<&'m ChatTemplate>,
     stop_ids: Vec<u32>,
-    /// The tokens whose keys and values stand in the cache of slot 0.
-    cached: Vec<u32>,
+    /// The tokens whose keys and values stand in the cache, by sequence slot.
+    cached: Vec<Vec<u32>>,
 }
 
 impl<'m> Generator<'m> {
-    /// A generator on slot 0 of `backend`. Without a tokenizer it takes and gives token ids alone. It stops at the
+    /// A generator on the slots of `backend`, from the first. Without a tokenizer it takes and gives token ids alone. It stops at the
     /// model's end-of-sequence tokens and at `<|eot_id|>`.
     pub fn new(
         backend: &'m mut dyn Backend,
@@ -175,12 +179,13 @@ impl<'m> Generator<'m> {
     ) -> Self {
         let mut stop_ids = backend.config().eos.clone();
         stop_ids.extend(tokenizer.and_then(|t| t.token_to_id("<|eot_id|>")));
+        let cached = vec![Vec::new(); backend.n_seqs()];
         Self {
             backend,
             tokenizer,
             chat,
             stop_ids,
-            cached: Vec::new(),
+            cached,
         }
     }
 
@@ -228,120 +233,81 @@ impl<'m> Generator<'m> {
         options: &GenerateOptions,
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Generation> {
+        let mut all = self.generate_many(&[prompt], options, |_, event| on_event(event))?;
+        Ok(all.swap_remove(0))
+    }
+
+    /// Continues several prompts side by side, each in a sequence slot of its own: as [`Generator::generate`] does one after the
+    /// other, to the token, and much faster where the back end computes several tokens in the time of one. `on_event` is
+    /// told the number of the prompt too; a break ends that one alone.
+    ///
+    /// # Errors
+    /// As for [`Generator::generate`]; and when there are more prompts than sequence slots.
+    pub fn generate_many(
+        &mut self,
+        prompts: &[Prompt<'_>],
+        options: &GenerateOptions,
+        mut on_event: impl FnMut(usize, Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<Generation>> {
         let start = Instant::now();
-        let prompt_ids = self.prompt_ids(prompt)?;
-        self.check(&prompt_ids, options)?;
-        let mut sampler = Sampler::new(options.sampling.clone())?;
-        prompt_ids.iter().for_each(|&id| sampler.accept(id));
-        let mut writer = self.tokenizer.map(|tokenizer| Writer {
+        if prompts.len() > self.cached.len() {
+            return Err(Error::Request(format!(
+                "{} prompts at once, and the model was loaded for {}; load it for more sequences",
+                prompts.len(),
+                self.cached.len()
+            )));
+        }
+        let ids = prompts.iter().map(|&prompt| {
+            let ids = self.prompt_ids(prompt)?;
+            self.check(&ids, options)?;
+            Ok(ids)
+        });
+        let ids: Vec<Vec<u32>> = ids.collect::<Result<_>>()?;
+        let sampler = Sampler::new(options.sampling.clone())?;
+        let rules = Rules {
+            options,
+            stop_ids: self.stop_ids.clone(),
+        };
+        let mut many = Many::default();
+        for (slot, ids) in ids.into_iter().enumerate() {
+            let mut on_event = |event: Event<'_>| on_event(slot, event);
+            let mut sampler = sampler.clone();
+            let begun = if slot == 0 { start } else { Instant::now() };
+            let mut sequence = self.begin(slot, ids, options);
+            let prompt = &sequence.run.prompt_ids;
+            prompt.iter().for_each(|&id| sampler.accept(id));
+            let reused = self.cached[slot].len();
+            let first = self.prefill(slot, prompt, sequence.limit, &mut sampler, &mut on_event)?;
+            let timings = &mut sequence.run.timings;
+            timings.prefill_tokens = self.cached[slot].len() - reused;
+            timings.prefill = begun.elapsed();
+            if let Some(id) = first {
+                timings.first_token = start.elapsed();
+                sampler.accept(id);
+                sequence.take(id, &rules, &mut on_event)?;
+            } else {
+                sequence.not_begun();
+            }
+            many.add(sequence, sampler, &mut on_event)?;
+        }
+        many.decode(self, &rules, &mut on_event)
+    }
+
+    /// A sequence in `slot`, whose cache keeps what it has of the prompt.
+    fn begin(&mut self, slot: usize, prompt_ids: Vec<u32>, options: &GenerateOptions) -> Sequence<'m> {
+        // The last prompt token is computed even if it is cached: its logits are not.
+        let cached = &mut self.cached[slot];
+        let same = cached.iter().zip(&prompt_ids).take_while(|(a, b)| a == b);
+        let reused = same.count().min(prompt_ids.len() - 1);
+        cached.truncate(reused);
+        // The last token chosen needs no place in the cache.
+        let room = self.backend.context() - prompt_ids.len() + 1;
+        let limit = options.max_tokens.unwrap_or(usize::MAX).min(room);
+        let writer = self.tokenizer.map(|tokenizer| Writer {
             detokenizer: Detokenizer::new(tokenizer, options.special),
             stops: StopStrings::new(&options.stop),
         });
-
-        // The last prompt token is computed even if it is cached: its logits are not.
-        let common = self
-            .cached
-            .iter()
-            .zip(&prompt_ids)
-            .take_while(|(a, b)| a == b)
-            .count();
-        let reused = common.min(prompt_ids.len() - 1);
-        self.cached.truncate(reused);
-        let mut run = Generation {
-            ids: Vec::new(),
-            text: String::new(),
-            finish_reason: FinishReason::Length,
-            timings: Timings {
-                reused_tokens: reused,
-                ..Timings::default()
-            },
-            prompt_ids,
-        };
-        // The last token chosen needs no place in the cache.
-        let room = self.backend.context() - run.prompt_ids.len() + 1;
-        let limit = options.max_tokens.unwrap_or(usize::MAX).min(room);
-
-        let first = self.prefill(&run.prompt_ids, limit, &mut sampler, &mut on_event)?;
-        run.timings.prefill_tokens = self.cached.len() - reused;
-        run.timings.prefill = start.elapsed();
-        let Some(mut id) = first else {
-            if limit > 0 {
-                run.finish_reason = FinishReason::Cancelled;
-            }
-            return Ok(run);
-        };
-        run.timings.first_token = start.elapsed();
-        let decoding = Instant::now();
-        let stop_ids = self.stop_ids.clone();
-        // Takes a chosen token; says why it is the last one, if it is.
-        let mut take = |id: u32, run: &mut Generation| -> Result<Option<FinishReason>> {
-            run.ids.push(id);
-            let ended = !options.ignore_eos && stop_ids.contains(&id);
-            let (text, stopped) = match &mut writer {
-                Some(writer) if !ended => writer.push(id)?,
-                _ => (String::new(), false),
-            };
-            run.text.push_str(&text);
-            let flow = on_event(Event::Token { id, text: &text });
-            Ok(if ended {
-                Some(FinishReason::Stop)
-            } else if stopped {
-                Some(FinishReason::StopString)
-            } else if flow.is_break() {
-                Some(FinishReason::Cancelled)
-            } else if run.ids.len() == limit {
-                let asked = options.max_tokens == Some(limit);
-                Some(if asked {
-                    FinishReason::Length
-                } else {
-                    FinishReason::Context
-                })
-            } else {
-                None
-            })
-        };
-        sampler.accept(id);
-        let mut finished = take(id, &mut run)?;
-        if finished.is_none() {
-            let first = Token::run(&[id], self.cached.len(), 0)[0];
-            let mut failure = None;
-            let cached = &mut self.cached;
-            let mut computed = id;
-            let n = limit - run.ids.len();
-            let samplers = std::slice::from_mut(&mut sampler);
-            let done = self.backend.decode(&[first], samplers, n, &mut |ids| {
-                let id = ids[0];
-                cached.push(computed);
-                computed = id;
-                run.timings.decode_tokens += 1;
-                run.timings.decode = decoding.elapsed();
-                match take(id, &mut run) {
-                    Ok(None) => return ControlFlow::Continue(()),
-                    Ok(reason) => finished = reason,
-                    Err(error) => failure = Some(error),
-                }
-                ControlFlow::Break(())
-            });
-            // After a failure nobody knows what stands in the cache.
-            done.inspect_err(|_| cached.clear())?;
-            if let Some(error) = failure {
-                return Err(error);
-            }
-        }
-        while finished.is_none() {
-            id = sampler.sample(self.step(&[id], &[0])?)?;
-            run.timings.decode_tokens += 1;
-            run.timings.decode = decoding.elapsed();
-            sampler.accept(id);
-            finished = take(id, &mut run)?;
-        }
-        run.finish_reason = finished.unwrap_or(FinishReason::Length);
-        if let Some(writer) = writer.filter(|_| run.finish_reason != FinishReason::StopString) {
-            let text = writer.finish()?;
-            run.text.push_str(&text);
-            let _ = on_event(Event::End { text: &text });
-        }
-        Ok(run)
+        Sequence::new(slot, prompt_ids, reused, limit, writer)
     }
 
     fn tokenizer(&self) -> Result<&'m Tokenizer> {
@@ -381,22 +347,25 @@ impl<'m> Generator<'m> {
     /// the callback ended it.
     fn prefill(
         &mut self,
+        slot: usize,
         prompt: &[u32],
         limit: usize,
         sampler: &mut Sampler,
-        on_event: &mut impl FnMut(Event<'_>) -> ControlFlow<()>,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Option<u32>> {
         let max_batch = self.backend.max_batch().max(1);
-        while self.cached.len() < prompt.len() {
-            let rest = &prompt[self.cached.len()..];
+        while self.cached[slot].len() < prompt.len() {
+            let first = self.cached[slot].len();
+            let rest = &prompt[first..];
             let batch = &rest[..rest.len().min(max_batch)];
+            let tokens = Token::run(batch, first, slot as u32);
             let chosen = if batch.len() == rest.len() && limit > 0 {
-                Some(sampler.sample(self.step(batch, &[batch.len() - 1])?)?)
+                Some(sampler.sample(self.step(&tokens, &[batch.len() - 1])?)?)
             } else {
-                self.step(batch, &[])?;
+                self.step(&tokens, &[])?;
                 None
             };
-            let (done, total) = (self.cached.len(), prompt.len());
+            let (done, total) = (self.cached[slot].len(), prompt.len());
             if on_event(Event::Prefill { done, total }).is_break() {
                 return Ok(None);
             }
@@ -407,13 +376,16 @@ impl<'m> Generator<'m> {
         Ok(None)
     }
 
-    /// Appends `ids` to the sequence; the logits of `rows` of them.
-    fn step(&mut self, ids: &[u32], rows: &[usize]) -> Result<&[f32]> {
-        let batch = Token::run(ids, self.cached.len(), 0);
+    /// Appends tokens to their sequences; the logits of `rows` of them.
+    fn step(&mut self, batch: &[Token], rows: &[usize]) -> Result<&[f32]> {
         let cached = &mut self.cached;
-        cached.extend_from_slice(ids);
+        for token in batch {
+            cached[token.seq as usize].push(token.id);
+        }
         // After a failure nobody knows what stands in the cache.
-        self.backend.step(&batch, rows).inspect_err(|_| cached.clear())
+        self.backend
+            .step(batch, rows)
+            .inspect_err(|_| cached.iter_mut().for_each(Vec::clear))
     }
 }
 

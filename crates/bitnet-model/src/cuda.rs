@@ -114,8 +114,13 @@ impl CudaBackend {
             max_batch,
         };
         let mut engine = Engine::new(&gpu, dims, limits).map_err(device)?;
+        let rounds_embedding = options.lm_head == LmHead::Int8 && head.is_none();
         upload(embedding.as_ref(), |start, words| {
-            engine.set_embedding(start, words)
+            engine.set_embedding(start, words)?;
+            if rounds_embedding {
+                engine.set_head(start, words)?;
+            }
+            Ok(())
         })?;
         let staging = engine.staging().map_err(device)?;
         for index in 0..config.n_layers {
@@ -134,9 +139,8 @@ impl CudaBackend {
             engine.set_layer(index, &parts, &staging).map_err(device)?;
         }
         engine.set_final_norm(&source.final_norm()?).map_err(device)?;
-        if options.lm_head == LmHead::Int8 || head.is_some() {
-            let head = head.as_deref().unwrap_or(embedding.as_ref());
-            upload(head, |start, words| engine.set_head(start, words))?;
+        if let Some(head) = head {
+            upload(head.as_ref(), |start, words| engine.set_head(start, words))?;
         }
         Ok(Self {
             engine,

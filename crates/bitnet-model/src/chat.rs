@@ -58,6 +58,17 @@ impl Message {
 }
 
 /// A compiled chat template.
+///
+/// ```
+/// use bitnet_model::{ChatTemplate, Message, Tokenizer};
+///
+/// # let folder = "../bitnet-cli/demo-model";
+/// let tokenizer = Tokenizer::from_folder(folder, None, &[])?;
+/// let template = ChatTemplate::from_folder(folder, &tokenizer)?.expect("this model has one");
+/// let prompt = template.render(&[Message::user("Hello!")])?;
+/// assert_eq!(prompt, "User:Hello!<|eot_id|>Assistant:");
+/// # Ok::<(), bitnet_model::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,

@@ -21,11 +21,13 @@ const FFN_NORM: &str = "post_attention_layernorm.weight";
 
 /// An opened checkpoint folder.
 ///
-/// ```no_run
+/// ```
 /// use bitnet_model::{Checkpoint, WeightSource};
 ///
-/// let checkpoint = Checkpoint::open("models/bitnet-b1.58-2B-4T")?;
-/// println!("{} layers", checkpoint.config().n_layers);
+/// # let folder = "../bitnet-cli/demo-model";
+/// let checkpoint = Checkpoint::open(folder)?;
+/// assert_eq!(checkpoint.architecture(), "BitNetForCausalLM");
+/// assert_eq!(checkpoint.config().n_layers, 6);
 /// # Ok::<(), bitnet_model::Error>(())
 /// ```
 #[derive(Debug)]

@@ -3,13 +3,14 @@
 //! Integer paths must agree bit for bit; float paths differ by noise, which the report states in numbers. Each back end
 //! goes on from its own state: the first verb that differs is the one at fault, later ones inherit.
 //!
-//! ```no_run
+//! ```
 //! use bitnet_model::conformance::compare;
 //! use bitnet_model::{Checkpoint, CpuBackend, CpuOptions, Simd, Token};
 //!
-//! let checkpoint = Checkpoint::open("models/bitnet-b1.58-2B-4T")?;
+//! # let folder = "../bitnet-cli/demo-model";
+//! let checkpoint = Checkpoint::open(folder)?;
 //! let on = |simd| CpuBackend::new(&checkpoint, CpuOptions { simd, ..CpuOptions::default() });
-//! let batches = [Token::run(&[128000, 9906, 11], 0, 0), Token::run(&[1917], 3, 0)];
+//! let batches = [Token::run(&[752, 54, 71], 0, 0), Token::run(&[64], 3, 0)];
 //! let report = compare(&mut on(Some(Simd::Scalar))?, &mut on(None)?, &batches)?;
 //! assert!(report.is_identical(), "{report}");
 //! # Ok::<(), bitnet_model::Error>(())

@@ -80,6 +80,21 @@ pub struct Converted {
 /// Tensors pass one at a time. The files appear under their names when all are complete and on the disk; after a failure
 /// nothing of them is left.
 ///
+/// ```
+/// use bitnet_model::{Checkpoint, Existing, convert, verify};
+///
+/// # let folder = "../bitnet-cli/demo-model";
+/// # let out = std::env::temp_dir().join(format!("bitnet-doc-{}", std::process::id()));
+/// let source = Checkpoint::open(folder)?;
+/// let converted = convert(&source, &out, Existing::Keep, |_| ())?;
+/// assert!(converted.written_bytes > 0);
+/// // Each tensor of the result has a checksum.
+/// let verification = verify(&Checkpoint::open(&out)?, |_, _| ())?;
+/// assert_eq!(verification.checksums, verification.tensors);
+/// # std::fs::remove_dir_all(&out).unwrap();
+/// # Ok::<(), bitnet_model::Error>(())
+/// ```
+///
 /// # Errors
 /// When `out` is the source's folder, is not a folder or (with [`Existing::Keep`]) is not empty; when a tensor of the source
 /// is damaged; when a file cannot be read or written.

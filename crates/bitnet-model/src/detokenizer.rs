@@ -14,6 +14,22 @@ pub enum SpecialTokens {
 
 /// Turns a stream of ids into text. What [`Detokenizer::push`] and [`Detokenizer::finish`] return, joined, is what
 /// [`Tokenizer::decode`] gives for all the ids at once.
+///
+/// ```
+/// use bitnet_model::{Detokenizer, SpecialTokens, Tokenizer};
+///
+/// # let folder = "../bitnet-cli/demo-model";
+/// let tokenizer = Tokenizer::from_folder(folder, None, &[])?;
+/// let mut stream = Detokenizer::new(&tokenizer, SpecialTokens::Hide);
+/// let mut text = String::new();
+/// // The two bytes of the last letter are tokens of their own: it appears when both are there.
+/// for id in tokenizer.encode_plain("a café")? {
+///     text += &stream.push(id)?;
+/// }
+/// text += &stream.finish()?;
+/// assert_eq!(text, "a café");
+/// # Ok::<(), bitnet_model::Error>(())
+/// ```
 pub struct Detokenizer<'t> {
     tokenizer: &'t Tokenizer,
     special: SpecialTokens,
@@ -115,6 +131,14 @@ fn take_characters(bytes: &mut Vec<u8>) -> String {
 }
 
 /// Looks for stop strings in text that arrives in pieces.
+///
+/// ```
+/// use bitnet_model::StopStrings;
+///
+/// let mut stops = StopStrings::new(&["###".to_owned()]);
+/// assert_eq!(stops.push("yes #"), ("yes ".to_owned(), false));
+/// assert_eq!(stops.push("## no"), (String::new(), true));
+/// ```
 #[derive(Clone, Debug)]
 pub struct StopStrings {
     stops: Vec<String>,

@@ -111,6 +111,15 @@ pub struct Verification {
 
 /// Describes a checkpoint. Reads all projections, and calls `progress` with the done and total bytes of them.
 ///
+/// ```
+/// use bitnet_model::{Checkpoint, inspect};
+///
+/// # let folder = "../bitnet-cli/demo-model";
+/// let inspection = inspect(&Checkpoint::open(folder)?, |_, _| ())?;
+/// assert_eq!(inspection.values.total(), inspection.ternary_parameters);
+/// # Ok::<(), bitnet_model::Error>(())
+/// ```
+///
 /// # Errors
 /// When a tensor cannot be read or is damaged.
 pub fn inspect(checkpoint: &Checkpoint, mut progress: impl FnMut(u64, u64)) -> Result<Inspection> {

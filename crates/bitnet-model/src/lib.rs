@@ -1,5 +1,20 @@
 //! BitNet b1.58 models: checkpoints, tokenizer, the transformer and text generation.
 //!
+//! ```
+//! use bitnet_model::{Device, Message, Model, Prompt};
+//! use std::ops::ControlFlow;
+//!
+//! # let folder = "../bitnet-cli/demo-model";
+//! let mut model = Model::load(folder, Device::Auto)?;
+//! let options = model.generate_options();
+//! let question = [Message::user("What is 17 + 25?")];
+//! let answer = model
+//!     .generator()
+//!     .generate(Prompt::Chat(&question), &options, |_| ControlFlow::Continue(()))?;
+//! assert_eq!(answer.text, "17 + 25 = 42");
+//! # Ok::<(), bitnet_model::Error>(())
+//! ```
+//!
 //! A file may use only files whose `mod` line stands above its own, so the list below is also the reading order.
 #![forbid(unsafe_code)]
 

@@ -12,6 +12,14 @@ use crate::{
 const DEFAULT_CONTEXT: usize = 4096;
 
 /// Where a model runs.
+///
+/// ```
+/// use bitnet_model::Device;
+///
+/// assert_eq!("cuda:1".parse::<Device>()?, Device::Cuda(1));
+/// assert_eq!(Device::default(), Device::Auto);
+/// # Ok::<(), bitnet_model::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
     /// The first GPU, where this build and this machine have a usable one, or else the processor.
@@ -105,17 +113,21 @@ impl From<Device> for LoadOptions {
 
 /// A loaded model.
 ///
-/// ```no_run
+/// ```
 /// use std::ops::ControlFlow;
-/// use bitnet_model::{Device, Message, Model, Prompt};
+/// use bitnet_model::{Device, LoadOptions, Message, Model, Prompt};
 ///
-/// let mut model = Model::load("models/bitnet-b1.58-2B-4T", Device::Auto)?;
+/// # let folder = "../bitnet-cli/demo-model";
+/// let options = LoadOptions { context: Some(512), ..LoadOptions::from(Device::Cpu) };
+/// let mut model = Model::load(folder, options)?;
+/// println!("{} layers on {}", model.config().n_layers, model.backend().name());
 /// let options = model.generate_options();
-/// let question = [Message::user("What is a ternary weight?")];
+/// let question = [Message::user("Spell \"garden\" backwards.")];
 /// let answer = model.generator().generate(Prompt::Chat(&question), &options, |event| {
 ///     print!("{}", event.text());
 ///     ControlFlow::Continue(())
 /// })?;
+/// assert_eq!(answer.text, "nedrag");
 /// println!("\n{:.1} tokens/s", answer.timings.decode_rate());
 /// # Ok::<(), bitnet_model::Error>(())
 /// ```
@@ -225,6 +237,18 @@ impl Model {
 }
 
 /// Puts the weights of `source` on a device.
+///
+/// ```
+/// use bitnet_model::{Checkpoint, Device, Token, open_backend};
+///
+/// # let folder = "../bitnet-cli/demo-model";
+/// let checkpoint = Checkpoint::open(folder)?;
+/// let mut backend = open_backend(&checkpoint, &Device::Cpu.into())?;
+/// // Three tokens of a prompt; the logits of the last one.
+/// let logits = backend.step(&Token::run(&[752, 54, 71], 0, 0), &[2])?;
+/// assert_eq!(logits.len(), 768);
+/// # Ok::<(), bitnet_model::Error>(())
+/// ```
 ///
 /// # Errors
 /// When this build does not know the device, or the device cannot hold the model.

@@ -171,6 +171,18 @@ struct Candidate {
 }
 
 /// Chooses tokens of one sequence.
+///
+/// ```
+/// use bitnet_model::{Sampler, Sampling};
+///
+/// let mut greedy = Sampler::new(Sampling::greedy())?;
+/// assert_eq!(greedy.sample(&[0.5, 2.0, 1.0])?, 1);
+/// // The same seed gives the same draws.
+/// let sampling = Sampling { temperature: 1.0, seed: 7, ..Sampling::default() };
+/// let (mut a, mut b) = (Sampler::new(sampling.clone())?, Sampler::new(sampling)?);
+/// assert_eq!(a.sample(&[1.0, 1.1, 0.9])?, b.sample(&[1.0, 1.1, 0.9])?);
+/// # Ok::<(), bitnet_model::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,

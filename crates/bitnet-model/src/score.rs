@@ -57,6 +57,14 @@ pub fn each_logits<E: From<Error>>(
 
 /// Minus the natural logarithm of the probability of token `id`, in f64.
 ///
+/// ```
+/// use bitnet_model::negative_log_likelihood;
+///
+/// // One of two equal choices has probability 1/2.
+/// let nats = negative_log_likelihood(&[3.0, 3.0], 1);
+/// assert!((nats - 2.0_f64.ln()).abs() < 1e-12);
+/// ```
+///
 /// # Panics
 /// When `id` is not below the number of logits.
 #[must_use]
@@ -72,6 +80,19 @@ pub fn negative_log_likelihood(logits: &[f32], id: u32) -> f64 {
 /// one is cut into chunks of that many tokens, the rest at its end left out; each is computed on its own, and the tokens
 /// of its second half count, so that each has at least half a chunk before it (the rule of llama.cpp's tool). Where the
 /// text begins with `bos`, so does each chunk: it takes the place of the chunk's first token.
+///
+/// ```
+/// use bitnet_model::{Checkpoint, Chunking, Device, open_backend};
+///
+/// # let folder = "../bitnet-cli/demo-model";
+/// let checkpoint = Checkpoint::open(folder)?;
+/// let mut backend = open_backend(&checkpoint, &Device::Cpu.into())?;
+/// let chunking = Chunking { chunk: 512, bos: None };
+/// let perplexity = chunking.perplexity(backend.as_mut(), &[752, 54, 71, 64], |_, _| ())?;
+/// assert_eq!(perplexity.n_scored, 3);
+/// assert!(perplexity.value() > 1.0);
+/// # Ok::<(), bitnet_model::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunking {
     /// Tokens of a chunk, at least 3.

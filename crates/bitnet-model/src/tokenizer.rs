@@ -11,6 +11,17 @@ use tokenizers::DecoderWrapper;
 use crate::{Error, Files, Result};
 
 /// The tokenizer of a model folder.
+///
+/// ```
+/// use bitnet_model::Tokenizer;
+///
+/// # let folder = "../bitnet-cli/demo-model";
+/// let tokenizer = Tokenizer::from_folder(folder, None, &[])?;
+/// let ids = tokenizer.encode_prompt("What is 17 + 25?")?;
+/// assert_eq!(ids.first().copied(), tokenizer.bos());
+/// assert_eq!(tokenizer.decode(&ids[1..])?, "What is 17 + 25?");
+/// # Ok::<(), bitnet_model::Error>(())
+/// ```
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,

@@ -6,10 +6,11 @@ use crate::{Checkpoint, Config, Dense, DenseDtype, LayerWeights, Result, WeightS
 
 /// A checkpoint that calls back as it is read.
 ///
-/// ```no_run
+/// ```
 /// use bitnet_model::{Checkpoint, Device, LoadOptions, Watched, open_backend};
 ///
-/// let checkpoint = Checkpoint::open("models/bitnet-b1.58-2B-4T")?;
+/// # let folder = "../bitnet-cli/demo-model";
+/// let checkpoint = Checkpoint::open(folder)?;
 /// let mut report = |done, total| eprint!("\r{done} of {total} bytes");
 /// let backend = open_backend(&Watched::new(&checkpoint, &mut report), &LoadOptions::default())?;
 /// # Ok::<(), bitnet_model::Error>(())

@@ -160,6 +160,25 @@ pub struct Generation {
 /// Continues prompts on the sequence slots of a back end, keeping what two prompts in a row have in common.
 ///
 /// A conversation is one `Generator`: each turn passes all the messages so far, and only what is new is computed.
+///
+/// ```
+/// use bitnet_model::{Device, Message, Model, Prompt};
+/// use std::ops::ControlFlow;
+///
+/// # let folder = "../bitnet-cli/demo-model";
+/// let mut model = Model::load(folder, Device::Auto)?;
+/// let options = model.generate_options();
+/// let mut generator = model.generator();
+/// let mut messages = Vec::new();
+/// for question in ["What is 3 + 4?", "plus 20?"] {
+///     messages.push(Message::user(question));
+///     let answer = generator.generate(Prompt::Chat(&messages), &options, |_| ControlFlow::Continue(()))?;
+///     messages.push(Message::assistant(answer.text));
+/// }
+/// assert_eq!(messages[1].content, "3 + 4 = 7");
+/// assert_eq!(messages[3].content, "7 + 20 = 27");
+/// # Ok::<(), bitnet_model::Error>(())
+/// ```
 pub struct Generator<'m> {
     backend: &'m mut dyn Backend,
     tokenizer: Option<&'m Tokenizer>,
@@ -240,6 +259,22 @@ impl<'m> Generator<'m> {
     /// Continues several prompts side by side, each in a sequence slot of its own: as [`Generator::generate`] does one after the
     /// other, to the token, and much faster where the back end computes several tokens in the time of one. `on_event` is
     /// told the number of the prompt too; a break ends that one alone.
+    ///
+    /// ```
+    /// use bitnet_model::{Device, LoadOptions, Model, Prompt};
+    /// use std::ops::ControlFlow;
+    ///
+    /// # let folder = "../bitnet-cli/demo-model";
+    /// let mut model = Model::load(folder, LoadOptions { n_seqs: 2, ..Device::Auto.into() })?;
+    /// let options = model.generate_options();
+    /// let prompts = ["User:1 + 1<|eot_id|>Assistant:", "User:2 + 2<|eot_id|>Assistant:"].map(Prompt::Text);
+    /// let answers = model
+    ///     .generator()
+    ///     .generate_many(&prompts, &options, |_, _| ControlFlow::Continue(()))?;
+    /// assert_eq!(answers[0].text, "1 + 1 = 2");
+    /// assert_eq!(answers[1].text, "2 + 2 = 4");
+    /// # Ok::<(), bitnet_model::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As for [`Generator::generate`]; and when there are more prompts than sequence slots.

@@ -78,28 +78,32 @@ pub(super) fn multiply<I: Isa>(isa: I, block: &mut Block<'_>) {
     let n_steps = block.n_tokens.div_ceil(TOKEN_STEP);
     let [low, high] = &mut block.sums;
     for step in 0..n_steps {
-        let rows = step * TOKEN_STEP..block.n_tokens.min((step + 1) * TOKEN_STEP);
         let pieces = &block.x[step * block.stride..][..block.codes[0].len() / QUADS];
-        if !block.more {
-            low[rows.clone()].fill([0; 16]);
-            high[rows.clone()].fill([0; 16]);
-        }
-        let (low, high) = (&mut low[rows.clone()], &mut high[rows]);
+        let rows = step * TOKEN_STEP..(step + 1) * TOKEN_STEP;
+        let sums = [&mut low[rows.clone()], &mut high[rows]];
+        // Rows past the last are left out, as far as they fill a block.
+        let n_rows = TOKEN_STEP.min(block.n_tokens - step * TOKEN_STEP);
         match I::BLOCK {
-            (8, 2) => in_rows::<I, 8, 2>(isa, block.codes, pieces, [low, high]),
-            (4, 1) => {
-                in_rows::<I, 4, 1>(isa, [block.codes[0]], pieces, [low]);
-                in_rows::<I, 4, 1>(isa, [block.codes[1]], pieces, [high]);
-            }
-            (2, 1) => {
-                in_rows::<I, 2, 1>(isa, [block.codes[0]], pieces, [low]);
-                in_rows::<I, 2, 1>(isa, [block.codes[1]], pieces, [high]);
-            }
-            _ => {
-                in_rows::<I, 1, 1>(isa, [block.codes[0]], pieces, [low]);
-                in_rows::<I, 1, 1>(isa, [block.codes[1]], pieces, [high]);
-            }
+            (8, 2) => in_rows::<I, 8, 2>(isa, block.codes, pieces, sums, n_rows, block.more),
+            (4, 1) => each_tile::<I, 4>(isa, block.codes, pieces, sums, n_rows, block.more),
+            (2, 1) => each_tile::<I, 2>(isa, block.codes, pieces, sums, n_rows, block.more),
+            _ => each_tile::<I, 1>(isa, block.codes, pieces, sums, n_rows, block.more),
         }
+    }
+}
+
+/// One step of rows, `T` at a time, with each tile by itself.
+#[inline(always)]
+fn each_tile<I: Isa, const T: usize>(
+    isa: I,
+    codes: [&[Quad]; 2],
+    pieces: &[Piece],
+    sums: [&mut [[i32; 16]]; 2],
+    n_rows: usize,
+    more: bool,
+) {
+    for (codes, sums) in codes.into_iter().zip(sums) {
+        in_rows::<I, T, 1>(isa, [codes], pieces, [sums], n_rows, more);
     }
 }
 
@@ -110,33 +114,27 @@ fn in_rows<I: Isa, const T: usize, const W: usize>(
     codes: [&[Quad]; W],
     pieces: &[Piece],
     sums: [&mut [[i32; 16]]; W],
+    n_rows: usize,
+    more: bool,
 ) {
     const { assert!(TOKEN_STEP.is_multiple_of(T) && I::RUN >= QUADS) };
-    // Rows past the last are multiplied too, where a block of them has begun: their sums go nowhere.
-    let mut sums = sums;
-    let n_rows = sums[0].len();
-    let mut first = 0;
-    while first < n_rows {
-        let mut spare = [[[0; 16]; T]; W];
+    let run = I::RUN / QUADS;
+    for first in (0..n_rows).step_by(T) {
         let mut step = 0;
         while step < pieces.len() {
-            let end = pieces.len().min(step + (I::RUN / QUADS).min(1 << 30));
+            let end = pieces.len().min(step.saturating_add(run));
             let products = products::<I, T, W>(isa, codes, &pieces[step..end], (step, first));
-            for (products, spare) in products.into_iter().zip(&mut spare) {
-                for (products, spare) in products.into_iter().zip(spare) {
-                    isa.flush(products, spare);
+            for w in 0..W {
+                let sums: &mut [[i32; 16]; T] = sums[w][first..].first_chunk_mut().expect("T divides a step");
+                for t in 0..T {
+                    if !more && step == 0 {
+                        sums[t] = [0; 16];
+                    }
+                    isa.flush(products[w][t], &mut sums[t]);
                 }
             }
             step = end;
         }
-        for (sums, spare) in sums.iter_mut().zip(&spare) {
-            for (sums, spare) in sums[first..].iter_mut().zip(spare) {
-                for (sum, spare) in sums.iter_mut().zip(spare) {
-                    *sum += spare;
-                }
-            }
-        }
-        first += T;
     }
 }
 

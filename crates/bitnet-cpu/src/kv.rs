@@ -295,7 +295,7 @@ impl Cpu {
                 let seq = places[token].seq;
                 let mut rows: [&[f32]; QUERIES] = [&[]; QUERIES];
                 let mut len = [0; QUERIES];
-                let mut y: [&mut [f32]; QUERIES] = Default::default();
+                let mut y: [&mut [f32]; QUERIES] = std::array::from_fn(|_| &mut [][..]);
                 let mut n = 0;
                 while n < QUERIES
                     && let Some((token, member)) = members.next_if(|&(token, _)| places[token].seq == seq)

@@ -9,7 +9,16 @@ use super::isa::Isa;
 use super::{Element, Lanes, sum};
 
 /// Queries that share one pass over keys and values: heads of a group, and tokens of a prompt.
-pub(crate) const QUERIES: usize = 8;
+pub(crate) const QUERIES: usize = 64;
+
+/// Queries whose sums are in registers at a time, in a pass of many.
+const GROUP: usize = 8;
+
+/// Elements of a head, and positions of a block of values, that a pass of many keeps widened in the first-level cache.
+const WIDE: (usize, usize) = (256, 32);
+
+/// Keys or values of a block, widened.
+type Wide = [Lanes; WIDE.0 / 16 * WIDE.1];
 
 /// Queries over the cache of one key-value head of one sequence.
 pub(crate) struct Attend<'a, E> {
@@ -31,6 +40,10 @@ pub(crate) struct Attend<'a, E> {
 #[inline(always)]
 pub(super) fn attend<I: Isa, E: Element>(isa: I, mut job: Attend<'_, E>, y: &mut [&mut [f32]]) {
     let mut first = 0;
+    if I::ACCUMULATORS >= 16 && job.q.len() >= 2 * GROUP && job.q[0].len() <= WIDE.0 {
+        first = job.q.len() / GROUP * GROUP;
+        groups(isa, &mut job, &mut y[..first]);
+    }
     while first < job.q.len() {
         // `T` queries, values `16 W` columns at a time: `T * W` accumulators.
         let many = I::ACCUMULATORS >= 16;
@@ -90,6 +103,151 @@ fn block<I: Isa, E: Element, const T: usize, const W: usize>(
         }
     }
     T
+}
+
+/// Whole groups of queries: keys and values are widened once for all of them.
+#[inline(always)]
+fn groups<I: Isa, E: Element>(isa: I, job: &mut Attend<'_, E>, y: &mut [&mut [f32]]) {
+    let d = job.q[0].len();
+    let n_columns = d.div_ceil(16);
+    let lens = &job.len[..y.len()];
+    let longest = lens.iter().copied().max().unwrap_or(0);
+    let n_blocks = longest.div_ceil(16);
+    // Rows a constant distance apart need one pointer.
+    let mut queries = [[0.0; WIDE.0]; QUERIES];
+    for (row, q) in queries.iter_mut().zip(job.q) {
+        row[..d].copy_from_slice(q);
+    }
+    let queries = queries[..y.len()].as_chunks::<GROUP>().0;
+    let lens = lens.as_chunks::<GROUP>().0;
+    let mut wide: Wide = [[0.0; 16]; WIDE.0 / 16 * WIDE.1];
+    for (b, keys) in job.keys.chunks(2 * d).take(n_blocks.div_ceil(2)).enumerate() {
+        widen(isa, keys, &mut wide);
+        for (g, q) in queries.iter().enumerate() {
+            if lens[g].iter().all(|&len| len <= 32 * b) {
+                continue;
+            }
+            // The second of the two is past the end of the cache, or of what the queries see: its products go nowhere.
+            let products = pair(isa, q, &wide[..2 * d]);
+            for t in 0..GROUP {
+                let first = (g * GROUP + t) * n_blocks;
+                let scores = &mut job.scores[first + 2 * b..first + n_blocks];
+                for (products, scores) in products.iter().zip(scores) {
+                    isa.store(isa.mul(products[t], isa.splat(job.scale)), scores);
+                }
+            }
+        }
+    }
+    let mut inverse = [0.0; QUERIES];
+    for (q, inverse) in inverse[..y.len()].iter_mut().enumerate() {
+        *inverse = 1.0 / softmax(&mut job.scores[q * n_blocks..][..n_blocks], job.len[q]);
+    }
+    let mut sums = [[0.0; 16]; QUERIES * WIDE.0 / 16];
+    for first in (0..longest).step_by(WIDE.1) {
+        let end = longest.min(first + WIDE.1);
+        widen(isa, &job.values[first * n_columns..end * n_columns], &mut wide);
+        for (g, lens) in lens.iter().enumerate() {
+            let mut weights = [[0.0; WIDE.1]; GROUP];
+            let mut n = [0; GROUP];
+            for t in 0..GROUP {
+                let scores = job.scores[(g * GROUP + t) * n_blocks..][..n_blocks].as_flattened();
+                n[t] = end.min(lens[t]).saturating_sub(first);
+                weights[t][..n[t]].copy_from_slice(&scores[first.min(lens[t])..][..n[t]]);
+            }
+            let values = Values {
+                rows: &wide[..(end - first) * n_columns],
+                stride: n_columns,
+            };
+            let sums = &mut sums[g * GROUP * n_columns..][..GROUP * n_columns];
+            let mut column = 0;
+            while column < n_columns {
+                if column + 2 <= n_columns {
+                    add_weighed::<I, 2>(isa, (&weights, n), values, column, sums);
+                    column += 2;
+                } else {
+                    add_weighed::<I, 1>(isa, (&weights, n), values, column, sums);
+                    column += 1;
+                }
+            }
+        }
+    }
+    for (q, y) in y.iter_mut().enumerate() {
+        let inverse = isa.splat(inverse[q]);
+        for (sums, y) in sums[q * n_columns..].iter_mut().zip(y.chunks_mut(16)) {
+            let values = isa.mul(isa.load(sums), inverse);
+            isa.store(values, sums);
+            y.copy_from_slice(&sums[..y.len()]);
+        }
+    }
+}
+
+#[inline(always)]
+fn widen<I: Isa, E: Element>(isa: I, from: &[[E; 16]], to: &mut Wide) {
+    for (from, to) in from.iter().zip(to) {
+        isa.store(E::load(isa, from), to);
+    }
+}
+
+/// Products of a group of queries with two blocks of keys.
+#[inline(always)]
+fn pair<I: Isa>(isa: I, q: &[[f32; WIDE.0]; GROUP], keys: &[Lanes]) -> [[I::Lanes; GROUP]; 2] {
+    let d = (keys.len() / 2).min(WIDE.0);
+    let (low, high) = (&keys[..d], &keys[keys.len() - d..]);
+    let mut sums = [[isa.splat(0.0); GROUP]; 2];
+    for i in 0..d {
+        let (low, high) = (isa.load(&low[i]), isa.load(&high[i]));
+        for t in 0..GROUP {
+            let q = isa.splat(q[t][i]);
+            sums[0][t] = isa.mul_add(q, low, sums[0][t]);
+            sums[1][t] = isa.mul_add(q, high, sums[1][t]);
+        }
+    }
+    sums
+}
+
+/// Adds `W` groups of columns of the first `n[t]` of some values, weighted, to the sums of each of a group of queries, in
+/// the order of positions.
+#[inline(always)]
+fn add_weighed<I: Isa, const W: usize>(
+    isa: I,
+    (weights, n): (&[[f32; WIDE.1]; GROUP], [usize; GROUP]),
+    values: Values<'_, f32>,
+    column: usize,
+    stored: &mut [Lanes],
+) {
+    let common = n.into_iter().min().unwrap_or(0);
+    let mut sums = [[isa.splat(0.0); W]; GROUP];
+    for t in 0..GROUP {
+        for w in 0..W {
+            sums[t][w] = isa.load(&stored[t * values.stride + column + w]);
+        }
+    }
+    let mut rows = &values.rows[column..];
+    for j in 0..common.min(WIDE.1) {
+        let row: &[Lanes; W] = rows.first_chunk().expect("a row for each position");
+        rows = rows.get(values.stride..).unwrap_or_default();
+        for w in 0..W {
+            let values = isa.load(&row[w]);
+            for t in 0..GROUP {
+                sums[t][w] = isa.mul_add(isa.splat(weights[t][j]), values, sums[t][w]);
+            }
+        }
+    }
+    for t in 0..GROUP {
+        for w in 0..W {
+            isa.store(sums[t][w], &mut stored[t * values.stride + column + w]);
+        }
+    }
+    for t in 0..GROUP {
+        // Later tokens of a prompt see a few positions more.
+        for j in common..n[t] {
+            for w in 0..W {
+                let sum = &mut stored[t * values.stride + column + w];
+                let values = isa.load(&values.rows[j * values.stride + column + w]);
+                isa.store(isa.mul_add(isa.splat(weights[t][j]), values, isa.load(sum)), sum);
+            }
+        }
+    }
 }
 
 /// Products of `T` queries with 16 keys.
@@ -187,7 +345,7 @@ fn weigh<I: Isa, E: Element, const T: usize, const W: usize>(
         let inverse = isa.splat(inverse);
         for (sum, y) in sums.into_iter().zip(y[16 * column..].chunks_mut(16)) {
             let mut lanes = [0.0; 16];
-            isa.store(isa.mul_add(sum, inverse, isa.splat(-0.0)), &mut lanes);
+            isa.store(isa.mul(sum, inverse), &mut lanes);
             y.copy_from_slice(&lanes[..y.len()]);
         }
     }

@@ -248,6 +248,7 @@ mod tests {
             (100, 40),
             (128, 70),
             (256, 33),
+            (272, 20),
         ] {
             let n_blocks = (len + QUERIES).div_ceil(16);
             let n_columns = d.div_ceil(16);

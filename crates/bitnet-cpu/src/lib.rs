@@ -52,4 +52,5 @@ pub use int8::{Int8Input, Int8Matrix};
 pub use kv::{KvCache, KvRows, KvShape, KvType, Place, Queries};
 pub use matmul::Output;
 pub use matrix::{DenseMatrix, DenseType, TernaryMatrix};
+pub use memory::Rows;
 pub use simd::Simd;

@@ -134,6 +134,37 @@ impl<T: Plain> Drop for Buffer<T> {
     }
 }
 
+/// Rows of numbers between operations: zeroed, and on huge pages where the system has them, because a product of many rows
+/// writes a few columns of each.
+#[derive(Debug)]
+pub struct Rows(Buffer<f32>);
+
+impl Rows {
+    /// `rows` times `columns` zeros for `what`.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    pub fn zeroed(what: &'static str, rows: usize, columns: usize) -> Result<Self> {
+        let bytes = usize::MAX;
+        let len = rows.checked_mul(columns).ok_or(Error::Memory { what, bytes })?;
+        Ok(Self(Buffer::zeroed(what, len, Pages::Huge)?))
+    }
+}
+
+impl Deref for Rows {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl DerefMut for Rows {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.0
+    }
+}
+
 #[cfg(target_os = "linux")]
 mod linux {
     use std::ptr::NonNull;

@@ -1,6 +1,6 @@
 //! What a step writes between its verbs, allocated once for the largest batch.
 
-use bitnet_cpu::{Activations, Cpu, Precision};
+use bitnet_cpu::{Activations, Cpu, Precision, Rows};
 
 use crate::{ActQuant, Config, Error, Result};
 
@@ -8,23 +8,23 @@ use crate::{ActQuant, Config, Error, Result};
 pub(super) struct Scratch {
     pub(super) activations: Activations,
     /// (tokens, d_model)
-    pub(super) residual: Vec<f32>,
+    pub(super) residual: Rows,
     /// (tokens, d_q + 2 d_kv)
-    pub(super) qkv: Vec<f32>,
+    pub(super) qkv: Rows,
     /// (tokens, d_q)
-    pub(super) attention: Vec<f32>,
+    pub(super) attention: Rows,
     /// (tokens, 2 d_ffn), or empty where gate and up are one matrix.
-    pub(super) gate_up: Vec<f32>,
+    pub(super) gate_up: Rows,
     /// (tokens, d_ffn)
-    pub(super) gated: Vec<f32>,
+    pub(super) gated: Rows,
     /// (tokens, d_model), input of the head.
-    pub(super) last: Vec<f32>,
+    pub(super) last: Rows,
     /// (rows, vocab); reserved for every row of a batch, grown as rows are asked for.
     pub(super) logits: Vec<f32>,
     /// (tokens, head_dim / 2)
-    pub(super) cos: Vec<f32>,
+    pub(super) cos: Rows,
     /// (tokens, head_dim / 2)
-    pub(super) sin: Vec<f32>,
+    pub(super) sin: Rows,
     /// By element of a head below `head_dim / 2`, radians a position.
     pub(super) frequencies: Vec<f32>,
 }
@@ -36,17 +36,14 @@ impl Scratch {
                 "memory for {what} of {max_batch} tokens a step cannot be had; lower the batch size"
             ))
         };
-        let reserve = |what: &str, width: usize| -> Result<Vec<f32>> {
-            let len = max_batch.checked_mul(width).ok_or_else(|| too_large(what))?;
-            let mut rows = Vec::new();
-            rows.try_reserve_exact(len).map_err(|_| too_large(what))?;
-            Ok(rows)
+        let zeros = |what: &'static str, width: usize| {
+            Rows::zeroed(what, max_batch, width).map_err(|_| too_large(what))
         };
-        let zeros = |what: &str, width: usize| -> Result<Vec<f32>> {
-            let mut rows = reserve(what, width)?;
-            rows.resize(max_batch * width, 0.0);
-            Ok(rows)
-        };
+        let mut logits = Vec::new();
+        let n_logits = max_batch.saturating_mul(c.vocab);
+        logits
+            .try_reserve_exact(n_logits)
+            .map_err(|_| too_large("the logits"))?;
         let precision = match c.act_quant {
             ActQuant::Int8 => Precision::Int8,
             ActQuant::None => Precision::F32,
@@ -68,7 +65,7 @@ impl Scratch {
             gate_up: zeros("the feed-forward block", split_width)?,
             gated: zeros("the feed-forward block", c.d_ffn)?,
             last: zeros("the input of the head", c.d_model)?,
-            logits: reserve("the logits", c.vocab)?,
+            logits,
             cos: zeros("the rotary embedding", half)?,
             sin: zeros("the rotary embedding", half)?,
             frequencies: c.rope_frequencies(),
@@ -89,19 +86,9 @@ impl Scratch {
             sin,
             frequencies,
         } = self;
-        let rows = [
-            residual,
-            qkv,
-            attention,
-            gate_up,
-            gated,
-            last,
-            logits,
-            cos,
-            sin,
-            frequencies,
-        ];
-        let bytes: usize = rows.iter().map(|rows| rows.len() * size_of::<f32>()).sum();
-        activations.bytes() + bytes as u64
+        let rows = [residual, qkv, attention, gate_up, gated, last, cos, sin];
+        let n_rows: usize = rows.iter().map(|rows| rows.len()).sum();
+        let floats = n_rows + logits.len() + frequencies.len();
+        activations.bytes() + (floats * size_of::<f32>()) as u64
     }
 }

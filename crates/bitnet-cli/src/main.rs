@@ -32,7 +32,12 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 
 /// Chat with, convert, inspect and measure BitNet b1.58 models.
 #[derive(Debug, clap::Parser)]
-#[command(name = "bitnet", version, max_term_width = 100)]
+#[command(
+    name = "bitnet",
+    version,
+    max_term_width = 100,
+    after_help = "New here? `bitnet chat` talks to the demo model inside this program; -m names another one."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

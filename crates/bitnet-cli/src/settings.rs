@@ -15,10 +15,12 @@ use crate::Cli;
 use crate::failure::hinted;
 
 /// Flags that belong to one run: what to do it with, where its results go, what it prints.
-const OF_ONE_RUN: [&str; 19] = [
+const OF_ONE_RUN: [&str; 21] = [
     "help",
     "version",
     "config",
+    // As a setting it is `device`, which a flag outranks.
+    "cpu",
     "prompt",
     "file",
     "prompt-ids",
@@ -35,11 +37,16 @@ const OF_ONE_RUN: [&str; 19] = [
     "verify",
     "save",
     "plot",
+    "commit",
 ];
 
 /// Flags that mean something else in a command than the setting of the same name in others: a default for those would be an
 /// order here.
-const OF_ONE_RUN_OF: [(&str, &str); 2] = [("doctor", "device"), ("generate", "system")];
+const OF_ONE_RUN_OF: [(&str, &str); 3] = [
+    ("doctor", "device"),
+    ("generate", "system"),
+    ("perplexity", "ctx-size"),
+];
 
 /// The program's command line, with the environment variables.
 pub(crate) fn command() -> Command {

@@ -5,10 +5,10 @@ use crate::error::{Error, Result};
 use crate::memory::DeviceBuffer;
 use crate::stream::{LaunchConfig, Stream};
 use bitnet_kernels::Global;
-use bitnet_kernels::bf16_gemv::Bf16Gemv;
 use bitnet_kernels::bit_gemv::{
-    BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K5, BitGemvT4K1, BitGemvT4K2, MAX_COLS, Plan,
+    BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K5, BitGemvT4K1, BitGemvT4K2, BitGemvT5K2, MAX_COLS, Plan,
 };
+use bitnet_kernels::dense_gemv::Bf16Gemv;
 use bitnet_kernels::ref_gemv::RefGemv;
 use bitnet_layout::mma_tile::{self, RowOrder};
 use bitnet_layout::random::Random;
@@ -151,7 +151,13 @@ impl Gemv for W2A8 {
         let k = problem.shape.k();
         let padded = mma_tile::tiles_k(k) * mma_tile::COLUMNS;
         let pad = |x: &[i8]| [x, &vec![0; padded - k]].concat();
-        words_of_bytes(&problem.x.chunks_exact(k).flat_map(pad).collect::<Vec<_>>())
+        let words = words_of_bytes(&problem.x.chunks_exact(k).flat_map(pad).collect::<Vec<_>>());
+        let mut ordered = vec![0; words.len()];
+        for (i, &word) in words.iter().enumerate() {
+            // Rows are whole groups of words, so the place in the whole is the place in the row.
+            ordered[mma_tile::activation_word(i as u32) as usize] = word;
+        }
+        ordered
     }
 
     fn expected(&self, product: &[i32]) -> Vec<u32> {
@@ -195,6 +201,7 @@ impl Gemv for W2A8 {
             (2, 3) => launch!(BitGemvT2K3),
             (4, 1) => launch!(BitGemvT4K1),
             (4, 2) => launch!(BitGemvT4K2),
+            (5, 2) => launch!(BitGemvT5K2),
             other => Err(Error::Request(format!("no bit_gemv of {other:?} is built"))),
         }
     }
@@ -265,7 +272,8 @@ impl Gemv for Bf16 {
 
     fn max_cols(&self, shape: Shape) -> usize {
         if shape.k().is_multiple_of(32) {
-            bitnet_kernels::bf16_gemv::MAX_COLS as usize
+            // What every GPU gives a block.
+            Bf16Gemv::max_cols(shape.k(), 99 * 1024) as usize
         } else {
             0
         }
@@ -310,7 +318,7 @@ impl Gemv for Bf16 {
             cols: cols as u32,
             eps: -1.0,
         };
-        let config = LaunchConfig::from(Bf16Gemv::launch(shape.n(), shape.k())).programmatic_dependent();
+        let config = LaunchConfig::from(params.launch(stream.gpu().machine())).programmatic_dependent();
         // SAFETY: lengths by this trait's contract; `max_cols` admits only multiples of 32 columns.
         unsafe { stream.launch(&params, config) }
     }

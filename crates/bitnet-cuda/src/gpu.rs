@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result, check};
 use crate::ptx;
+use bitnet_kernels::dense_gemv::Machine;
 use bitnet_kernels::{Kernel, KernelInfo};
 use cuda_driver::cust::context::{Context, CurrentContext};
 use cuda_driver::cust::device::{Device, DeviceAttribute};
@@ -145,6 +146,16 @@ impl Gpu {
     #[must_use]
     pub fn properties(&self) -> &Properties {
         &self.inner.properties
+    }
+
+    /// What launches of the dense products depend on.
+    #[must_use]
+    pub fn machine(&self) -> Machine {
+        let properties = self.properties();
+        Machine {
+            multiprocessors: properties.n_sms,
+            shared_limit: properties.shared_bytes_per_block,
+        }
     }
 
     /// When errors are reported.

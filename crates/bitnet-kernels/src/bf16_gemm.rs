@@ -1,12 +1,12 @@
-//! `y = W x` for dense bfloat16 `W` and up to 32 columns of f32, with the bits of [`crate::bf16_gemv`]: the output head of a
+//! `y = W x` for dense bfloat16 `W` and up to 32 columns of f32, with the bits of [`crate::dense_gemv::Bf16Gemv`]: the output head of a
 //! batch, whose weights are read once.
 //!
 //! [`SplitColumns`] splits the columns into their three bfloat16 terms and lays them out as fragments; [`Bf16Gemm`] brings
 //! weights and terms to shared memory by `cp.async` in a ring of stages. A column's sums are those of the product for few
-//! columns, in its order: its warps each add up their groups of matrix columns, then their parts are added. Here a warp adds
-//! up all parts of its rows, two at a time, because the groups of two neighbors make a whole line of 128 bytes.
+//! columns, in its order: its warps each add up the two halves of their lines of 64 matrix columns, then their parts are
+//! added. Here a warp adds up all parts of its rows.
 
-use crate::{Global, Launch, bf16_gemv};
+use crate::{Global, Launch, dense_gemv};
 
 /// Most columns.
 pub const MAX_COLS: u32 = 32;
@@ -39,17 +39,12 @@ pub const fn term_words(k: usize) -> usize {
     k / GROUP as usize * TERM_WORDS as usize
 }
 
-/// Warps that share a column in the product for few columns: the parts of a sum.
-fn parts(k: usize) -> u32 {
-    bf16_gemv::Bf16Gemv::launch(1, k).block[0] / 32
-}
-
 kernel! {
     /// `terms = split(x[c] norm)`, `inverse[c] = 1 / rms(x[c])`, for `cols` columns c.
     ///
     /// - Shapes: `x` (cols, k); `norm` (k); `terms` ([`term_words`]), per group of 32 matrix columns, tile of 8 columns and
     ///   term a B fragment of two `mma.m16n8k16`; columns past `cols` repeat the last; `inverse` (cols).
-    /// - Launch: [`SplitColumns::launch`]; a block owns 8 columns.
+    /// - Launch: [`SplitColumns::launch`]; a block owns a column.
     /// - Moves: `4 cols k` bytes in, `6 * 32 k` out. Bound: latency.
     ///
     /// # Safety
@@ -75,14 +70,14 @@ kernel! {
 }
 
 impl SplitColumns {
-    /// A block for 8 columns, with the warps that the product for few columns has.
+    /// A block for each of 32 columns, with the warps that the product for few columns has.
     #[must_use]
     pub fn launch(&self) -> Launch {
-        let warps = parts(self.k as usize);
+        let warps = dense_gemv::bf16_parts(self.k as usize);
         Launch {
-            grid: [TILES, 1, 1],
+            grid: [MAX_COLS, 1, 1],
             block: [warps * 32, 1, 1],
-            shared_bytes: warps * TILE * 4,
+            shared_bytes: warps * 4,
         }
     }
 }
@@ -96,8 +91,8 @@ kernel! {
     /// - Bound: DRAM, if the tensor cores and L2 keep up: three products and 1.5 bytes of terms for every byte of weights.
     ///
     /// # Safety
-    /// Lengths as above; `w` and `terms` 16-byte aligned; `k` a multiple of 32; `1 <= cols <= 32`; `parts` and launch are those
-    /// of [`Bf16Gemm::parts`] and [`Bf16Gemm::launch`].
+    /// Lengths as above; `w` and `terms` 16-byte aligned; `k` a multiple of 32; `1 <= cols <= 32`; `parts` is
+    /// [`dense_gemv::bf16_parts`] of k, the launch [`Bf16Gemm::launch`]'s.
     bf16_gemm, block = [THREADS, 1, 1], min_blocks = 2, body = device::run;
     pub struct Bf16Gemm {
         /// Weights, pairs of bfloat16, (n, k / 2).
@@ -120,12 +115,6 @@ kernel! {
 }
 
 impl Bf16Gemm {
-    /// Parts that the product for few columns adds up, for `k` matrix columns.
-    #[must_use]
-    pub fn parts(k: usize) -> u32 {
-        parts(k)
-    }
-
     /// A block for 128 rows.
     #[must_use]
     pub const fn launch(n: usize) -> Launch {
@@ -143,74 +132,44 @@ mod device {
         Bf16Gemm, GROUP, ROWS, STAGE_BYTES, STAGES, SplitColumns, TERM_WORDS, TERMS, THREADS, TILE, TILES,
         WEIGHT_BYTES,
     };
-    use crate::bf16_gemv::device::split3;
+    use crate::dense_gemv::device::split_column;
     use crate::intrinsics::*;
 
     #[inline(always)]
     pub(super) unsafe fn split(p: SplitColumns) {
-        let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
-        let (g, t) = (lane / 4, lane % 4);
-        let tile = block_idx_x();
-        let col = (tile * TILE + g).min(p.cols - 1) as usize;
-        let x = p.x.offset(col * p.k as usize + t as usize * 8);
-        let norm = p.norm.offset(t as usize * 8);
-        let squares = Shared::<f32>::at(0);
-        let mut square = 0.0;
+        // Columns past the end repeat the last.
+        let own = block_idx_x();
+        let from = own.min(p.cols - 1) as usize * p.k as usize;
+        let (tile, g) = (own / TILE, own % TILE);
         grid_dependency_launch();
         grid_dependency_wait();
-        // SAFETY: groups are compared with their number, columns are clamped, shared indices are below the launch's size;
-        // every branch around a warp or block operation is uniform.
+        // SAFETY: the column is clamped; places are those of units of the column.
         unsafe {
-            let mut group = warp;
-            while group < p.k / GROUP {
-                let at = (group * GROUP) as usize;
-                let (x0, x1) = (x.load_l2_x4(at), x.load_l2_x4(at + 4));
-                let (n0, n1) = (norm.load_constant_x4(at), norm.load_constant_x4(at + 4));
-                let mut pairs = [[0; TERMS as usize]; 4];
-                let mut j = 0;
-                while j < 2 {
-                    let (a, b) = (2 * j, 2 * j + 1);
-                    square = fma(x0[b], x0[b], fma(x0[a], x0[a], square));
-                    square = fma(x1[b], x1[b], fma(x1[a], x1[a], square));
-                    pairs[j] = split3(x0[a] * n0[a], x0[b] * n0[b]);
-                    pairs[2 + j] = split3(x1[a] * n1[a], x1[b] * n1[b]);
-                    j += 1;
-                }
-                let mut term = 0;
-                while term < TERMS {
-                    let fragment = (group * TILES + tile) * TERMS + term;
-                    let words = core::array::from_fn(|i: usize| pairs[i][term as usize]);
-                    p.terms.store_x4((fragment * 32 + lane) as usize * 4, words);
-                    term += 1;
-                }
-                group += warps;
-            }
-            square += warp_shuffle_xor(FULL_MASK, square, 1);
-            square += warp_shuffle_xor(FULL_MASK, square, 2);
-            if t == 0 {
-                squares.store(warp * TILE + g, square);
-            }
-            // Orders every warp's squares before the additions below.
-            sync_threads();
-            let own = tile * TILE + thread_idx_x();
-            if thread_idx_x() < TILE && own < p.cols {
-                let mut total = 0.0;
-                let mut i = 0;
-                while i < warps {
-                    total += squares.load(i * TILE + thread_idx_x());
-                    i += 1;
-                }
-                let inverse = if p.eps < 0.0 {
-                    1.0
-                } else {
-                    1.0 / sqrt(total / p.k as f32 + p.eps)
-                };
+            let inverse = split_column(
+                p.x.offset(from),
+                p.norm,
+                p.k,
+                p.eps,
+                Shared::at(0),
+                1,
+                |unit, pairs| {
+                    let (group, lane) = (unit / 4, g * 4 + unit % 4);
+                    let mut term = 0;
+                    while term < TERMS {
+                        let fragment = (group * TILES + tile) * TERMS + term;
+                        let words = core::array::from_fn(|i: usize| pairs[i][term as usize]);
+                        p.terms.store_x4((fragment * 32 + lane) as usize * 4, words);
+                        term += 1;
+                    }
+                },
+            );
+            if thread_idx_x() == 0 && own < p.cols {
                 p.inverse.store(own as usize, inverse);
             }
         }
     }
 
-    /// Where a stage is along a row: the first of its two parts, and the turn at which they take their groups.
+    /// Where a stage is along a row: the part that its two groups belong to, and the turn at which it takes them.
     #[derive(Clone, Copy)]
     struct Place {
         part: u32,
@@ -218,7 +177,7 @@ mod device {
     }
 
     impl Place {
-        /// The next stage's, when each part takes `turns` groups.
+        /// The next stage's, when each part takes `turns` lines.
         #[inline(always)]
         fn next(self, turns: u32) -> Self {
             if self.turn + 1 < turns {
@@ -228,7 +187,7 @@ mod device {
                 }
             } else {
                 Self {
-                    part: self.part + 2,
+                    part: self.part + 1,
                     turn: 0,
                 }
             }
@@ -250,7 +209,7 @@ mod device {
     unsafe fn fetch(p: &Bf16Gemm, place: Place, stage: u32) {
         let me = thread_idx_x();
         let groups = p.k / GROUP;
-        let first = place.part + place.turn * p.parts;
+        let first = 2 * (place.part + place.turn * p.parts);
         let start = stage * STAGE_BYTES;
         // SAFETY: groups and rows past the end repeat the last, and are not used; offsets are below a stage's size.
         unsafe {
@@ -284,8 +243,8 @@ mod device {
         let (g, t) = (lane / 4, lane % 4);
         let groups = p.k / GROUP;
         // Never zero; this spares the division its trap.
-        let turns = groups.div_ceil(p.parts.max(1));
-        let stages = p.parts.div_ceil(2) * turns;
+        let turns = groups.div_ceil(2).div_ceil(p.parts.max(1));
+        let stages = p.parts * turns;
         let mut total = [[0.0; 4]; TILES as usize];
         let mut acc = [[[0.0; 4]; TILES as usize]; 2];
         let mut ahead = Place { part: 0, turn: 0 };
@@ -318,8 +277,7 @@ mod device {
                 let start = stage % STAGES * STAGE_BYTES;
                 let mut half = 0;
                 while half < 2 {
-                    let part = place.part + half as u32;
-                    if part < p.parts && part + place.turn * p.parts < groups {
+                    if 2 * (place.part + place.turn * p.parts) + (half as u32) < groups {
                         let row = warp * 16 + g;
                         let chunk = half as u32 * 4 + t;
                         let up = Shared::<u32>::at(start + swizzled(row, chunk)).load_x4(0);
@@ -352,18 +310,12 @@ mod device {
                     half += 1;
                 }
                 if place.turn + 1 == turns {
-                    let mut half = 0;
-                    while half < 2 {
-                        if place.part + (half as u32) < p.parts {
-                            let mut i = 0;
-                            while i < TILES as usize * 4 {
-                                total[i / 4][i % 4] += acc[half][i / 4][i % 4];
-                                i += 1;
-                            }
-                        }
-                        acc[half] = [[0.0; 4]; TILES as usize];
-                        half += 1;
+                    let mut i = 0;
+                    while i < TILES as usize * 4 {
+                        total[i / 4][i % 4] += acc[0][i / 4][i % 4] + acc[1][i / 4][i % 4];
+                        i += 1;
                     }
+                    acc = [[[0.0; 4]; TILES as usize]; 2];
                 }
                 place = place.next(turns);
                 stage += 1;

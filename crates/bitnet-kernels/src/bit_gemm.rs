@@ -46,7 +46,7 @@ macro_rules! bit_gemm {
             pub struct $Params {
                 /// Weights in tiles; in pairs of rows for the gated kernels.
                 pub w: Global<u32>,
-                /// Codes, four a word, (cols, k padded / 4).
+                /// Codes, four a word in the order of [`mma_tile::activation_word`], (cols, k padded / 4).
                 pub x: Global<u32>,
                 /// What a code of column c is worth, (cols).
                 pub unit: Global<f32>,
@@ -316,7 +316,11 @@ mod device {
                     let high = Shared::<u32>::at(x + swizzled(col, 2 * t + 1)).load_x4(0);
                     let mut plane = 0;
                     while plane < 4 {
-                        let b = [low[plane], high[plane]];
+                        let b = if plane < 2 {
+                            [low[2 * plane], low[2 * plane + 1]]
+                        } else {
+                            [high[2 * plane - 4], high[2 * plane - 3]]
+                        };
                         acc[0][c] = mma_m16n8k32_s8_s8(a[0][plane], b, acc[0][c]);
                         acc[1][c] = mma_m16n8k32_s8_s8(a[1][plane], b, acc[1][c]);
                         plane += 1;
@@ -382,7 +386,7 @@ mod device {
                     let a = [unpack(w[0], plane as u32), unpack(w[1], plane as u32)];
                     let mut c = 0;
                     while c < GROUPS {
-                        let b = [x[c][plane], x[c][4 + plane]];
+                        let b = [x[c][2 * plane], x[c][2 * plane + 1]];
                         acc[0][c] = mma_m16n8k32_s8_s8(a[0], b, acc[0][c]);
                         acc[1][c] = mma_m16n8k32_s8_s8(a[1], b, acc[1][c]);
                         c += 1;

@@ -31,11 +31,11 @@ macro_rules! bit_gemv {
             ///
             /// # Safety
             /// Lengths as above; `w` and `x` 16-byte aligned; `1 <= cols <= 8`; `n`, `k` at least 1; the launch is the plan's.
-            $name, block = [$warps * 32, 1, 1], min_blocks = $min_blocks, body = device::run::<$t, $kpw>;
+            $name, block = [$warps * 32, 1, 1], min_blocks = $min_blocks, body = device::run::<$t, $kpw, { device::ahead($t, $kpw) }>;
             pub struct $Params {
                 /// Weights in tiles.
                 pub w: Global<u32>,
-                /// Activations, four a word, (cols, k padded / 4).
+                /// Activations, four a word in the order of [`mma_tile::activation_word`], (cols, k padded / 4).
                 pub x: Global<u32>,
                 /// What a unit of the activations of column c is worth, (cols).
                 pub unit: Global<f32>,
@@ -67,6 +67,7 @@ bit_gemv! {
     bit_gemv_t4k1, BitGemvT4K1, 4, 1, 20, 1;
     bit_gemv_t2k2, BitGemvT2K2, 2, 2, 13, 2;
     bit_gemv_t4k2, BitGemvT4K2, 4, 2, 10, 2;
+    bit_gemv_t5k2, BitGemvT5K2, 5, 2, 13, 2;
     bit_gemv_t2k3, BitGemvT2K3, 2, 3, 18, 1;
     bit_gemv_t2k5, BitGemvT2K5, 2, 5, 16, 1;
 }
@@ -84,7 +85,7 @@ pub struct Plan {
 
 impl Plan {
     /// The variants, as (`tile_rows`, `tiles_per_warp`), in the order of the declarations above.
-    pub const VARIANTS: [(u32, u32); 6] = [(2, 1), (4, 1), (2, 2), (4, 2), (2, 3), (2, 5)];
+    pub const VARIANTS: [(u32, u32); 7] = [(2, 1), (4, 1), (2, 2), (4, 2), (5, 2), (2, 3), (2, 5)];
 
     /// Most warps of a block of a variant: what the registers suffice for, twice over for the variants whose kernels
     /// follow each other most closely.
@@ -115,6 +116,7 @@ impl Plan {
         let tile_rows = match (tiles_per_warp, mma_tile::tiles_n(n)) {
             (1, 200..) => 4,
             (2, 400..) if tiles_k <= 20 => 4,
+            (2, 1000..) => 5,
             _ => 2,
         };
         Self::with(n, k, cols, tile_rows, tiles_per_warp)
@@ -146,6 +148,16 @@ pub(crate) mod device {
     /// it in, and it costs registers.
     pub(crate) const EARLY: bool = cfg!(any(not(target_arch = "nvptx64"), sm_90));
 
+    /// Rows of tiles that are on their way together, of the `t` of a block whose warps hold `kpw` tiles of each: as many as
+    /// there are registers for.
+    pub(crate) const fn ahead(t: usize, kpw: usize) -> usize {
+        match (t * kpw > 8 && t > 2, EARLY) {
+            (false, _) => t,
+            (true, true) => 3,
+            (true, false) => 2,
+        }
+    }
+
     /// Warps whose parts of a sum are loaded together.
     pub(crate) const WARPS_AT_A_TIME: u32 = 4;
 
@@ -154,20 +166,27 @@ pub(crate) mod device {
     /// `x[i]` are the eight words of tile i's 32 columns that this lane feeds.
     #[inline(always)]
     pub(crate) unsafe fn tile_sums<const KPW: usize>(w: &[[u32; 4]; KPW], x: &[[u32; 8]; KPW]) -> [i32; 4] {
-        let mut plane = [[0i32; 4]; 4];
-        let mut i = 0;
-        while i < KPW {
-            let mut p = 0;
-            while p < 4 {
-                let mask = 0x0303_0303 << (2 * p);
+        let mut sums = [0; 4];
+        // Plane by plane, so that one accumulator is alive at a time where registers are short.
+        let mut p = 0;
+        while p < 4 {
+            let mask = 0x0303_0303 << (2 * p);
+            let mut plane = [0i32; 4];
+            let mut i = 0;
+            while i < KPW {
                 let a = [w[i][0] & mask, w[i][1] & mask, w[i][2] & mask, w[i][3] & mask];
                 // SAFETY: the whole warp is here: every branch around this call is uniform.
-                plane[p] = unsafe { mma_m16n8k32_u8_s8(a, [x[i][p], x[i][4 + p]], plane[p]) };
-                p += 1;
+                plane = unsafe { mma_m16n8k32_u8_s8(a, [x[i][2 * p], x[i][2 * p + 1]], plane) };
+                i += 1;
             }
-            i += 1;
+            let mut j = 0;
+            while j < 4 {
+                sums[j] += plane[j] >> (2 * p);
+                j += 1;
+            }
+            p += 1;
         }
-        core::array::from_fn(|j| plane[0][j] + (plane[1][j] >> 2) + (plane[2][j] >> 4) + (plane[3][j] >> 6))
+        sums
     }
 
     /// Gives the parameter structs of all variants one shape.
@@ -187,101 +206,130 @@ pub(crate) mod device {
             }
         )*};
     }
-    params! { BitGemvT2K1 BitGemvT4K1 BitGemvT2K2 BitGemvT4K2 BitGemvT2K3 BitGemvT2K5 }
+    params! { BitGemvT2K1 BitGemvT4K1 BitGemvT2K2 BitGemvT4K2 BitGemvT5K2 BitGemvT2K3 BitGemvT2K5 }
 
-    /// This warp's tiles from tile `chunk` along k, of the `T` rows of tiles from `first`. Tiles past the end repeat the last.
+    /// This warp's tiles from tile `chunk` along k of row `r` of tiles. Tiles past the end repeat the last.
     ///
     /// # Safety
     /// The launch is the plan's.
     #[inline(always)]
-    unsafe fn weights<const T: usize, const KPW: usize>(
-        p: &super::BitGemvT2K1,
-        first: u32,
-        chunk: u32,
-    ) -> [[[u32; 4]; KPW]; T] {
+    unsafe fn weights<const KPW: usize>(p: &super::BitGemvT2K1, r: u32, chunk: u32) -> [[u32; 4]; KPW] {
         let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
         let warps = block_dim_x() / WARP_SIZE;
-        let mut w = [[[0; 4]; KPW]; T];
-        let mut r = 0;
-        while r < T {
-            let band = (first + r as u32).min(tiles_n - 1) * tiles_k;
-            let mut i = 0;
-            while i < KPW {
-                let tile = (chunk + i as u32 * warps + warp_id()).min(tiles_k - 1);
-                // SAFETY: the tile is clamped to the matrix.
-                w[r][i] = unsafe { p.w.load_stream_x4(((band + tile) * 128 + lane_id() * 4) as usize) };
-                i += 1;
-            }
-            r += 1;
+        let band = r.min(tiles_n - 1) * tiles_k;
+        let mut w = [[0; 4]; KPW];
+        let mut i = 0;
+        while i < KPW {
+            let tile = (chunk + i as u32 * warps + warp_id()).min(tiles_k - 1);
+            // SAFETY: the tile is clamped to the matrix.
+            w[i] = unsafe { p.w.load_stream_x4(((band + tile) * 128 + lane_id() * 4) as usize) };
+            i += 1;
         }
         w
     }
 
+    /// The activations that this lane feeds to the products with those tiles; adds them to `sum`.
+    ///
+    /// # Safety
+    /// As for [`weights`], and the activations were written.
     #[inline(always)]
-    pub(super) unsafe fn run<const T: usize, const KPW: usize>(p: impl Params) {
+    unsafe fn activations<const KPW: usize>(
+        p: &super::BitGemvT2K1,
+        chunk: u32,
+        sum: &mut i32,
+    ) -> [[u32; 8]; KPW] {
+        let (tiles_k, warps) = (p.k.div_ceil(128), block_dim_x() / WARP_SIZE);
+        let (g, t) = (lane_id() / 4, lane_id() % 4);
+        // Lanes of unused columns repeat the last one; their results are not stored.
+        let row = g.min(p.cols - 1) * tiles_k * 32;
+        let mut x = [[0; 8]; KPW];
+        let mut i = 0;
+        while i < KPW {
+            let tile = chunk + i as u32 * warps + warp_id();
+            // A tile past the end is the last one again, times zero.
+            if tile < tiles_k {
+                let at = (row + tile * 32 + t * 8) as usize;
+                // SAFETY: the tile is in the row.
+                let (low, high) = unsafe { (p.x.load_l2_x4(at), p.x.load_l2_x4(at + 4)) };
+                x[i] = [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]];
+            }
+            let mut j = 0;
+            while j < 8 {
+                *sum = dp4a(x[i][j], 0x0101_0101, *sum);
+                j += 1;
+            }
+            i += 1;
+        }
+        x
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn run<const T: usize, const KPW: usize, const AHEAD: usize>(p: impl Params) {
         let p = p.get();
         let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
         let (g, t) = (lane / 4, lane % 4);
         let tiles_k = p.k.div_ceil(128);
         let first = block_idx_x() * T as u32;
-        // Lanes of unused columns repeat the last one; their results are not stored.
-        let x_row = g.min(p.cols - 1) * tiles_k * 32;
         let rows = T as u32 * 16;
         // (warp, column, row of the block), then (warp, column).
         let parts = Shared::<i32>::at(0);
         let sums = Shared::<i32>::at(warps * p.cols * rows * 4);
         let mut sum = 0;
-        let mut chunk = 0;
+        // d[j] of row r of tiles: row g or g + 8, column 2 t or 2 t + 1.
+        let part = |r: u32, j: u32| {
+            let (row, col) = (r * 16 + g + j / 2 * 8, 2 * t + j % 2);
+            (col < p.cols).then_some((warp * p.cols + col) * rows + row)
+        };
         // SAFETY: tile indices are clamped to the matrix, shared indices are below the plan's size; every branch around a
         // warp or block operation is uniform.
         unsafe {
-            // Outside the loop: in a branch of it, the assembler would move the loads behind the wait.
-            let mut w = weights::<T, KPW>(&p, first, 0);
+            let mut w = [[[0; 4]; KPW]; AHEAD];
+            let mut r = 0;
+            while r < AHEAD {
+                w[r] = weights(&p, first + r as u32, 0);
+                r += 1;
+            }
             grid_dependency_launch();
             grid_dependency_wait();
             let mut unit = 0.0;
             if EARLY {
                 unit = p.unit.load_l2((thread_idx_x() / rows).min(p.cols - 1) as usize)[0];
             }
-            loop {
-                let mut x = [[0; 8]; KPW];
-                let mut i = 0;
-                while i < KPW {
-                    let tile = chunk + i as u32 * warps + warp;
-                    let at = (x_row + tile.min(tiles_k - 1) * 32 + t * 8) as usize;
-                    let (low, high) = (p.x.load_l2_x4(at), p.x.load_l2_x4(at + 4));
-                    // A tile past the end is the last one again, times zero.
-                    let keep = if tile < tiles_k { u32::MAX } else { 0 };
-                    let mut j = 0;
-                    while j < 4 {
-                        x[i][j] = low[j] & keep;
-                        x[i][4 + j] = high[j] & keep;
-                        sum = dp4a(x[i][j], 0x0101_0101, dp4a(x[i][4 + j], 0x0101_0101, sum));
-                        j += 1;
-                    }
-                    i += 1;
+            let x = activations::<KPW>(&p, 0, &mut sum);
+            let mut r = 0;
+            while r < T {
+                let d = tile_sums(&w[r % AHEAD], &x);
+                if r + AHEAD < T {
+                    w[r % AHEAD] = weights(&p, first + (r + AHEAD) as u32, 0);
                 }
+                let mut j = 0;
+                while j < 4 {
+                    if let Some(at) = part(r as u32, j as u32) {
+                        parts.store(at, d[j]);
+                    }
+                    j += 1;
+                }
+                r += 1;
+            }
+            // What a wider matrix has beyond the first tiles of every warp, one row of tiles at a time: in a loop that the
+            // compiler cannot unroll, whose registers the loads above would lack.
+            let own = (p.n.div_ceil(16) - first).min(T as u32);
+            let mut chunk = warps * KPW as u32;
+            while chunk < tiles_k {
+                let x = activations::<KPW>(&p, chunk, &mut sum);
                 let mut r = 0;
-                while r < T {
-                    let d = tile_sums(&w[r], &x);
+                while r < own {
+                    let d = tile_sums(&weights(&p, first + r, chunk), &x);
                     let mut j = 0;
                     while j < 4 {
-                        // d[j]: row g or g + 8, column 2 t or 2 t + 1.
-                        let (row, col) = (r as u32 * 16 + g + j as u32 / 2 * 8, 2 * t + j as u32 % 2);
-                        if col < p.cols {
-                            let at = (warp * p.cols + col) * rows + row;
-                            let before = if chunk == 0 { 0 } else { parts.load(at) };
-                            parts.store(at, before + d[j]);
+                        if let Some(at) = part(r, j as u32) {
+                            parts.store(at, parts.load(at) + d[j]);
                         }
                         j += 1;
                     }
                     r += 1;
                 }
                 chunk += warps * KPW as u32;
-                if chunk >= tiles_k {
-                    break;
-                }
-                w = weights::<T, KPW>(&p, first, chunk);
             }
             sum += warp_shuffle_xor(FULL_MASK, sum, 1);
             sum += warp_shuffle_xor(FULL_MASK, sum, 2);
@@ -290,7 +338,7 @@ pub(crate) mod device {
             }
             // Orders every warp's parts and sums before the additions below.
             sync_threads();
-            let mut at = thread_idx_x();
+            let mut at = thread_idx_x_again();
             while at < p.cols * rows {
                 let (col, row) = (at / rows, first * 16 + at % rows);
                 let mut total = 0;

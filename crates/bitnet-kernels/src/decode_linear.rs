@@ -148,6 +148,7 @@ pub(crate) mod device {
     use crate::bit_gemv::device::{EARLY, WARPS_AT_A_TIME, tile_sums};
     use crate::intrinsics::*;
     use crate::reduce::warp_sum;
+    use bitnet_layout::mma_tile;
 
     /// Epilogue: the product is the output.
     pub(crate) const STORE: u32 = 0;
@@ -320,7 +321,8 @@ pub(crate) mod device {
                     sum = dp4a(word, 0x0101_0101, sum);
                     let mut j = 0;
                     while j < 8 {
-                        q[i][j] = warp_shuffle_idx(FULL_MASK, word, j as u32 * 4 + t);
+                        q[i][mma_tile::activation_word(j as u32) as usize] =
+                            warp_shuffle_idx(FULL_MASK, word, j as u32 * 4 + t);
                         j += 1;
                     }
                     i += 1;

@@ -2,26 +2,13 @@
 //!
 //! The numbers are those of the CPU's 8-bit head: a row is multiples of a 127th of its largest magnitude, a column multiples
 //! of its largest magnitude over [`act::head_largest`], so that no sum of products leaves 32 bits. An activation is
-//! `256 high + low` with two 8-bit terms, which are two columns of the tensor cores' product.
+//! `256 high + low` with two 8-bit terms, which are two columns of the tensor cores' product, [`crate::dense_gemv::Int8Gemv`].
 
 use crate::{Global, Launch};
 use bitnet_layout::act;
 
-/// Most tokens of [`Int8Gemv`].
-pub const MAX_COLS: u32 = 32;
-/// Threads of a block of [`Int8Rows`] and [`Int8Columns`].
+/// Threads of a block.
 const THREADS: u32 = 256;
-/// Rows of a block of [`Int8Gemv`].
-const ROWS: u32 = 16;
-/// Columns of the tensor cores' product: four tokens of two terms.
-const TILE: u32 = 8;
-/// Matrix columns that a warp takes at a time.
-const GROUP: u32 = 64;
-/// Groups of a warp whose loads are in flight together.
-const DEPTH: u32 = 4;
-/// Most warps of a block of [`Int8Gemv`].
-const MAX_WARPS: u32 = 12;
-
 kernel! {
     /// `q[r] = round(w[r] * 127 / max|w[r]|)`, `scales[r] = max|w[r]| / 127`.
     ///
@@ -102,56 +89,9 @@ impl Int8Columns {
     }
 }
 
-kernel! {
-    /// `y[c][n] = (sum over k of w[n][k] x[c][k]) * (scales[n] * unit[c])` for `cols` columns c.
-    ///
-    /// - Shapes: `w` (n, k) i8, row-major; `scales` (n); `terms`, `unit` as [`Int8Columns`] leaves them; `y` (cols, n).
-    /// - Launch: [`Int8Gemv::launch`]; a block owns 16 rows and 4 columns, its warps take turns at groups of 64 matrix
-    ///   columns. Blocks of the same rows are neighbors, so that L2 brings their weights once.
-    /// - Moves: `n k` bytes once, `terms` once a block, from L2.
-    /// - Bound: DRAM; a lane has 8 loads of 16 bytes in flight.
-    ///
-    /// # Safety
-    /// Lengths as above; `w` and `terms` 16-byte aligned; `k` a multiple of 16; `cols` at least 1; the launch is
-    /// [`Int8Gemv::launch`]'s.
-    int8_gemv, block = [MAX_WARPS * 32, 1, 1], min_blocks = 2, body = device::gemv;
-    pub struct Int8Gemv {
-        /// Rounded weights, four a word, (n, k / 4).
-        pub w: Global<u32>,
-        /// What a unit of each row is worth, (n).
-        pub scales: Global<f32>,
-        /// The columns' terms.
-        pub terms: Global<u32>,
-        /// What a unit of each column is worth, (cols).
-        pub unit: Global<f32>,
-        /// Output, (cols, n).
-        pub y: Global<f32>,
-        /// Rows of the matrix.
-        pub n: u32,
-        /// Columns of the matrix.
-        pub k: u32,
-        /// Columns of activations.
-        pub cols: u32,
-    }
-}
-
-impl Int8Gemv {
-    /// A block for 16 rows and 4 columns; as many warps as share the groups evenly.
-    #[must_use]
-    pub fn launch(&self) -> Launch {
-        let sets = self.k.div_ceil(GROUP).div_ceil(DEPTH);
-        let warps = sets.div_ceil(sets.div_ceil(MAX_WARPS));
-        Launch {
-            grid: [self.cols.div_ceil(TILE / 2), self.n.div_ceil(ROWS), 1],
-            block: [warps * 32, 1, 1],
-            shared_bytes: warps * ROWS * TILE * 4,
-        }
-    }
-}
-
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
-    use super::{DEPTH, GROUP, Int8Columns, Int8Gemv, Int8Rows, ROWS, THREADS, TILE};
+    use super::{Int8Columns, Int8Rows, THREADS};
     use crate::decode_linear::device::{add_squares, unit};
     use crate::intrinsics::*;
     use crate::reduce::{block_sum, warp_max};
@@ -256,89 +196,6 @@ mod device {
             }
             if thread_idx_x() == 0 {
                 p.unit.store(col, unit(squares, p.k, p.eps, scale));
-            }
-        }
-    }
-
-    #[inline(always)]
-    pub(super) unsafe fn gemv(p: Int8Gemv) {
-        let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
-        let (g, t) = (lane / 4, lane % 4);
-        let groups = p.k.div_ceil(GROUP);
-        let words = (p.k / 4) as usize;
-        let (first_row, first_col) = (block_idx_y() * ROWS, block_idx_x() * (TILE / 2));
-        // Rows and columns past the end repeat the last; their results are not stored.
-        let upper = (first_row + g).min(p.n - 1) as usize * words;
-        let lower = (first_row + g + 8).min(p.n - 1) as usize * words;
-        let terms = p
-            .terms
-            .offset((2 * first_col + g).min(2 * p.cols - 1) as usize * words);
-        let parts = Shared::<i32>::at(0);
-        let mut sum = [0; 4];
-        let mut first = 0;
-        // SAFETY: groups are compared with their number, words with those of a row, rows and columns are clamped, shared
-        // indices are below the launch's size; every branch around a warp or block operation is uniform.
-        unsafe {
-            while first < groups {
-                let mut w = [[[0; 4]; 2]; DEPTH as usize];
-                let mut i = 0;
-                while i < DEPTH {
-                    // Past the end the last words again, times zero.
-                    let at = ((first + i * warps + warp) * 16 + t * 4).min(p.k / 4 - 4) as usize;
-                    w[i as usize] = [p.w.load_stream_x4(upper + at), p.w.load_stream_x4(lower + at)];
-                    i += 1;
-                }
-                if first == 0 {
-                    grid_dependency_launch();
-                    grid_dependency_wait();
-                }
-                let mut i = 0;
-                while i < DEPTH {
-                    let at = (first + i * warps + warp) * 16 + t * 4;
-                    let mut x = [0; 4];
-                    if at < p.k / 4 {
-                        x = terms.load_l2_x4(at as usize);
-                    }
-                    let [up, low] = w[i as usize];
-                    // Step s takes words 2 s and 2 s + 1 of every lane's four.
-                    let mut s = 0;
-                    while s < 2 {
-                        let a = [up[2 * s], low[2 * s], up[2 * s + 1], low[2 * s + 1]];
-                        sum = mma_m16n8k32_s8_s8(a, [x[2 * s], x[2 * s + 1]], sum);
-                        s += 1;
-                    }
-                    i += 1;
-                }
-                first += DEPTH * warps;
-            }
-            let mut j = 0;
-            while j < 4 {
-                // sum[j]: row g or g + 8, column 2 t or 2 t + 1.
-                let (r, c) = (g + j as u32 / 2 * 8, 2 * t + j as u32 % 2);
-                parts.store((warp * TILE + c) * ROWS + r, sum[j]);
-                j += 1;
-            }
-            // Orders every warp's parts before the additions below.
-            sync_threads();
-            let mut at = thread_idx_x();
-            while at < TILE / 2 * ROWS {
-                let (token, r) = (at / ROWS, at % ROWS);
-                let (row, col) = (first_row + r, first_col + token);
-                let (mut high, mut low) = (0, 0);
-                let mut i = 0;
-                while i < warps {
-                    let part = (i * TILE + 2 * token) * ROWS + r;
-                    high += parts.load(part);
-                    low += parts.load(part + ROWS);
-                    i += 1;
-                }
-                if row < p.n && col < p.cols {
-                    let worth = p.scales.load_constant(row as usize)[0] * p.unit.load_l2(col as usize)[0];
-                    // The high terms alone may leave 32 bits, both together do not.
-                    let total = (high << 8).wrapping_add(low);
-                    p.y.store(col as usize * p.n as usize + row as usize, total as f32 * worth);
-                }
-                at += block_dim_x();
             }
         }
     }

@@ -29,11 +29,11 @@ pub mod intrinsics;
 pub mod reduce;
 
 pub mod bf16_gemm;
-pub mod bf16_gemv;
 pub mod bit_gemm;
 pub mod bit_gemv;
 pub mod decode_linear;
 pub mod dense;
+pub mod dense_gemv;
 pub mod embed;
 pub mod int8_head;
 pub mod probe;
@@ -55,6 +55,7 @@ pub const ALL: &[KernelInfo] = &[
     bit_gemv::BitGemvT4K1::INFO,
     bit_gemv::BitGemvT2K2::INFO,
     bit_gemv::BitGemvT4K2::INFO,
+    bit_gemv::BitGemvT5K2::INFO,
     bit_gemv::BitGemvT2K3::INFO,
     bit_gemv::BitGemvT2K5::INFO,
     decode_linear::DecodeStoreK2::INFO,
@@ -74,7 +75,6 @@ pub const ALL: &[KernelInfo] = &[
     embed::EmbedF32::INFO,
     int8_head::Int8Rows::INFO,
     int8_head::Int8Columns::INFO,
-    int8_head::Int8Gemv::INFO,
     quantize_rows::QuantizeRows::INFO,
     bit_gemm::WideStore::INFO,
     bit_gemm::WideAdd::INFO,
@@ -85,7 +85,8 @@ pub const ALL: &[KernelInfo] = &[
     bit_gemm::NarrowStore32::INFO,
     bit_gemm::NarrowAdd32::INFO,
     bit_gemm::NarrowGated32::INFO,
-    bf16_gemv::Bf16Gemv::INFO,
+    dense_gemv::Bf16Gemv::INFO,
+    dense_gemv::Int8Gemv::INFO,
     bf16_gemm::SplitColumns::INFO,
     bf16_gemm::Bf16Gemm::INFO,
     probe::ProbeWarp::INFO,

@@ -24,7 +24,7 @@ kernel! {
         pub x: Global<f32>,
         /// Weight of the norm, (k); ones where there is none.
         pub norm: Global<f32>,
-        /// Codes, four a word, (rows, k padded / 4).
+        /// Codes, four a word in the order of [`mma_tile::activation_word`], (rows, k padded / 4).
         pub q: Global<u32>,
         /// What a code is worth, (rows).
         pub unit: Global<f32>,
@@ -60,6 +60,7 @@ mod device {
     use crate::decode_linear::device::{add_squares, code_scale, codes, unit};
     use crate::intrinsics::*;
     use crate::reduce::{warp_max, warp_sum};
+    use bitnet_layout::mma_tile;
 
     #[inline(always)]
     pub(super) unsafe fn run(p: QuantizeRows) {
@@ -115,7 +116,7 @@ mod device {
                     word = codes(x.load_l2_x4(col), p.norm.load_constant_x4(col), scale);
                 }
                 sum = dp4a(word, 0x0101_0101, sum);
-                q.store(col / 4, word);
+                q.store(mma_tile::activation_word(col as u32 / 4) as usize, word);
                 tile += warps;
             }
             let sum = warp_reduce_add(FULL_MASK, sum);

@@ -3,7 +3,7 @@
 mod common;
 
 use bitnet_kernels::bf16_gemm::{self, Bf16Gemm, SplitColumns};
-use bitnet_kernels::bf16_gemv::{Bf16Gemv, MAX_COLS};
+use bitnet_kernels::dense_gemv::{self, Bf16Gemv, MAX_COLS, Machine};
 use bitnet_kernels::emulator::Emulator;
 use bitnet_kernels::ref_gemv::RefGemv;
 use bitnet_kernels::stream_read::StreamRead;
@@ -70,15 +70,23 @@ fn ref_gemv_equals_the_reference() {
     }
 }
 
+/// Two blocks at a time, so that they take several bands.
+const MACHINE: Machine = Machine {
+    multiprocessors: 1,
+    shared_limit: 227 << 10,
+};
+
 #[test]
 fn bf16_gemv_equals_the_plain_product() {
-    // One row, one off the tile of 16 rows, one off the 4 groups of a warp and the 12 warps, model width.
+    // One row, one off the 8 rows of a band, several bands a block; part of a line, fewer lines than pieces in flight and more,
+    // model width.
     for (n, k, cols, eps) in [
         (1, 32, 1, -1.0),
-        (17, 160, 8, 1e-5),
+        (17, 160, 4, 1e-5),
         (15, 1568, 3, 1e-5),
         (33, 2560, 1, 1e-5),
         (16, 6912, 2, -1.0),
+        (203, 320, 2, 1e-5),
     ] {
         let mut random = Random::new((n * k + cols) as u64);
         let w: Vec<u16> = (0..n * k).map(|_| bf16(random.float())).collect();
@@ -101,7 +109,7 @@ fn bf16_gemv_equals_the_plain_product() {
                     cols: cols as u32,
                     eps,
                 };
-                emulator.launch(&Bf16Gemv::launch(n, k), &params)?;
+                emulator.launch(&params.launch(MACHINE), &params)?;
                 emulator.read(params.y)
             })
         };
@@ -170,7 +178,7 @@ fn bf16_gemm_has_the_bits_of_bf16_gemv() {
                 n: n as u32,
                 k: k as u32,
                 cols: cols as u32,
-                parts: Bf16Gemm::parts(k),
+                parts: dense_gemv::bf16_parts(k),
             };
             emulator.launch(&Bf16Gemm::launch(n), &params)?;
             emulator.read(params.y)
@@ -188,7 +196,7 @@ fn bf16_gemm_has_the_bits_of_bf16_gemv() {
                 cols: cols as u32,
                 eps,
             };
-            emulator.launch(&Bf16Gemv::launch(n, k), &params).unwrap();
+            emulator.launch(&params.launch(MACHINE), &params).unwrap();
             let expected = emulator.read(params.y).unwrap();
             let found = &found[first * MAX_COLS as usize * n..][..expected.len()];
             assert!(
@@ -201,9 +209,50 @@ fn bf16_gemm_has_the_bits_of_bf16_gemv() {
 }
 
 #[test]
+fn dense_launches_fit_the_shared_memory_they_are_given() {
+    for (k, limit) in [
+        (2560, 227 << 10),
+        (2560, 99 << 10),
+        (6912, 99 << 10),
+        (10240, 99 << 10),
+        (64, 48 << 10),
+    ] {
+        let cols = Bf16Gemv::max_cols(k, limit);
+        assert!((1..=MAX_COLS).contains(&cols), "{k} {limit}");
+        let launch = head(1000, k, cols).launch(Machine {
+            multiprocessors: 4,
+            shared_limit: limit,
+        });
+        assert!(launch.shared_bytes <= limit, "{k} {limit}");
+    }
+    assert_eq!(Bf16Gemv::max_cols(1 << 20, 227 << 10), 0);
+    // Every block has a turn, and none more than one more than another.
+    let launch = head(128_256, 2560, 1).launch(Machine {
+        multiprocessors: 132,
+        shared_limit: 227 << 10,
+    });
+    assert_eq!((launch.grid[0], launch.block[0]), (263, 320));
+}
+
+/// A product without data.
+fn head(n: usize, k: usize, cols: u32) -> Bf16Gemv {
+    let mut emulator = Emulator::new(0);
+    Bf16Gemv {
+        w: emulator.uninit(0),
+        x: emulator.uninit(0),
+        norm: emulator.uninit(0),
+        y: emulator.uninit(0),
+        n: n as u32,
+        k: k as u32,
+        cols,
+        eps: -1.0,
+    }
+}
+
+#[test]
 fn stream_read_reads_every_word() {
     // Less than one round, exactly one, and a tail.
-    for n in [4, 1000, 512 * 4 * 8 * 2, 512 * 4 * 8 * 2 + 2052] {
+    for n in [4, 1000, 512 * 4 * 4 * 2 * 2, 512 * 4 * 4 * 2 * 2 + 2052] {
         let mut random = Random::new(n as u64);
         let x: Vec<u32> = (0..n).map(|_| random.word()).collect();
         let launch = bitnet_kernels::Launch {

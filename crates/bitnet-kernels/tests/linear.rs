@@ -3,7 +3,7 @@
 
 use bitnet_kernels::bit_gemm::{self, Shape as GemmShape};
 use bitnet_kernels::bit_gemv::{
-    self, BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K5, BitGemvT4K1, BitGemvT4K2,
+    self, BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K5, BitGemvT4K1, BitGemvT4K2, BitGemvT5K2,
 };
 use bitnet_kernels::decode_linear::{self, RELU2, SILU, SLOTS};
 use bitnet_kernels::emulator::Emulator;
@@ -68,18 +68,18 @@ impl Matrix {
     }
 }
 
-/// Rows of activations as words, padded to whole tiles.
+/// Rows of activations as words in the order of the kernels, padded to whole tiles.
 fn padded(x: &[i8], k: usize) -> Vec<u32> {
     let mut words = Vec::new();
     for row in x.chunks_exact(k) {
         let mut row = row.to_vec();
         row.resize(mma_tile::tiles_k(k) * mma_tile::COLUMNS, 0);
-        words.extend(
-            row.as_chunks::<4>()
-                .0
-                .iter()
-                .map(|b| u32::from_le_bytes(b.map(|b| b as u8))),
-        );
+        let start = words.len();
+        words.resize(start + row.len() / 4, 0);
+        for (i, b) in row.as_chunks::<4>().0.iter().enumerate() {
+            words[start + mma_tile::activation_word(i as u32) as usize] =
+                u32::from_le_bytes(b.map(|b| b as u8));
+        }
     }
     words
 }
@@ -92,6 +92,7 @@ macro_rules! gemv {
             (4, 1) => $emulator.launch(&$plan.launch, &BitGemvT4K1 { $($field: $value),* }),
             (2, 2) => $emulator.launch(&$plan.launch, &BitGemvT2K2 { $($field: $value),* }),
             (4, 2) => $emulator.launch(&$plan.launch, &BitGemvT4K2 { $($field: $value),* }),
+            (5, 2) => $emulator.launch(&$plan.launch, &BitGemvT5K2 { $($field: $value),* }),
             (2, 3) => $emulator.launch(&$plan.launch, &BitGemvT2K3 { $($field: $value),* }),
             (2, 5) => $emulator.launch(&$plan.launch, &BitGemvT2K5 { $($field: $value),* }),
             other => panic!("no variant {other:?}"),

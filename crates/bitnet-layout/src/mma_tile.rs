@@ -14,6 +14,9 @@
 //! half of k) whose B fragment is `x[32 t + 4 p ..]` and `x[32 t + 16 + 4 p ..]`: which column stands where along k is free, as
 //! long as A and B agree. Tiles follow each other along k, then along n. A matrix is padded to whole tiles with word 0, whose
 //! products vanish because activations are padded with zeros.
+//!
+//! The two words of such a B fragment are stored side by side, because a tensor core takes them from neighboring registers:
+//! [`activation_word`].
 
 use crate::words::Shape;
 
@@ -52,6 +55,14 @@ pub const fn index(row: usize, chunk: usize, tiles_k: usize) -> usize {
     let (g, lower) = (row % 8, row % ROWS / 8);
     let (t, upper_k) = (chunk % WORDS_PER_ROW / 2, chunk % 2);
     tile * WORDS + (4 * g + t) * 4 + 2 * upper_k + lower
+}
+
+/// Where, in a row of 8-bit activations, the word of columns `4 word ..` stands: words `p` and `p + 4` of every eight, which
+/// are multiplied with plane `p`, become neighbors.
+#[inline(always)]
+#[must_use]
+pub const fn activation_word(word: u32) -> u32 {
+    word / 8 * 8 + word % 4 * 2 + word % 8 / 4
 }
 
 /// How the rows of the tiles map to the rows of the matrix.

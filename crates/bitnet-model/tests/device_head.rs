@@ -1,8 +1,9 @@
 //! The GPU's 8-bit output head, run in the emulator, gives the bits of the CPU's.
 
 use bitnet_cpu::{Cpu, DenseMatrix, DenseType, Error, Int8Input, Int8Matrix};
+use bitnet_kernels::dense_gemv::{Int8Gemv, Machine};
 use bitnet_kernels::emulator::Emulator;
-use bitnet_kernels::int8_head::{Int8Columns, Int8Gemv, Int8Rows};
+use bitnet_kernels::int8_head::{Int8Columns, Int8Rows};
 use bitnet_layout::draw::uniform;
 
 /// Numbers between -1 and 1, some of them 20 times as large.
@@ -78,7 +79,12 @@ fn device(seed: u64, w: &[u16], n: usize, x: &[f32], norm: &[f32], eps: f32) -> 
         k: k as u32,
         cols: cols as u32,
     };
-    emulator.launch(&gemv.launch(), &gemv).unwrap();
+    // Two blocks, so that they take several bands.
+    let machine = Machine {
+        multiprocessors: 1,
+        shared_limit: 99 << 10,
+    };
+    emulator.launch(&gemv.launch(machine), &gemv).unwrap();
     emulator.read(gemv.y).unwrap()
 }
 

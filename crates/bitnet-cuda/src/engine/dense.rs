@@ -5,8 +5,8 @@ use super::{Engine, launch};
 use crate::error::Result;
 use bitnet_kernels::Global;
 use bitnet_kernels::bf16_gemm::{self, Bf16Gemm, SplitColumns};
-use bitnet_kernels::bf16_gemv::{self, Bf16Gemv};
 use bitnet_kernels::dense::{AddRows, GateRows};
+use bitnet_kernels::dense_gemv::{self, Bf16Gemv};
 
 /// `y[c] = W norm(x[c])` for rows c.
 pub(super) struct Product {
@@ -31,7 +31,8 @@ impl Engine {
     /// The addresses have the shapes above and outlive the work, and every graph that records it.
     pub(super) unsafe fn product(&self, p: &Product, rows: usize) -> Result<()> {
         let (n, k, cols) = (p.n as u32, p.k as u32, rows as u32);
-        if cols <= bf16_gemv::MAX_COLS {
+        let machine = self.gpu().machine();
+        if cols <= Bf16Gemv::max_cols(p.k, machine.shared_limit) {
             let product = Bf16Gemv {
                 w: p.w,
                 x: p.x,
@@ -43,7 +44,7 @@ impl Engine {
                 eps: p.eps,
             };
             // SAFETY: the caller's promise.
-            return unsafe { launch(&self.stream, &product, Bf16Gemv::launch(p.n, p.k)) };
+            return unsafe { launch(&self.stream, &product, product.launch(machine)) };
         }
         let s = &self.scratch;
         let split = SplitColumns {
@@ -65,7 +66,7 @@ impl Engine {
             n,
             k,
             cols,
-            parts: Bf16Gemm::parts(p.k),
+            parts: dense_gemv::bf16_parts(p.k),
         };
         // SAFETY: as above.
         unsafe { launch(&self.stream, &product, Bf16Gemm::launch(p.n)) }
@@ -79,7 +80,7 @@ impl Engine {
             Epilogue::Store => linear.y,
             Epilogue::Add | Epilogue::Gated => s.product.global(),
         };
-        let at_once = if rows <= bf16_gemv::MAX_COLS as usize {
+        let at_once = if rows <= dense_gemv::MAX_COLS as usize {
             rows
         } else {
             bf16_gemm::MAX_COLS as usize

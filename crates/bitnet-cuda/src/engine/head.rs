@@ -6,7 +6,8 @@ use super::{Dims, Engine, HeadKind, launch};
 use crate::error::{Error, Result};
 use crate::memory::{DeviceBuffer, SharedWords};
 use bitnet_kernels::Global;
-use bitnet_kernels::int8_head::{Int8Columns, Int8Gemv, Int8Rows};
+use bitnet_kernels::dense_gemv::Int8Gemv;
+use bitnet_kernels::int8_head::{Int8Columns, Int8Rows};
 use std::sync::atomic::Ordering;
 
 /// Where the embedding is: (vocab, d_model) bfloat16, two a word.
@@ -185,7 +186,7 @@ impl Engine {
             cols: rows as u32,
         };
         // SAFETY: as above.
-        unsafe { launch(&self.stream, &head, head.launch()) }
+        unsafe { launch(&self.stream, &head, head.launch(self.gpu().machine())) }
     }
 
     /// Logits of batch rows `rows`, ascending, (rows, vocab), into `out`.

@@ -5,7 +5,7 @@ use super::{Dims, HeadKind, Limits, WeightKind};
 use crate::error::Result;
 use crate::memory::DeviceBuffer;
 use bitnet_kernels::decode_linear::SLOTS;
-use bitnet_kernels::{bf16_gemm, bf16_gemv, quantize_rows, rope};
+use bitnet_kernels::{bf16_gemm, dense_gemv, quantize_rows, rope};
 
 /// Buffers of a step.
 #[derive(Debug)]
@@ -55,23 +55,16 @@ impl Scratch {
         } = limits;
         let (d_q, d_kv) = (dims.d_q(), dims.d_kv());
         let decode_rows = limits.decode_batch() * dims.n_heads * (context / rope::BLOCK_KEYS as usize);
-        let few = bf16_gemv::MAX_COLS as usize;
+        let few = dense_gemv::MAX_COLS as usize;
         let logit_rows = max_batch.clamp(few, bf16_gemm::MAX_COLS as usize);
-        let terms_of = |k: usize| {
-            if max_batch > few {
-                bf16_gemm::term_words(k)
-            } else {
-                0
-            }
-        };
         let of_head = match dims.head {
             HeadKind::Int8 => logit_rows * dims.d_model / 2,
-            HeadKind::Embedding | HeadKind::Own => terms_of(dims.d_model),
+            HeadKind::Embedding | HeadKind::Own => bf16_gemm::term_words(dims.d_model),
         };
         let (of_layers, product) = match dims.weights {
             WeightKind::Ternary => (0, 0),
             WeightKind::Bf16 => (
-                terms_of(dims.widest()),
+                bf16_gemm::term_words(dims.widest()),
                 max_batch * dims.d_model.max(2 * dims.d_ffn),
             ),
         };

@@ -45,6 +45,24 @@ index! {
     grid_dim_z, _grid_dim_z, grid[2];
 }
 
+/// [`thread_idx_x`], read from its register once more: for code behind a stretch that is short of registers, through which
+/// the compiler would otherwise carry it.
+#[inline(always)]
+#[must_use]
+pub fn thread_idx_x_again() -> u32 {
+    #[cfg(target_arch = "nvptx64")]
+    {
+        let x: u32;
+        // SAFETY: reading a special register has no precondition. Not `pure`, so that it is not merged with other reads.
+        unsafe {
+            core::arch::asm!("mov.u32 {}, %tid.x;", out(reg32) x, options(nomem, nostack, preserves_flags));
+        }
+        x
+    }
+    #[cfg(not(target_arch = "nvptx64"))]
+    thread_idx_x()
+}
+
 /// Lanes of a warp.
 pub const WARP_SIZE: u32 = 32;
 

@@ -6,7 +6,7 @@ kernel! {
     /// Reads `words` words once and writes the xor of each block's share.
     ///
     /// - Shapes: `x` (words), `y` (blocks).
-    /// - Launch: any grid along x; [`StreamRead::launch`] fills the machine. A lane has 8 loads of 16 bytes in flight.
+    /// - Launch: any grid along x; [`StreamRead::launch`] fills the machine. A lane has 4 to 8 loads of 16 bytes in flight.
     /// - Moves: `4 words` bytes. Bound: DRAM.
     ///
     /// # Safety
@@ -42,8 +42,18 @@ mod device {
     use super::StreamRead;
     use crate::intrinsics::*;
 
-    /// Loads in flight of a lane.
-    const DEPTH: usize = 8;
+    /// Loads of a round.
+    const DEPTH: usize = 4;
+
+    #[inline(always)]
+    fn fold(mut mix: u32, words: [[u32; 4]; DEPTH]) -> u32 {
+        let mut i = 0;
+        while i < DEPTH {
+            mix ^= words[i][0] ^ words[i][1] ^ words[i][2] ^ words[i][3];
+            i += 1;
+        }
+        mix
+    }
 
     #[inline(always)]
     pub(super) unsafe fn run(p: StreamRead) {
@@ -53,20 +63,20 @@ mod device {
             let quads = p.words as usize / 4;
             let mut quad = (block_idx_x() * block_dim_x() + thread_idx_x()) as usize;
             let mut mix = 0;
+            // Each round asks for its words before it uses those of the round before, so that loads never pause.
+            let mut last = [[0; 4]; DEPTH];
             while quad + (DEPTH - 1) * lanes < quads {
-                let mut v = [[0; 4]; DEPTH];
+                let mut next = [[0; 4]; DEPTH];
                 let mut i = 0;
                 while i < DEPTH {
-                    v[i] = p.x.load_stream_x4((quad + i * lanes) * 4);
+                    next[i] = p.x.load_stream_x4((quad + i * lanes) * 4);
                     i += 1;
                 }
-                let mut i = 0;
-                while i < DEPTH {
-                    mix ^= v[i][0] ^ v[i][1] ^ v[i][2] ^ v[i][3];
-                    i += 1;
-                }
+                mix = fold(mix, last);
+                last = next;
                 quad += DEPTH * lanes;
             }
+            mix = fold(mix, last);
             while quad < quads {
                 let v = p.x.load_stream_x4(quad * 4);
                 mix ^= v[0] ^ v[1] ^ v[2] ^ v[3];

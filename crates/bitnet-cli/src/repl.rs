@@ -192,7 +192,11 @@ impl Conversation<'_> {
                     None => eprintln!("error: there is no message to answer again"),
                 }
             }
-            "stats" => self.answerer.statistics = !self.answerer.statistics,
+            "stats" => {
+                self.answerer.statistics = !self.answerer.statistics;
+                let now = if self.answerer.statistics { "on" } else { "off" };
+                eprintln!("(statistics are {now})");
+            }
             "temp" | "temperature" => set(&mut sampling.temperature, argument),
             "topk" => set(&mut sampling.top_k, argument),
             "topp" => set(&mut sampling.top_p, argument),

@@ -5,8 +5,9 @@ use std::time::Instant;
 /// Passes of a measurement, of which the median counts.
 const RUNS: usize = 7;
 
-/// Size of the plain read that gives the bandwidth: larger than any last-level cache.
-const READ_BYTES: usize = 512 << 20;
+/// Size of the plain read that gives the bandwidth: larger than any last-level cache. Where that is more than a quarter of
+/// the free memory, it is a quarter.
+const READ_BYTES: u64 = 512 << 20;
 
 /// The processor's name, where the system tells it.
 pub(crate) fn processor_name() -> String {
@@ -33,7 +34,9 @@ pub(crate) fn memory_bytes() -> Option<(u64, u64)> {
 
 /// Bandwidth of `threads` threads that read memory and add it up, in GB/s: median of [`RUNS`].
 pub(crate) fn read_gb_per_s(threads: usize) -> f64 {
-    let data = vec![1_u64; READ_BYTES / size_of::<u64>()];
+    let free = memory_bytes().map_or(u64::MAX, |(_, free)| free);
+    let bytes = READ_BYTES.min(free / 4) as usize;
+    let data = vec![1_u64; (bytes / size_of::<u64>()).max(1)];
     let mut rates: Vec<f64> = (0..RUNS)
         .map(|_| {
             let start = Instant::now();
@@ -44,7 +47,7 @@ pub(crate) fn read_gb_per_s(threads: usize) -> f64 {
                     });
                 }
             });
-            READ_BYTES as f64 / start.elapsed().as_secs_f64() / 1e9
+            size_of_val(&data[..]) as f64 / start.elapsed().as_secs_f64() / 1e9
         })
         .collect();
     rates.sort_by(f64::total_cmp);

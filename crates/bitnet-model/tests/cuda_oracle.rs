@@ -226,7 +226,7 @@ fn the_device_chooses_as_the_host_does() {
     let n_steps = if is_checked() { 2 } else { 12 };
     for &name in some(&FOLDERS, 1) {
         let checkpoint = Checkpoint::open(folder(name)).unwrap();
-        let n_seqs = if is_checked() { 12 } else { 32 };
+        let n_seqs = if is_checked() { 12 } else { 40 };
         let Some(mut gpu) = open(&checkpoint, n_seqs) else {
             return;
         };
@@ -264,7 +264,7 @@ fn the_device_chooses_as_the_host_does() {
                 (0..n_steps).map(&mut choose).collect()
             })
             .collect();
-        for range in some(&[1..2, 3..12, 0..1, 0..3, 5..13, 0..32], 2) {
+        for range in some(&[1..2, 3..12, 0..1, 0..3, 5..13, 0..32, 0..40], 2) {
             for greedy in [false, true] {
                 let mut samplers: Vec<Sampler> = range
                     .clone()

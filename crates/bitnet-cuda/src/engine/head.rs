@@ -5,9 +5,9 @@ use super::space::{Space, Use};
 use super::{Dims, Engine, HeadKind, launch};
 use crate::error::{Error, Result};
 use crate::memory::{DeviceBuffer, SharedWords};
-use bitnet_kernels::Global;
 use bitnet_kernels::dense_gemv::Int8Gemv;
 use bitnet_kernels::int8_head::{Int8Columns, Int8Rows};
+use bitnet_kernels::{Global, bf16_gemm};
 use std::sync::atomic::Ordering;
 
 /// Where the embedding is: (vocab, d_model) bfloat16, two a word.
@@ -134,17 +134,21 @@ impl Engine {
             Head::Int8 { rows: w, scales } => return self.int8_head(x, rows, w, scales),
         };
         let (d, s) = (&self.dims, &self.scratch);
-        let product = Product {
-            w,
-            x,
-            norm: self.final_norm.global(),
-            eps: d.eps,
-            y: s.logits.global(),
-            n: d.vocab,
-            k: d.d_model,
-        };
-        // SAFETY: the rows lie in the residual stream and the logits buffer has as many, 32 at most.
-        unsafe { self.product(&product, rows) }
+        let at_once = bf16_gemm::MAX_COLS as usize;
+        for start in (0..rows).step_by(at_once) {
+            let product = Product {
+                w,
+                x: x.offset(start * d.d_model),
+                norm: self.final_norm.global(),
+                eps: d.eps,
+                y: s.logits.global().offset(start * d.vocab),
+                n: d.vocab,
+                k: d.d_model,
+            };
+            // SAFETY: the rows lie in the residual stream and the logits buffer has as many.
+            unsafe { self.product(&product, at_once.min(rows - start))? };
+        }
+        Ok(())
     }
 
     /// Bytes of weights that the output head reads.

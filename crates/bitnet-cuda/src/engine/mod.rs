@@ -45,7 +45,7 @@ use weights::Layer;
 
 /// Tokens of different sequences whose attention one launch of the decode kernels takes; wider batches of that kind take
 /// the prompt kernels.
-const DECODE_BATCH: usize = 32;
+const DECODE_BATCH: usize = 64;
 
 /// The shape of a model, in elements.
 #[derive(Clone, Debug, PartialEq)]

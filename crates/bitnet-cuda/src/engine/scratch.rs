@@ -56,7 +56,9 @@ impl Scratch {
         let (d_q, d_kv) = (dims.d_q(), dims.d_kv());
         let decode_rows = limits.decode_batch() * dims.n_heads * (context / rope::BLOCK_KEYS as usize);
         let few = dense_gemv::MAX_COLS as usize;
-        let logit_rows = max_batch.clamp(few, bf16_gemm::MAX_COLS as usize);
+        let logit_rows = max_batch
+            .clamp(few, bf16_gemm::MAX_COLS as usize)
+            .max(limits.decode_batch());
         let of_head = match dims.head {
             HeadKind::Int8 => logit_rows * dims.d_model / 2,
             HeadKind::Embedding | HeadKind::Own => bf16_gemm::term_words(dims.d_model),

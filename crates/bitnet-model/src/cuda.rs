@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 
 use bitnet_cuda::engine::{
-    Choice, Dims, Engine, HeadKind, Input, Intermediate, LayerParts, Limits, MAX_TOP_K, Profile, Settings,
-    TernaryParts, WeightKind,
+    Choice, Dims, Engine, HeadKind, Input, Intermediate, LayerParts, Limits, MAX_BATCH, MAX_TOP_K, Profile,
+    Settings, TernaryParts, WeightKind,
 };
 use bitnet_cuda::{Gpu, Reporting};
 
@@ -107,7 +107,8 @@ impl CudaBackend {
                 Activation::Silu => SILU,
             },
         };
-        let max_batch = options.max_batch.max(1);
+        // A prompt is cut into batches of this size: fewer change nothing but speed.
+        let max_batch = options.max_batch.clamp(1, MAX_BATCH);
         let limits = Limits {
             context: options.context,
             n_seqs: options.n_seqs,

@@ -307,6 +307,47 @@ fn gpu_vocab(checkpoint: &Checkpoint) -> usize {
     checkpoint.config().vocab
 }
 
+#[test]
+fn what_does_not_fit_is_refused() {
+    let checkpoint = Checkpoint::open(folder(FOLDERS[0])).unwrap();
+    let Some(mut gpu) = open(&checkpoint, 1) else {
+        return;
+    };
+    let too_large = CudaOptions {
+        context: 1 << 26,
+        ..options(1 << 10)
+    };
+    let error = CudaBackend::new(&checkpoint, &too_large)
+        .err()
+        .unwrap()
+        .to_string();
+    println!("{error}");
+    for part in [
+        "not enough GPU memory",
+        "MB of keys and values",
+        "MB needed",
+        "smaller context",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    let ids = vec![1; CONTEXT - 2];
+    for (i, part) in ids[1..].chunks(256).enumerate() {
+        gpu.step(&Token::run(part, i * 256, 0), &[]).unwrap();
+    }
+    let last = Token::run(&ids[..1], CONTEXT - 3, 0)[0];
+    let mut samplers = [Sampler::new(Sampling::greedy()).unwrap()];
+    let mut n = 0;
+    let mut take = |_: &[u32]| {
+        n += 1;
+        ControlFlow::Continue(())
+    };
+    let error = gpu.decode(&[last], &mut samplers, 4, &mut take).unwrap_err();
+    assert!(error.to_string().contains("context of 512"), "{error}");
+    // What fits still works, with nothing left behind.
+    assert!(gpu.decode(&[last], &mut samplers, 3, &mut take).unwrap());
+    assert_eq!(n, 3);
+}
+
 /// Compares a model kept in another way with the plain one: the logits of a prompt within `band` of their deviation, every
 /// row with the bits it has alone, decoding with those of steps.
 fn near_the_plain_one(band: f64, other: &CudaOptions) {

@@ -47,6 +47,9 @@ use weights::Layer;
 /// the prompt kernels.
 const DECODE_BATCH: usize = 64;
 
+/// Most tokens of a batch.
+pub const MAX_BATCH: usize = 1 << 15;
+
 /// The shape of a model, in elements.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dims {
@@ -221,6 +224,7 @@ impl Engine {
     /// When the kernels do not support the shape, or the device has too little memory.
     pub fn new(gpu: &Gpu, dims: Dims, limits: Limits) -> Result<Self> {
         let padded = check_dims(&dims)?;
+        check_limits(limits)?;
         let limits = Limits {
             context: limits.context.next_multiple_of(rope::BLOCK_KEYS as usize),
             ..limits
@@ -301,6 +305,22 @@ impl Engine {
     }
 }
 
+/// Refuses what would leave the 32 bits in which kernels count.
+fn check_limits(limits: Limits) -> Result<()> {
+    for (what, found, most) in [
+        ("context", limits.context, 1 << 26),
+        ("number of sequences", limits.n_seqs, 1 << 16),
+        ("batch", limits.max_batch, MAX_BATCH),
+    ] {
+        if found == 0 || found > most {
+            return Err(Error::Request(format!(
+                "the GPU kernels do not support a {what} of {found}: it must be 1 to {most}"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// The padded width of a head, when the kernels can run a model of this shape.
 fn check_dims(dims: &Dims) -> Result<usize> {
     let refuse = |what: &str, found: usize, needed: &str| {
@@ -326,5 +346,40 @@ fn check_dims(dims: &Dims) -> Result<usize> {
     match rope::padded_head_dim(dims.head_dim as u32) {
         Some(padded) if dims.head_dim.is_multiple_of(8) => Ok(padded as usize),
         _ => refuse("head size", dims.head_dim, "it must be a multiple of 8 up to 256"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_kernels_cannot_count_are_refused() {
+        let good = Limits {
+            context: 4096,
+            n_seqs: 1,
+            max_batch: 512,
+        };
+        assert!(check_limits(good).is_ok());
+        for (bad, what) in [
+            (
+                Limits {
+                    context: usize::MAX,
+                    ..good
+                },
+                "a context of 18446744073709551615",
+            ),
+            (
+                Limits {
+                    n_seqs: 1 << 20,
+                    ..good
+                },
+                "a number of sequences of 1048576",
+            ),
+            (Limits { max_batch: 0, ..good }, "a batch of 0"),
+        ] {
+            let error = check_limits(bad).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
     }
 }

@@ -409,8 +409,8 @@ fn bf16_weights_are_near_ternary_ones() {
         weights: WeightForm::Bf16,
         ..options(1)
     };
-    // Their activations are not quantized: random nets amplify what that changes.
-    near_the_plain_one(0.6, &options);
+    // Their activations are not quantized, which alone changes the logits by 3 to 5 % of their deviation.
+    near_the_plain_one(0.15, &options);
 }
 
 #[test]

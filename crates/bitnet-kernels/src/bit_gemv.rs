@@ -142,6 +142,7 @@ impl Plan {
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub(crate) mod device {
+    use crate::Global;
     use crate::intrinsics::*;
 
     /// Whether to ask early for what an output needs at the end. Without programmatic dependent launch there is no time to hide
@@ -208,13 +209,18 @@ pub(crate) mod device {
     }
     params! { BitGemvT2K1 BitGemvT4K1 BitGemvT2K2 BitGemvT4K2 BitGemvT5K2 BitGemvT2K3 BitGemvT2K5 }
 
-    /// This warp's tiles from tile `chunk` along k of row `r` of tiles. Tiles past the end repeat the last.
+    /// This warp's tiles of an (n, k) matrix from tile `chunk` along k of row `r` of tiles. Tiles past the end repeat the last.
     ///
     /// # Safety
     /// The launch is the plan's.
     #[inline(always)]
-    unsafe fn weights<const KPW: usize>(p: &super::BitGemvT2K1, r: u32, chunk: u32) -> [[u32; 4]; KPW] {
-        let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
+    pub(crate) unsafe fn weights<const KPW: usize>(
+        tiles: Global<u32>,
+        (n, k): (u32, u32),
+        r: u32,
+        chunk: u32,
+    ) -> [[u32; 4]; KPW] {
+        let (tiles_n, tiles_k) = (n.div_ceil(16), k.div_ceil(128));
         let warps = block_dim_x() / WARP_SIZE;
         let band = r.min(tiles_n - 1) * tiles_k;
         let mut w = [[0; 4]; KPW];
@@ -222,7 +228,7 @@ pub(crate) mod device {
         while i < KPW {
             let tile = (chunk + i as u32 * warps + warp_id()).min(tiles_k - 1);
             // SAFETY: the tile is clamped to the matrix.
-            w[i] = unsafe { p.w.load_stream_x4(((band + tile) * 128 + lane_id() * 4) as usize) };
+            w[i] = unsafe { tiles.load_stream_x4(((band + tile) * 128 + lane_id() * 4) as usize) };
             i += 1;
         }
         w
@@ -286,7 +292,7 @@ pub(crate) mod device {
             let mut w = [[[0; 4]; KPW]; AHEAD];
             let mut r = 0;
             while r < AHEAD {
-                w[r] = weights(&p, first + r as u32, 0);
+                w[r] = weights(p.w, (p.n, p.k), first + r as u32, 0);
                 r += 1;
             }
             grid_dependency_launch();
@@ -300,7 +306,7 @@ pub(crate) mod device {
             while r < T {
                 let d = tile_sums(&w[r % AHEAD], &x);
                 if r + AHEAD < T {
-                    w[r % AHEAD] = weights(&p, first + (r + AHEAD) as u32, 0);
+                    w[r % AHEAD] = weights(p.w, (p.n, p.k), first + (r + AHEAD) as u32, 0);
                 }
                 let mut j = 0;
                 while j < 4 {
@@ -319,7 +325,7 @@ pub(crate) mod device {
                 let x = activations::<KPW>(&p, chunk, &mut sum);
                 let mut r = 0;
                 while r < own {
-                    let d = tile_sums(&weights(&p, first + r, chunk), &x);
+                    let d = tile_sums(&weights(p.w, (p.n, p.k), first + r, chunk), &x);
                     let mut j = 0;
                     while j < 4 {
                         if let Some(at) = part(r, j as u32) {

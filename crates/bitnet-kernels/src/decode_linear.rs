@@ -137,7 +137,7 @@ pub fn launch(n: usize, k: usize, gated: bool) -> Launch {
     Launch {
         grid: [(mma_tile::tiles_n(n) as u32).div_ceil(tile_rows), 1, 1],
         block: [warps(k) * 32, 1, 1],
-        shared_bytes: warps(k) * (tile_rows * mma_tile::ROWS as u32 + 2) * 4,
+        shared_bytes: warps(k) * (tile_rows * mma_tile::ROWS as u32 + 2) * 4 + 4,
     }
 }
 
@@ -145,7 +145,7 @@ pub fn launch(n: usize, k: usize, gated: bool) -> Launch {
 pub(crate) mod device {
     use super::{DecodeStoreK2, RELU2, SLOTS};
     use crate::Global;
-    use crate::bit_gemv::device::{EARLY, WARPS_AT_A_TIME, tile_sums};
+    use crate::bit_gemv::device::{EARLY, WARPS_AT_A_TIME, tile_sums, weights};
     use crate::intrinsics::*;
     use crate::reduce::warp_sum;
     use bitnet_layout::mma_tile;
@@ -163,10 +163,36 @@ pub(crate) mod device {
         fn get(self) -> DecodeStoreK2;
     }
 
-    /// Scale of the codes of a row whose largest magnitude is `absmax`: `127 / absmax`, finite for a row of zeros.
+    /// What is known of a row before its elements are: the scale of its codes, and what a code is worth before the norm.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Scale {
+        /// `127 / absmax`, finite for a row of zeros. Approximate, because every product waits for it: an activation next to a
+        /// half may be rounded the other way than on the host, as any other order of multiplying would have it.
+        pub(crate) of_codes: f32,
+        /// `absmax / 127`.
+        pub(crate) worth: f32,
+    }
+
+    impl Scale {
+        /// Of a row whose largest magnitude is `absmax`.
+        #[inline(always)]
+        pub(crate) fn new(absmax: f32) -> Self {
+            let absmax = absmax.max(1e-30);
+            Self {
+                of_codes: 127.0 * reciprocal_approx(absmax),
+                worth: absmax * (1.0 / 127.0),
+            }
+        }
+    }
+
+    /// What a code is worth after the norm: `worth / rms`, or `worth` for a negative `eps`, which means no norm.
     #[inline(always)]
-    pub(crate) fn code_scale(absmax: f32) -> f32 {
-        127.0 / absmax.max(1e-30)
+    pub(crate) fn unit(worth: f32, squares: f32, k: u32, eps: f32) -> f32 {
+        if eps < 0.0 {
+            worth
+        } else {
+            worth * rsqrt_approx(fma(squares, reciprocal_approx(k as f32), eps))
+        }
     }
 
     /// Four codes of a row, `round(x norm * scale)`, one a byte.
@@ -183,16 +209,6 @@ pub(crate) mod device {
             x[3],
             fma(x[2], x[2], fma(x[1], x[1], fma(x[0], x[0], total))),
         )
-    }
-
-    /// What a code of a row is worth: `1 / (rms * scale)`, or `1 / scale` for a negative `eps`, which means no norm.
-    #[inline(always)]
-    pub(crate) fn unit(squares: f32, k: u32, eps: f32, scale: f32) -> f32 {
-        if eps < 0.0 {
-            1.0 / scale
-        } else {
-            1.0 / (sqrt(squares / k as f32 + eps) * scale)
-        }
     }
 
     /// `activation(gate) * up`.
@@ -221,44 +237,88 @@ pub(crate) mod device {
         }
     }
 
-    /// This warp's tiles from tile `chunk` along k, of the `T` rows of tiles from `first` (tiles past the end repeat the last),
-    /// and the norm's weights of the columns that this lane quantizes.
+    /// The norm's weights of the columns that this lane quantizes of this warp's tiles from tile `chunk` along k.
     ///
     /// # Safety
     /// The launch is [`super::launch`]'s.
     #[inline(always)]
-    unsafe fn weights<const T: usize, const KPW: usize>(
-        p: &DecodeStoreK2,
-        first: u32,
-        chunk: u32,
-    ) -> ([[[u32; 4]; KPW]; T], [[f32; 4]; KPW]) {
-        let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
-        let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
-        let mut w = [[[0; 4]; KPW]; T];
+    unsafe fn norms<const KPW: usize>(p: &DecodeStoreK2, chunk: u32) -> [[f32; 4]; KPW] {
         let mut norm = [[0.0; 4]; KPW];
-        // SAFETY: tiles are clamped to the matrix, columns are compared with k.
-        unsafe {
-            let mut r = 0;
-            while r < T {
-                let band = (first + r as u32).min(tiles_n - 1) * tiles_k;
-                let mut i = 0;
-                while i < KPW {
-                    let tile = (chunk + i as u32 * warps + warp).min(tiles_k - 1);
-                    w[r][i] = p.w.load_stream_x4(((band + tile) * 128 + lane * 4) as usize);
-                    i += 1;
-                }
-                r += 1;
+        let mut i = 0;
+        while i < KPW {
+            let col = column(chunk, i as u32);
+            if col < p.k {
+                // SAFETY: the column is compared with k.
+                norm[i] = unsafe { p.norm.load_constant_x4(col as usize) };
             }
+            i += 1;
+        }
+        norm
+    }
+
+    /// The first of the four columns that this lane quantizes of tile `i` of its warp: lane (g, t) takes columns 32 t + 4 g.
+    #[inline(always)]
+    fn column(chunk: u32, i: u32) -> u32 {
+        let tile = chunk + i * (block_dim_x() / WARP_SIZE) + warp_id();
+        tile * 128 + lane_id() % 4 * 32 + lane_id() / 4 * 4
+    }
+
+    /// The elements of those columns.
+    ///
+    /// # Safety
+    /// As for [`norms`], and the row was written.
+    #[inline(always)]
+    unsafe fn elements<const KPW: usize>(p: &DecodeStoreK2, chunk: u32) -> [[f32; 4]; KPW] {
+        let mut x = [[0.0; 4]; KPW];
+        let mut i = 0;
+        while i < KPW {
+            let col = column(chunk, i as u32);
+            if col < p.k {
+                // SAFETY: the column is compared with k.
+                x[i] = unsafe { p.x.load_l2_x4(col as usize) };
+            }
+            i += 1;
+        }
+        x
+    }
+
+    /// Sums over the columns of a lane.
+    #[derive(Clone, Copy)]
+    struct Totals {
+        codes: i32,
+        squares: f32,
+    }
+
+    impl Totals {
+        /// Quantizes, adds to the totals, and hands each lane the words that it feeds to the products.
+        ///
+        /// # Safety
+        /// The whole warp calls this.
+        #[inline(always)]
+        unsafe fn quantize<const KPW: usize>(
+            &mut self,
+            x: [[f32; 4]; KPW],
+            norm: [[f32; 4]; KPW],
+            scale: f32,
+        ) -> [[u32; 8]; KPW] {
+            let mut q = [[0; 8]; KPW];
             let mut i = 0;
             while i < KPW {
-                let col = (chunk + i as u32 * warps + warp) * 128 + lane % 4 * 32 + lane / 4 * 4;
-                if col < p.k {
-                    norm[i] = p.norm.load_constant_x4(col as usize);
+                self.squares = add_squares(self.squares, x[i]);
+                let word = codes(x[i], norm[i], scale);
+                self.codes = dp4a(word, 0x0101_0101, self.codes);
+                let mut j = 0;
+                while j < 8 {
+                    let from = j as u32 * 4 + lane_id() % 4;
+                    // SAFETY: the caller's promise.
+                    let word = unsafe { warp_shuffle_idx(FULL_MASK, word, from) };
+                    q[i][mma_tile::activation_word(j as u32) as usize] = word;
+                    j += 1;
                 }
                 i += 1;
             }
+            q
         }
-        (w, norm)
     }
 
     #[inline(always)]
@@ -273,22 +333,32 @@ pub(crate) mod device {
         let parts = Shared::<i32>::at(0);
         let sums = Shared::<i32>::at(warps * rows * 4);
         let squares = Shared::<f32>::at(warps * (rows + 1) * 4);
+        // What a code is worth, which does not stay in a register through the products.
+        let worth = Shared::<f32>::at(warps * (rows + 2) * 4);
 
         // The output that this lane will write, if any: a row, or a pair of rows that is one output.
-        let me = thread_idx_x();
         let outputs = if EPILOGUE == GATED { rows / 2 } else { rows };
-        let out = first * (outputs / T as u32) + me;
         let n_out = if EPILOGUE == GATED { p.n / 2 } else { p.n };
-        let writes = me < outputs && out < n_out;
+        let output = |me: u32| {
+            let out = first * (outputs / T as u32) + me;
+            (out, me < outputs && out < n_out)
+        };
+        let (out, writes) = output(thread_idx_x());
 
-        let (mut sum, mut square) = (0, 0.0);
-        let mut scale = 0.0;
-        let mut chunk = 0;
+        let mut totals = Totals {
+            codes: 0,
+            squares: 0.0,
+        };
         // SAFETY: tile indices are clamped to the matrix, columns are compared with k, shared indices are below the
         // launch's size; every branch around a warp or block operation is uniform.
         unsafe {
-            // Outside the loop: in a branch of it, the assembler would move the loads behind the wait.
-            let (mut w, mut norm) = weights::<T, KPW>(&p, first, 0);
+            let mut w = [[[0; 4]; KPW]; T];
+            let mut r = 0;
+            while r < T {
+                w[r] = weights(p.w, (p.n, p.k), first + r as u32, 0);
+                r += 1;
+            }
+            let norm = norms::<KPW>(&p, 0);
             let (mut next_norm, mut before) = (0.0, 0.0);
             if EARLY && EPILOGUE != STORE && writes {
                 next_norm = p.next_norm.load_constant(out as usize)[0];
@@ -296,68 +366,56 @@ pub(crate) mod device {
             grid_dependency_launch();
             grid_dependency_wait();
             let bits = p.absmax.load_l2(lane as usize)[0];
+            let x = elements::<KPW>(&p, 0);
             if EARLY && EPILOGUE == ADD && writes {
                 before = p.y.load_l2(out as usize)[0];
             }
-            loop {
-                // Lane (g, t) quantizes columns 32 t + 4 g of each tile and hands them to the lanes of its t.
-                let mut x = [[0.0; 4]; KPW];
-                let mut i = 0;
-                while i < KPW {
-                    let col = (chunk + i as u32 * warps + warp) * 128 + t * 32 + g * 4;
-                    if col < p.k {
-                        x[i] = p.x.load_l2_x4(col as usize);
-                    }
-                    i += 1;
+            let scale = Scale::new(f32::from_bits(warp_reduce_max_u32(FULL_MASK, bits)));
+            if thread_idx_x() == 0 {
+                worth.store(0, scale.worth);
+            }
+            let q = totals.quantize(x, norm, scale.of_codes);
+            let mut r = 0;
+            while r < T {
+                // Every column of the product is the same row of activations: take column 0.
+                let d = tile_sums(&w[r], &q);
+                if t == 0 {
+                    let at = warp * rows + r as u32 * 16 + g;
+                    parts.store(at, d[0]);
+                    parts.store(at + 8, d[2]);
                 }
-                if chunk == 0 {
-                    scale = code_scale(f32::from_bits(warp_reduce_max_u32(FULL_MASK, bits)));
-                }
-                let mut q = [[0; 8]; KPW];
-                let mut i = 0;
-                while i < KPW {
-                    square = add_squares(square, x[i]);
-                    let word = codes(x[i], norm[i], scale);
-                    sum = dp4a(word, 0x0101_0101, sum);
-                    let mut j = 0;
-                    while j < 8 {
-                        q[i][mma_tile::activation_word(j as u32) as usize] =
-                            warp_shuffle_idx(FULL_MASK, word, j as u32 * 4 + t);
-                        j += 1;
-                    }
-                    i += 1;
-                }
+                r += 1;
+            }
+            // What a wider matrix has beyond the first tiles of every warp, one row of tiles at a time: in a loop that the
+            // compiler cannot unroll, whose registers the loads above would lack.
+            let own = (p.n.div_ceil(16) - first).min(T as u32);
+            let mut chunk = warps * KPW as u32;
+            while chunk < tiles_k {
+                let x = elements::<KPW>(&p, chunk);
+                let q = totals.quantize(x, norms(&p, chunk), scale.of_codes);
                 let mut r = 0;
-                while r < T {
-                    // Every column of the product is the same row of activations: take column 0.
-                    let d = tile_sums(&w[r], &q);
+                while r < own {
+                    let d = tile_sums(&weights(p.w, (p.n, p.k), first + r, chunk), &q);
                     if t == 0 {
-                        let at = warp * rows + r as u32 * 16 + g;
-                        let (low, high) = if chunk == 0 {
-                            (0, 0)
-                        } else {
-                            (parts.load(at), parts.load(at + 8))
-                        };
-                        parts.store(at, low + d[0]);
-                        parts.store(at + 8, high + d[2]);
+                        let at = warp * rows + r * 16 + g;
+                        parts.store(at, parts.load(at) + d[0]);
+                        parts.store(at + 8, parts.load(at + 8) + d[2]);
                     }
                     r += 1;
                 }
                 chunk += warps * KPW as u32;
-                if chunk >= tiles_k {
-                    break;
-                }
-                (w, norm) = weights::<T, KPW>(&p, first, chunk);
             }
-            let sum = warp_reduce_add(FULL_MASK, sum);
-            let square = warp_sum(square);
+            let sum = warp_reduce_add(FULL_MASK, totals.codes);
+            let square = warp_sum(totals.squares);
             if lane == 0 {
                 sums.store(warp, sum);
                 squares.store(warp, square);
             }
-            // Orders every warp's parts and sums before the additions below.
+            // Orders every warp's parts and sums, and the worth, before the additions below.
             sync_threads();
 
+            let me = thread_idx_x_again();
+            let (out, writes) = output(me);
             // Whole warps go on, so that they can reduce.
             if me < outputs.next_multiple_of(WARP_SIZE) {
                 let row = if EPILOGUE == GATED {
@@ -389,7 +447,7 @@ pub(crate) mod device {
                         before = p.y.load_l2(out as usize)[0];
                     }
                 }
-                let unit = unit(square, p.k, p.eps, scale);
+                let unit = unit(worth.load(0), square, p.k, p.eps);
                 let value = if EPILOGUE == GATED {
                     gated(
                         a as f32 * (p.scale_a * unit),

@@ -92,7 +92,7 @@ impl Int8Columns {
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
     use super::{Int8Columns, Int8Rows, THREADS};
-    use crate::decode_linear::device::{add_squares, unit};
+    use crate::decode_linear::device::add_squares;
     use crate::intrinsics::*;
     use crate::reduce::{block_sum, warp_max};
 
@@ -116,6 +116,16 @@ mod device {
                 warp += 1;
             }
             f32::from_bits(max)
+        }
+    }
+
+    /// What a code of a row is worth: `1 / (rms * scale)`, or `1 / scale` for a negative `eps`, which means no norm.
+    #[inline(always)]
+    fn unit(squares: f32, k: u32, eps: f32, scale: f32) -> f32 {
+        if eps < 0.0 {
+            1.0 / scale
+        } else {
+            1.0 / (sqrt(squares / k as f32 + eps) * scale)
         }
     }
 

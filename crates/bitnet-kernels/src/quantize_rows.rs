@@ -57,7 +57,7 @@ pub const fn words_per_row(k: usize) -> usize {
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
     use super::QuantizeRows;
-    use crate::decode_linear::device::{add_squares, code_scale, codes, unit};
+    use crate::decode_linear::device::{Scale, add_squares, codes, unit};
     use crate::intrinsics::*;
     use crate::reduce::{warp_max, warp_sum};
     use bitnet_layout::mma_tile;
@@ -106,14 +106,14 @@ mod device {
                 square += squares.load(i);
                 i += 1;
             }
-            let scale = code_scale(max);
+            let scale = Scale::new(max);
             let mut sum = 0;
             let mut tile = warp;
             while tile < tiles_k {
                 let col = (tile * 128 + mine) as usize;
                 let mut word = 0;
                 if tile * 128 + mine < p.k {
-                    word = codes(x.load_l2_x4(col), p.norm.load_constant_x4(col), scale);
+                    word = codes(x.load_l2_x4(col), p.norm.load_constant_x4(col), scale.of_codes);
                 }
                 sum = dp4a(word, 0x0101_0101, sum);
                 q.store(mma_tile::activation_word(col as u32 / 4) as usize, word);
@@ -132,7 +132,7 @@ mod device {
                     total += sums.load(i);
                     i += 1;
                 }
-                p.unit.store(row, unit(square, p.k, p.eps, scale));
+                p.unit.store(row, unit(scale.worth, square, p.k, p.eps));
                 p.sum.store(row, total);
             }
         }

@@ -357,7 +357,7 @@ fn layer_reference(
         .zip(norm)
         .map(|(x, w)| (x * w).abs())
         .fold(0.0f32, f32::max);
-    let scale = 127.0 / absmax.max(1e-30);
+    let scale = 127.0 * (1.0 / absmax.max(1e-30));
     let q: Vec<i8> = x
         .iter()
         .zip(norm)

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Decode steps of a long recording of one sequence: between two replays the device idles, within one kernels overlap. A step
 /// of several sequences takes so long that this does not show.
-const GROUP: usize = 4;
+const GROUP: usize = 8;
 
 /// Recordings kept; a server's batches could otherwise ask for ever more of them.
 const MAX_RECORDINGS: usize = 64;

@@ -1,7 +1,7 @@
 //! Floating-point arithmetic of one lane.
 //!
 //! `+`, `-`, `*` and `/` on f32 compile to `add.rn`, `sub.rn`, `mul.rn` and `div.rn`: correctly rounded and never fused,
-//! so they give the host's bits. The functions here do too, except [`exp2_approx`].
+//! so they give the host's bits. The functions here do too, except those whose names end in `_approx`.
 
 #[cfg(target_arch = "nvptx64")]
 use core::arch::asm;
@@ -10,6 +10,10 @@ use core::arch::asm;
 unsafe extern "unadjusted" {
     #[link_name = "llvm.nvvm.ex2.approx.ftz.f"]
     fn ex2_approx(x: f32) -> f32;
+    #[link_name = "llvm.nvvm.rcp.approx.ftz.f"]
+    fn rcp_approx(x: f32) -> f32;
+    #[link_name = "llvm.nvvm.rsqrt.approx.ftz.f"]
+    fn rsqrt_approx_ftz(x: f32) -> f32;
     #[link_name = "llvm.nvvm.sqrt.rn.f"]
     fn sqrt_rn(x: f32) -> f32;
     #[link_name = "llvm.nvvm.fma.rn.f"]
@@ -28,6 +32,30 @@ pub fn exp2_approx(x: f32) -> f32 {
     return unsafe { ex2_approx(x) };
     #[cfg(not(target_arch = "nvptx64"))]
     return x.exp2();
+}
+
+/// `1 / x` with an error of at most 1 ulp on the device; the host's quotient in the emulator. `rcp.approx.ftz.f32`, PTX ISA
+/// 9.7.3.13: one instruction, where the exact quotient takes about ten, one after the other.
+#[inline(always)]
+#[must_use]
+pub fn reciprocal_approx(x: f32) -> f32 {
+    #[cfg(target_arch = "nvptx64")]
+    // SAFETY: arithmetic without preconditions.
+    return unsafe { rcp_approx(x) };
+    #[cfg(not(target_arch = "nvptx64"))]
+    return 1.0 / x;
+}
+
+/// `1 / sqrt(x)` with a relative error below 2^-22 on the device; the host's in the emulator. `rsqrt.approx.ftz.f32`, PTX ISA
+/// 9.7.3.17.
+#[inline(always)]
+#[must_use]
+pub fn rsqrt_approx(x: f32) -> f32 {
+    #[cfg(target_arch = "nvptx64")]
+    // SAFETY: arithmetic without preconditions.
+    return unsafe { rsqrt_approx_ftz(x) };
+    #[cfg(not(target_arch = "nvptx64"))]
+    return 1.0 / x.sqrt();
 }
 
 /// Square root, correctly rounded; `1.0 / sqrt(x)` is the exact counterpart of `rsqrt.approx`. `sqrt.rn.f32`, PTX ISA

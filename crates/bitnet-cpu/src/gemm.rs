@@ -10,8 +10,8 @@ use crate::integer::{Block, COLUMN_STEP, Integer, Piece, Quad, TOKEN_STEP};
 use crate::memory::{Buffer, Pages};
 use crate::{Error, Result};
 
-/// Columns of a block: two tiles of them, unpacked, are 20 KiB.
-const COLUMNS: usize = 640;
+/// Columns of a block: two tiles of them, unpacked, are 16 KiB.
+const COLUMNS: usize = 512;
 
 /// Tiles of a panel, which one thread multiplies.
 pub(crate) const PANEL: usize = 8;

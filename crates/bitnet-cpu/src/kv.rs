@@ -1,7 +1,7 @@
 //! The cache of keys and values, and attention over it.
 
 use crate::cpu::Cpu;
-use crate::float::{Attend, Bf16, Narrow, QUERIES};
+use crate::float::{Attend, Bf16, Narrow, QUERIES, ROOM};
 use crate::memory::{Buffer, Pages};
 use crate::pool::Shards;
 use crate::{Error, Result};
@@ -51,6 +51,8 @@ pub struct KvCache {
     data: Data,
     /// For each thread, scores of [`QUERIES`] queries.
     scores: Buffer<[f32; 16]>,
+    /// For each thread, [`ROOM`].
+    room: Buffer<[f32; 16]>,
 }
 
 #[derive(Debug)]
@@ -108,6 +110,7 @@ impl KvCache {
                 cpu.n_threads() * QUERIES * n_blocks,
                 Pages::Lazy,
             )?,
+            room: Buffer::zeroed("attention", cpu.n_threads() * ROOM, Pages::Lazy)?,
         })
     }
 
@@ -124,7 +127,7 @@ impl KvCache {
             Data::Bf16(store) => store.keys.bytes() + store.values.bytes(),
             Data::F32(store) => store.keys.bytes() + store.values.bytes(),
         };
-        data + self.scores.bytes()
+        data + self.scores.bytes() + self.room.bytes()
     }
 
     /// The keys and the values of a token as they stand in the cache, (n_kv_heads, head_dim) each.
@@ -188,7 +191,7 @@ impl<E: Narrow> Store<E> {
         n_blocks: usize,
         q: &'a [&'a [f32]],
         len: &'a [usize],
-        scores: &'a mut [[f32; 16]],
+        (scores, room): (&'a mut [[f32; 16]], &'a mut [[f32; 16]]),
     ) -> Attend<'a, E> {
         let d = q[0].len();
         let n_columns = d.div_ceil(16);
@@ -199,6 +202,7 @@ impl<E: Narrow> Store<E> {
             values: &self.values[first * 16 * n_columns..][..n_blocks * 16 * n_columns],
             scale: 1.0 / (d as f32).sqrt(),
             scores,
+            room,
         }
     }
 
@@ -280,13 +284,16 @@ impl Cpu {
         let n_tokens = (QUERIES / group).max(1);
         let n_spans = places.len().div_ceil(n_tokens);
         let n_scores = QUERIES * kv.n_blocks;
-        let (scores, out) = (Shards::new(&mut kv.scores), Shards::new(out));
+        let (scores, room) = (Shards::new(&mut kv.scores), Shards::new(&mut kv.room));
+        let out = Shards::new(out);
         let (data, slots, n_blocks) = (&kv.data, kv.shape, kv.n_blocks);
         let float = self.float;
         self.pool.run(n_spans * n_kv_heads, &|chunk, thread| {
             let (span, head) = (chunk / n_kv_heads, chunk % n_kv_heads);
             // SAFETY: `thread` differs between calls that run at one time.
             let scores = unsafe { scores.get(thread * n_scores, n_scores) };
+            // SAFETY: as above.
+            let room = unsafe { room.get(thread * ROOM, ROOM) };
             let first = span * n_tokens;
             let tokens = first..places.len().min(first + n_tokens);
             let members = tokens.flat_map(|token| (0..group).map(move |member| (token, member)));
@@ -309,9 +316,12 @@ impl Cpu {
                 }
                 let (rows, len, y) = (&rows[..n], &len[..n], &mut y[..n]);
                 let slot = slots.index(layer, seq, head) * n_blocks;
+                let scratch = (&mut *scores, &mut *room);
                 match data {
-                    Data::Bf16(store) => (float.attend_bf16)(store.job(slot, n_blocks, rows, len, scores), y),
-                    Data::F32(store) => (float.attend_f32)(store.job(slot, n_blocks, rows, len, scores), y),
+                    Data::Bf16(store) => {
+                        (float.attend_bf16)(store.job(slot, n_blocks, rows, len, scratch), y)
+                    }
+                    Data::F32(store) => (float.attend_f32)(store.job(slot, n_blocks, rows, len, scratch), y),
                 }
             }
         });

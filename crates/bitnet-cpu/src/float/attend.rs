@@ -17,8 +17,14 @@ const GROUP: usize = 8;
 /// Elements of a head, and positions of a block of values, that a pass of many keeps widened in the first-level cache.
 const WIDE: (usize, usize) = (256, 32);
 
-/// Keys or values of a block, widened.
-type Wide = [Lanes; WIDE.0 / 16 * WIDE.1];
+/// Groups of lanes of keys or values of a block, widened.
+const WIDE_LANES: usize = WIDE.0 / 16 * WIDE.1;
+
+/// Groups of lanes of a row for each query.
+const ROW_LANES: usize = QUERIES * WIDE.0 / 16;
+
+/// Groups of lanes in [`Attend::room`].
+pub(crate) const ROOM: usize = WIDE_LANES + 2 * ROW_LANES;
 
 /// Queries over the cache of one key-value head of one sequence.
 pub(crate) struct Attend<'a, E> {
@@ -34,6 +40,8 @@ pub(crate) struct Attend<'a, E> {
     pub(crate) scale: f32,
     /// Scratch: for each query, groups of 16 for all the positions it sees.
     pub(crate) scores: &'a mut [Lanes],
+    /// Scratch: [`ROOM`] groups of 16.
+    pub(crate) room: &'a mut [Lanes],
 }
 
 /// `y = softmax(scale * q K^T) V`. A position's lane and place in the order of every sum depend on the position alone.
@@ -113,16 +121,19 @@ fn groups<I: Isa, E: Element>(isa: I, job: &mut Attend<'_, E>, y: &mut [&mut [f3
     let lens = &job.len[..y.len()];
     let longest = lens.iter().copied().max().unwrap_or(0);
     let n_blocks = longest.div_ceil(16);
+    let (wide, room) = job.room.split_at_mut(WIDE_LANES);
+    let (queries, sums) = room.split_at_mut(ROW_LANES);
     // Rows a constant distance apart need one pointer.
-    let mut queries = [[0.0; WIDE.0]; QUERIES];
+    let queries = &mut queries.as_flattened_mut().as_chunks_mut::<{ WIDE.0 }>().0[..y.len()];
     for (row, q) in queries.iter_mut().zip(job.q) {
         row[..d].copy_from_slice(q);
     }
-    let queries = queries[..y.len()].as_chunks::<GROUP>().0;
+    let queries = queries.as_chunks::<GROUP>().0;
     let lens = lens.as_chunks::<GROUP>().0;
-    let mut wide: Wide = [[0.0; 16]; WIDE.0 / 16 * WIDE.1];
+    let sums = &mut sums[..y.len() * n_columns];
+    sums.fill([0.0; 16]);
     for (b, keys) in job.keys.chunks(2 * d).take(n_blocks.div_ceil(2)).enumerate() {
-        widen(isa, keys, &mut wide);
+        widen(isa, keys, wide);
         for (g, q) in queries.iter().enumerate() {
             if lens[g].iter().all(|&len| len <= 32 * b) {
                 continue;
@@ -142,10 +153,9 @@ fn groups<I: Isa, E: Element>(isa: I, job: &mut Attend<'_, E>, y: &mut [&mut [f3
     for (q, inverse) in inverse[..y.len()].iter_mut().enumerate() {
         *inverse = 1.0 / softmax(&mut job.scores[q * n_blocks..][..n_blocks], job.len[q]);
     }
-    let mut sums = [[0.0; 16]; QUERIES * WIDE.0 / 16];
     for first in (0..longest).step_by(WIDE.1) {
         let end = longest.min(first + WIDE.1);
-        widen(isa, &job.values[first * n_columns..end * n_columns], &mut wide);
+        widen(isa, &job.values[first * n_columns..end * n_columns], wide);
         for (g, lens) in lens.iter().enumerate() {
             let mut weights = [[0.0; WIDE.1]; GROUP];
             let mut n = [0; GROUP];
@@ -182,7 +192,7 @@ fn groups<I: Isa, E: Element>(isa: I, job: &mut Attend<'_, E>, y: &mut [&mut [f3
 }
 
 #[inline(always)]
-fn widen<I: Isa, E: Element>(isa: I, from: &[[E; 16]], to: &mut Wide) {
+fn widen<I: Isa, E: Element>(isa: I, from: &[[E; 16]], to: &mut [Lanes]) {
     for (from, to) in from.iter().zip(to) {
         isa.store(E::load(isa, from), to);
     }

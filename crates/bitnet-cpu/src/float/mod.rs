@@ -15,7 +15,7 @@ mod ternary;
 
 use bitnet_layout::row_tiles::Group;
 
-pub(crate) use attend::{Attend, QUERIES};
+pub(crate) use attend::{Attend, QUERIES, ROOM};
 pub(crate) use dense::{TOKENS, Weights};
 pub(crate) use element::{Bf16, Element, F16, Narrow};
 pub(crate) use finish::{Finish, Sums};
@@ -275,6 +275,7 @@ mod tests {
                     values,
                     scale: 0.1,
                     scores,
+                    room: &mut vec![[f32::NAN; 16]; ROOM],
                 };
                 (Float::new(simd).attend_f32)(job, &mut slices);
                 y

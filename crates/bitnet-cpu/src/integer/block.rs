@@ -62,6 +62,8 @@ pub(super) fn unpack<I: Isa>(isa: I, groups: &[Group], quads: &mut [Quad]) {
     assert!(groups.len() <= planes.len(), "room for quads");
     let (filled, rest) = planes.split_at_mut(groups.len());
     for (group, planes) in groups.iter().zip(filled) {
+        // The next columns of the tile are needed when these have been multiplied.
+        isa.prefetch(std::ptr::from_ref(group).wrapping_add(groups.len()));
         let mut words = isa.load(group);
         for plane in planes {
             isa.store(isa.plane(words), plane);

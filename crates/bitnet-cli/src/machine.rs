@@ -1,9 +1,6 @@
 //! What this machine is: the names of its parts, its memory and how fast that is read.
 
-use std::time::Instant;
-
-/// Passes of a measurement, of which the median counts.
-const RUNS: usize = 7;
+use bitnet_cpu::Cpu;
 
 /// Size of the plain read that gives the bandwidth: larger than any last-level cache. Where that is more than a quarter of
 /// the free memory, it is a quarter.
@@ -32,26 +29,10 @@ pub(crate) fn memory_bytes() -> Option<(u64, u64)> {
     Some((field("MemTotal:")?, field("MemAvailable:")?))
 }
 
-/// Bandwidth of `threads` threads that read memory and add it up, in GB/s: median of [`RUNS`].
-pub(crate) fn read_gb_per_s(threads: usize) -> f64 {
+/// Bandwidth of a plain read by the threads of `cpu`, in GB/s.
+pub(crate) fn read_gb_per_s(cpu: &Cpu) -> anyhow::Result<f64> {
     let free = memory_bytes().map_or(u64::MAX, |(_, free)| free);
-    let bytes = READ_BYTES.min(free / 4) as usize;
-    let data = vec![1_u64; (bytes / size_of::<u64>()).max(1)];
-    let mut rates: Vec<f64> = (0..RUNS)
-        .map(|_| {
-            let start = Instant::now();
-            std::thread::scope(|scope| {
-                for share in data.chunks(data.len().div_ceil(threads.max(1))) {
-                    scope.spawn(|| {
-                        std::hint::black_box(share.iter().fold(0_u64, |sum, x| sum.wrapping_add(*x)))
-                    });
-                }
-            });
-            size_of_val(&data[..]) as f64 / start.elapsed().as_secs_f64() / 1e9
-        })
-        .collect();
-    rates.sort_by(f64::total_cmp);
-    rates[RUNS / 2]
+    Ok(cpu.read_rate(READ_BYTES.min(free / 4) as usize)? / 1e9)
 }
 
 /// The NVIDIA driver's own version number, where the system tells it.

@@ -42,6 +42,7 @@ mod cpu;
 
 mod int8;
 mod kv;
+mod limits;
 mod matmul;
 
 pub use activations::{Activations, Norm, Precision};

@@ -8,6 +8,7 @@ use bitnet_layout::random::Random;
 use bitnet_layout::reference;
 use bitnet_layout::words::{CODES_PER_WORD, Shape, unpack_word};
 
+use super::Limits;
 use super::kernels::{HEAD, SHAPES};
 use super::report::{BF16, OURS, Report, Row, Timing};
 use crate::machine;
@@ -24,6 +25,7 @@ const RUNS: usize = 7;
 /// Measures this processor.
 pub(super) fn measure(simd: Option<Simd>, threads: Option<usize>) -> anyhow::Result<Report> {
     let cpu = Cpu::new(simd, threads)?;
+    let limits = Limits::of(&cpu)?;
     let facts = vec![
         (
             "device",
@@ -38,8 +40,11 @@ pub(super) fn measure(simd: Option<Simd>, threads: Option<usize>) -> anyhow::Res
             "method",
             format!("median of {RUNS} passes; cold: over copies of the weights, 400 MB or more in all"),
         ),
+        (
+            "plain multiplies",
+            format!("{:.0} G/s", limits.g_products_per_s.unwrap_or_default()),
+        ),
     ];
-    let peak_gb_per_s = machine::read_gb_per_s(cpu.n_threads());
     let mut rows = Vec::new();
     for (n, k) in SHAPES {
         let case = Case::new(n, k)?;
@@ -57,7 +62,7 @@ pub(super) fn measure(simd: Option<Simd>, threads: Option<usize>) -> anyhow::Res
     });
     Ok(Report {
         facts,
-        peak_gb_per_s,
+        peak_gb_per_s: limits.gb_per_s,
         rows,
     })
 }
@@ -190,7 +195,16 @@ fn time<W>(
     })
 }
 
-/// Bandwidth of a plain read, in GB/s, with the threads that a model would use.
-pub(super) fn peak(threads: Option<usize>) -> anyhow::Result<f64> {
-    Ok(machine::read_gb_per_s(Cpu::new(None, threads)?.n_threads()))
+/// What the processor can do with the instruction set and the threads that a model would use.
+pub(super) fn limits(simd: Option<Simd>, threads: Option<usize>) -> anyhow::Result<Limits> {
+    Limits::of(&Cpu::new(simd, threads)?)
+}
+
+impl Limits {
+    fn of(cpu: &Cpu) -> anyhow::Result<Self> {
+        Ok(Self {
+            gb_per_s: machine::read_gb_per_s(cpu)?,
+            g_products_per_s: Some(cpu.multiply_rate() / 1e9),
+        })
+    }
 }

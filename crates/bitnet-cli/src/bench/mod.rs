@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use bitnet_model::Device;
+use bitnet_model::{Device, LoadOptions};
 
 use report::Format;
 
@@ -65,11 +65,26 @@ fn formats(save: &[PathBuf]) -> anyhow::Result<Vec<(&PathBuf, Format)>> {
         .collect()
 }
 
-/// Bandwidth of a plain read of the memory of `device`, in GB/s, with as many threads as the model will use.
-fn peak(device: Device, threads: Option<usize>) -> anyhow::Result<f64> {
-    match device {
-        Device::Cuda(index) => kernels::gpu_peak(index),
-        Device::Auto if kernels::has_gpu() => kernels::gpu_peak(0),
-        Device::Auto | Device::Cpu => cpu::peak(threads),
+/// What a device can do at most, measured in the same run.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Bandwidth of a plain read of its memory.
+    gb_per_s: f64,
+    /// 8-bit products, added up, with nothing to wait for; of processors only.
+    g_products_per_s: Option<f64>,
+}
+
+/// The limits of the device that the model will run on, with as many threads.
+fn limits(options: &LoadOptions) -> anyhow::Result<Limits> {
+    let of_gpu = |index| {
+        Ok(Limits {
+            gb_per_s: kernels::gpu_peak(index)?,
+            g_products_per_s: None,
+        })
+    };
+    match options.device {
+        Device::Cuda(index) => of_gpu(index),
+        Device::Auto if kernels::has_gpu() => of_gpu(0),
+        Device::Auto | Device::Cpu => cpu::limits(options.simd, options.threads),
     }
 }

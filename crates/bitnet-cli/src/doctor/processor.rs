@@ -1,5 +1,6 @@
 //! The processor, its threads and its memory.
 
+use bitnet_cpu::Cpu;
 use bitnet_model::Simd;
 
 use super::check::Check;
@@ -65,7 +66,17 @@ fn threads(asked: Option<usize>) -> Check {
 }
 
 fn memory(threads: usize) -> Check {
-    let gb_per_s = machine::read_gb_per_s(threads);
+    let cpu = Cpu::new(None, Some(threads)).map_err(anyhow::Error::from);
+    let gb_per_s = match cpu.and_then(|cpu| machine::read_gb_per_s(&cpu)) {
+        Ok(gb_per_s) => gb_per_s,
+        Err(error) => {
+            return Check::warning(
+                "memory",
+                error.to_string(),
+                "end other programs, or use fewer threads",
+            );
+        }
+    };
     let speed = format!("{gb_per_s:.1} GB/s read with {threads} threads");
     let Some((total, free)) = machine::memory_bytes() else {
         return Check::ok("memory", speed).fact("read_gb_per_s", gb_per_s);

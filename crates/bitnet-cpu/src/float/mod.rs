@@ -11,6 +11,7 @@ mod exp;
 mod finish;
 mod isa;
 mod norm;
+mod read;
 mod ternary;
 
 use bitnet_layout::row_tiles::Group;
@@ -119,6 +120,8 @@ functions! {
     ternary = ternary::ternary: (tile: &[Group], x: &[f32]) -> [f32; 16];
     /// Dense rows times up to [`TOKENS`] rows of activations: `y[t][r] = sum over k of w[r][k] * x[t][k]`.
     dense = dense::dense: (w: Weights<'_>, x: &[&[f32]], y: &mut [&mut [f32]]);
+    /// Reads everything, and returns some sum.
+    read = read::read: (data: &[Lanes]) -> f32;
     /// Attention of up to [`QUERIES`] queries over the same keys and values, as bfloat16.
     attend_bf16 = attend::attend: (job: Attend<'_, Bf16>, y: &mut [&mut [f32]]);
     /// Attention of up to [`QUERIES`] queries over the same keys and values, as f32.

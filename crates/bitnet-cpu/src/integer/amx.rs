@@ -6,7 +6,7 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;
 
-use super::{Block, Piece, Quad, TOKEN_STEP};
+use super::{Block, Piece, Quad, Spun, TOKEN_STEP};
 
 /// Whether the processor has AMX with 8-bit integers and the system lets this process use it.
 pub(crate) fn is_available() -> bool {
@@ -104,6 +104,50 @@ pub(super) unsafe fn multiply(block: &mut Block<'_>) {
     }
     // SAFETY: AMX is available. Tiles in their initial state are not saved when the thread is switched.
     unsafe { asm!("tilerelease", options(nostack, nomem)) };
+}
+
+/// See [`super::Integer`].
+///
+/// # Safety
+/// - [`is_available`] is true.
+pub(super) unsafe fn spin(n: usize, out: &mut Spun) {
+    // As much as other sets do.
+    let n = 20 * n.max(1);
+    let mut x: Piece = [[0; 64]; TOKEN_STEP];
+    x.as_flattened_mut().as_chunks_mut::<4>().0.fill([1, -2, 3, -4]);
+    let codes: [Quad; 16] = [[0x0201_0002; 16]; 16];
+    let mut sums = [[0; 16]; TOKEN_STEP];
+    // SAFETY: AMX is available (this function's contract), `SHAPES` is a valid configuration, and `x`, `codes` and `sums` are
+    // tiles of it.
+    unsafe {
+        asm!(
+            "ldtilecfg [{shapes}]",
+            "tileloadd tmm4, [{x} + {row}]",
+            "tileloadd tmm6, [{codes} + {row}]",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tdpbssd tmm1, tmm4, tmm6",
+            "tdpbssd tmm2, tmm4, tmm6",
+            "tdpbssd tmm3, tmm4, tmm6",
+            "dec {n}",
+            "jnz 2b",
+            "tilestored [{sums} + {row}], tmm3",
+            "tilerelease",
+            shapes = in(reg) &raw const SHAPES, x = in(reg) x.as_ptr(), codes = in(reg) codes.as_ptr(),
+            sums = in(reg) sums.as_mut_ptr(), row = in(reg) ROW, n = inout(reg) n => _, options(nostack)
+        );
+    }
+    // Each row of each tile has sums of 16 columns' quads; four tiles are alike.
+    for rows in sums {
+        for (out, sum) in out.sums.iter_mut().zip(rows) {
+            *out += 4 * sum;
+        }
+    }
+    out.n_products += (n * 4 * 16 * 16 * 64) as u64;
 }
 
 /// One pass over the columns of two steps of rows: tiles 0 and 1 are sums of the first, 2 and 3 of the second.

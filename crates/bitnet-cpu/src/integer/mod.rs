@@ -9,12 +9,14 @@ pub(crate) mod amx;
 mod block;
 mod dot;
 mod isa;
+mod spin;
 
 use bitnet_layout::row_tiles::Group;
 
 pub(crate) use block::{Block, COLUMN_STEP, Piece, TOKEN_STEP};
 pub(crate) use dot::{AHEAD, Stream, TILES};
 pub(crate) use isa::Quad;
+pub(crate) use spin::Spun;
 
 use crate::Simd;
 
@@ -48,6 +50,8 @@ macro_rules! functions {
                     Simd::Amx => Self {
                         // SAFETY: as above.
                         multiply: |block| unsafe { amx::multiply(block) },
+                        // SAFETY: as above.
+                        spin: |n, out| unsafe { amx::spin(n, out) },
                         ..Self::new(Simd::Avx512Vnni)?
                     },
                     #[cfg(target_arch = "aarch64")]
@@ -91,6 +95,8 @@ functions! {
     unpack = block::unpack: (groups: &[Group], quads: &mut [Quad]);
     /// `sums[i][t] += codes[i] x[t]`, or `=` at the first columns.
     multiply = block::multiply: (block: &mut Block<'_>);
+    /// Multiplies for nothing, `n` times so much.
+    spin = spin::spin: (n: usize, out: &mut Spun);
 }
 
 #[cfg(test)]

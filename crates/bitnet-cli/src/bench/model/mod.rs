@@ -12,7 +12,7 @@ use bitnet_model::{Checkpoint, Config, KvType, LmHead, LoadOptions, WeightForm, 
 use measure::{Test, measure};
 use report::{Report, Run};
 
-use super::peak;
+use super::limits;
 use super::report::Format;
 use crate::args::{DeviceArgs, ModelArgs};
 
@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut options = args.device.options(Some(context), KvType::Bf16);
     options.n_seqs = tests.iter().map(|t| t.sequences).max().unwrap_or(1);
     options.max_batch = options.max_batch.max(options.n_seqs);
-    let peak_gb_per_s = peak(options.device, options.threads)?;
+    let limits = limits(&options)?;
     let forms = match args.weights {
         WeightForm::Ternary => vec![WeightForm::Ternary],
         WeightForm::Bf16 => vec![WeightForm::Bf16, WeightForm::Ternary],
@@ -123,7 +123,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             .file_name()
             .map_or_else(|| files.to_string(), |n| n.to_string_lossy().into_owned()),
         parameters: parameters(&config),
-        peak_gb_per_s,
+        limits,
         runs,
     };
     let text = |format| match format {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bitnet_model::WeightForm;
 use serde_json::{Value, json};
 
+use super::super::Limits;
 use super::measure::Outcome;
 
 /// One model on a device, with its tests.
@@ -24,8 +25,8 @@ pub(super) struct Report {
     pub(super) command: String,
     pub(super) model: String,
     pub(super) parameters: u64,
-    /// Bandwidth of a plain read in the same run.
-    pub(super) peak_gb_per_s: f64,
+    /// What the device can do at most.
+    pub(super) limits: Limits,
     pub(super) runs: Vec<Run>,
 }
 
@@ -47,7 +48,7 @@ impl Report {
 
     /// Share of the plain read's bandwidth.
     fn share(&self, outcome: &Outcome) -> Option<f64> {
-        outcome.gb_per_s().map(|gb| gb / self.peak_gb_per_s)
+        outcome.gb_per_s().map(|gb| gb / self.limits.gb_per_s)
     }
 
     fn rows(&self) -> impl Iterator<Item = (&Run, &Outcome)> {
@@ -68,7 +69,11 @@ impl Report {
                 run.load.as_secs_f64()
             );
         }
-        let _ = writeln!(out, "- plain read: {:.1} GB/s\n", self.peak_gb_per_s);
+        let _ = write!(out, "- plain read: {:.1} GB/s", self.limits.gb_per_s);
+        if let Some(products) = self.limits.g_products_per_s {
+            let _ = write!(out, "; plain 8-bit multiplies: {products:.0} G/s");
+        }
+        out += "\n\n";
         out += "| model | size | params | backend | weights | test | t/s | speedup | GB/s | of plain read | first ms | p50 ms | \
                 p99 ms |\n|---|---:|---:|---|---|---|---:|---:|---:|---:|---:|---:|---:|\n";
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
@@ -129,7 +134,8 @@ impl Report {
             "build_commit": env!("BITNET_COMMIT"),
             "model": self.model,
             "model_n_params": self.parameters,
-            "plain_read_gbps": self.peak_gb_per_s,
+            "plain_read_gbps": self.limits.gb_per_s,
+            "plain_multiply_gmacs": self.limits.g_products_per_s,
             "runs": self.runs.iter().map(run).collect::<Vec<_>>(),
             "tests": self.rows().map(|(run, o)| test(run, o)).collect::<Vec<_>>(),
         })
@@ -193,7 +199,10 @@ mod tests {
             command: "bench model".to_owned(),
             model: "m".to_owned(),
             parameters: 1,
-            peak_gb_per_s: 4000.0,
+            limits: Limits {
+                gb_per_s: 4000.0,
+                g_products_per_s: None,
+            },
             runs: vec![run(WeightForm::Bf16, 100.0), run(WeightForm::Ternary, 350.0)],
         };
         let text = report.markdown();

@@ -1,4 +1,4 @@
-//! The same model with bfloat16 weights: what ternary weights are compared with. Its products are [`crate::bf16_gemv`]'s and
+//! The same model with bfloat16 weights: what ternary weights are compared with. Its products are [`crate::dense_gemv`]'s and
 //! [`crate::bf16_gemm`]'s; here is what surrounds them: weights from the canonical layout, and the epilogues.
 
 use crate::{Global, Launch};

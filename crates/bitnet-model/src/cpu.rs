@@ -1,17 +1,18 @@
 //! The CPU back end: a model's weights in the hands of [`bitnet_cpu`], which knows no model.
 
+mod head;
 mod linear;
 mod scratch;
 #[cfg(test)]
 mod tests;
 
 use bitnet_cpu::{
-    Angles, Cpu, DenseMatrix, DenseType, Heads, Int8Input, Int8Matrix, KvCache, KvRows, KvShape, KvType,
-    Norm, Place, Queries, Simd, Write,
+    Angles, Cpu, DenseMatrix, Heads, KvCache, KvRows, KvShape, KvType, Norm, Place, Queries, Simd, Write,
 };
 
 use crate::transformer::check_batch;
-use crate::{Backend, Config, Dense, DenseDtype, Error, LayerWeights, Result, Tap, Token, WeightSource};
+use crate::{Backend, Config, Error, LayerWeights, Result, Tap, Token, WeightSource};
+use head::{Head, dense};
 use linear::{Input, Linear};
 use scratch::Scratch;
 
@@ -78,13 +79,6 @@ pub struct CpuBackend {
     layer: usize,
 }
 
-/// The output head.
-enum Head {
-    Embedding,
-    Dense(DenseMatrix),
-    Int8(Int8Matrix, Int8Input),
-}
-
 struct Layer {
     attn_norm: Vec<f32>,
     qkv: Linear,
@@ -136,15 +130,7 @@ impl CpuBackend {
             .collect::<Result<_>>()?;
         let final_norm = source.final_norm()?;
         check_len("the final norm", final_norm.len(), config.d_model)?;
-        let head = match source.head()? {
-            Some(head) => Head::Dense(dense(&*head, "the output head", expected)?),
-            None => Head::Embedding,
-        };
-        let head = match (options.lm_head, &head) {
-            (LmHead::Stored, _) => head,
-            (LmHead::Int8, Head::Dense(w)) => int8(&cpu, w, options.max_batch)?,
-            (LmHead::Int8, _) => int8(&cpu, &embedding, options.max_batch)?,
-        };
+        let head = Head::new(&cpu, source, &embedding, &options)?;
         Ok(Self {
             cpu,
             max_batch: options.max_batch,
@@ -221,12 +207,7 @@ impl Backend for CpuBackend {
 
     fn memory_bytes(&self) -> u64 {
         let layers: u64 = self.layers.iter().map(Layer::bytes).sum();
-        let head = match &self.head {
-            Head::Embedding => 0,
-            Head::Dense(w) => w.bytes(),
-            Head::Int8(w, input) => w.bytes() + input.bytes(),
-        };
-        self.embedding.bytes() + layers + head + self.kv.bytes() + self.scratch.bytes()
+        self.embedding.bytes() + layers + self.head.bytes() + self.kv.bytes() + self.scratch.bytes()
     }
 
     fn embed(&mut self, batch: &[Token]) -> Result<()> {
@@ -367,11 +348,7 @@ impl Backend for CpuBackend {
             s.logits.resize(len, 0.0);
         }
         let logits = &mut s.logits[..len];
-        match &mut self.head {
-            Head::Embedding => self.cpu.dense(&self.embedding, last, logits)?,
-            Head::Dense(w) => self.cpu.dense(w, last, logits)?,
-            Head::Int8(w, input) => self.cpu.dense_int8(w, last, input, logits)?,
-        }
+        self.head.apply(&self.cpu, &self.embedding, last, logits)?;
         Ok(logits)
     }
 
@@ -422,24 +399,6 @@ impl Layer {
         let linears = [&self.qkv, &self.o, &self.gate_up, &self.down];
         linears.into_iter().map(Linear::bytes).sum()
     }
-}
-
-fn dense(w: &dyn Dense, name: &str, expected: (usize, usize)) -> Result<DenseMatrix> {
-    check_len(&format!("rows of {name}"), w.shape().0, expected.0)?;
-    check_len(&format!("columns of {name}"), w.shape().1, expected.1)?;
-    let kind = match w.dtype() {
-        DenseDtype::Bf16 => DenseType::Bf16,
-        DenseDtype::F16 => DenseType::F16,
-        DenseDtype::F32 => DenseType::F32,
-    };
-    DenseMatrix::read(kind, expected, |first, bytes| w.read_rows(first, bytes))
-}
-
-fn int8(cpu: &Cpu, w: &DenseMatrix, max_batch: usize) -> Result<Head> {
-    Ok(Head::Int8(
-        Int8Matrix::new(cpu, w)?,
-        Int8Input::new(max_batch, w.cols())?,
-    ))
 }
 
 fn check_len(what: &str, found: usize, expected: usize) -> Result<()> {

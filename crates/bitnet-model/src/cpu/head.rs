@@ -1,0 +1,75 @@
+//! Dense matrices: the embedding, and the output head in the forms in which it is kept.
+
+use bitnet_cpu::{Cpu, DenseMatrix, DenseType, Int8Input, Int8Matrix};
+
+use super::{CpuOptions, LmHead, check_len};
+use crate::{Dense, DenseDtype, Result, WeightSource};
+
+/// The output head.
+pub(super) enum Head {
+    Embedding,
+    Dense(DenseMatrix),
+    Int8(Int8Matrix, Int8Input),
+}
+
+impl Head {
+    /// Loads the head, or makes it of the embedding, as `options` ask.
+    pub(super) fn new(
+        cpu: &Cpu,
+        source: &dyn WeightSource,
+        embedding: &DenseMatrix,
+        options: &CpuOptions,
+    ) -> Result<Self> {
+        let shape = (embedding.rows(), embedding.cols());
+        let head = match source.head()? {
+            Some(head) => Self::Dense(dense(&*head, "the output head", shape)?),
+            None => Self::Embedding,
+        };
+        let int8 = |w: &DenseMatrix| -> Result<Self> {
+            let input = Int8Input::new(options.max_batch, w.cols())?;
+            Ok(Self::Int8(Int8Matrix::new(cpu, w)?, input))
+        };
+        match (options.lm_head, &head) {
+            (LmHead::Stored, _) => Ok(head),
+            (LmHead::Int8, Self::Dense(w)) => int8(w),
+            (LmHead::Int8, _) => int8(embedding),
+        }
+    }
+
+    /// Size in memory, beside the embedding.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::Embedding => 0,
+            Self::Dense(w) => w.bytes(),
+            Self::Int8(w, input) => w.bytes() + input.bytes(),
+        }
+    }
+
+    /// Logits of the rows of `x`, (tokens, d_model).
+    pub(super) fn apply(
+        &mut self,
+        cpu: &Cpu,
+        embedding: &DenseMatrix,
+        x: &[f32],
+        logits: &mut [f32],
+    ) -> Result<()> {
+        match self {
+            Self::Embedding => cpu.dense(embedding, x, logits)?,
+            Self::Dense(w) => cpu.dense(w, x, logits)?,
+            Self::Int8(w, input) => cpu.dense_int8(w, x, input, logits)?,
+        }
+        Ok(())
+    }
+}
+
+/// Reads a matrix of the expected shape.
+pub(super) fn dense(w: &dyn Dense, name: &str, expected: (usize, usize)) -> Result<DenseMatrix> {
+    check_len(&format!("rows of {name}"), w.shape().0, expected.0)?;
+    check_len(&format!("columns of {name}"), w.shape().1, expected.1)?;
+    let kind = match w.dtype() {
+        DenseDtype::Bf16 => DenseType::Bf16,
+        DenseDtype::F16 => DenseType::F16,
+        DenseDtype::F32 => DenseType::F32,
+    };
+    DenseMatrix::read(kind, expected, |first, bytes| w.read_rows(first, bytes))
+}

@@ -570,7 +570,7 @@ pub(crate) mod device {
         n: u32,
         words: u32,
         warps: u32,
-        /// The next band and group.
+        /// The next band, and the group of its first warp.
         band: u32,
         group: u32,
         /// This lane's two rows of the band.
@@ -593,12 +593,13 @@ pub(crate) mod device {
         unsafe fn next(&mut self) -> Pieces {
             const WORDS: u32 = GROUP_BYTES / 4;
             // Past the end of a row its last piece again, times zero.
-            let at = (self.group * WORDS + lane_id() % 8 * 4).min(self.words - 4) as usize;
+            let group = self.group + warp_id();
+            let at = (group * WORDS + lane_id() % 8 * 4).min(self.words - 4) as usize;
             // SAFETY: the piece is in the row, rows are clamped.
             let pieces = unsafe { [self.upper.load_stream_x4(at), self.lower.load_stream_x4(at)] };
             self.group += self.warps;
             if self.group * WORDS >= self.words {
-                self.group = warp_id();
+                self.group = 0;
                 self.band += grid_dim_x();
                 self.rows();
             }
@@ -620,7 +621,7 @@ pub(crate) mod device {
             words: c.words,
             warps,
             band: block_idx_x(),
-            group: warp,
+            group: 0,
             upper: c.w,
             lower: c.w,
         };
@@ -637,20 +638,23 @@ pub(crate) mod device {
             grid_dependency_launch();
             grid_dependency_wait();
             p.prepare(&room, groups);
-            let (mut band, mut group) = (block_idx_x(), warp);
+            // All warps take as many turns at a band, so that they meet at the same barrier.
+            let (mut band, mut group) = (block_idx_x(), 0);
             let mut sums = F::zero();
             // Parts of one band are stored while the last one's are added, by one warp after the other.
             let (mut half, mut turn) = (0, 0);
             loop {
                 let mut i = 0;
                 while i < DEPTH {
-                    F::multiply(
-                        &mut sums,
-                        w[i],
-                        room.columns.offset(group * F::WORDS),
-                        room.stride,
-                        c.cols,
-                    );
+                    if group + warp < groups {
+                        F::multiply(
+                            &mut sums,
+                            w[i],
+                            room.columns.offset((group + warp) * F::WORDS),
+                            room.stride,
+                            c.cols,
+                        );
+                    }
                     if feed.band < bands {
                         w[i] = feed.next();
                     }
@@ -677,7 +681,7 @@ pub(crate) mod device {
                         sums = F::zero();
                         half ^= 1;
                         turn = if turn + 1 == warps { 0 } else { turn + 1 };
-                        group = warp;
+                        group = 0;
                         band += grid_dim_x();
                         if band >= bands {
                             return;

@@ -108,37 +108,36 @@ const BF16_WORDS: u32 = 96;
 /// Words of a group of 8-bit weights' activations: two terms of 128 numbers.
 const INT8_WORDS: u32 = 64;
 
-/// Groups of a row of `row_bytes`; the last one may be part of a line.
-const fn groups(row_bytes: u32) -> u32 {
-    row_bytes.div_ceil(GROUP_BYTES)
-}
-
-/// Warps of a block that shares `groups` groups of columns: as many as have the same number each.
-const fn warps(groups: u32) -> u32 {
-    groups.div_ceil(groups.div_ceil(MAX_WARPS))
+/// Warps of a block, and the turns that all of them take at a row of `row_bytes`: the last groups may be part of a line, or none
+/// at all, whose activations are zeros.
+const fn share(row_bytes: u32) -> (u32, u32) {
+    let groups = row_bytes.div_ceil(GROUP_BYTES);
+    let turns = groups.div_ceil(MAX_WARPS);
+    (groups.div_ceil(turns), turns)
 }
 
 /// Warps of [`Bf16Gemv`], which are the parts of its sums, for `k` matrix columns.
 #[must_use]
 pub const fn bf16_parts(k: usize) -> u32 {
-    warps(groups(2 * k as u32))
+    share(2 * k as u32).0
 }
 
 /// Shared memory of a block: the columns, twice the warps' parts of a band, the warps' squares, and what a column's sums are
 /// worth.
-const fn shared_bytes(groups: u32, cols: u32, words: u32) -> u32 {
-    4 * (cols * (groups * words + 2 * warps(groups) * ROWS) + (warps(groups) + 1) * MAX_COLS)
+const fn shared_bytes(row_bytes: u32, cols: u32, words: u32) -> u32 {
+    let (warps, turns) = share(row_bytes);
+    4 * (cols * (warps * turns * words + 2 * warps * ROWS) + (warps + 1) * MAX_COLS)
 }
 
 /// As many blocks as are resident at once, as far as there are bands for them, with as many turns each.
-const fn launch(n: u32, groups: u32, cols: u32, words: u32, machine: Machine) -> Launch {
-    let shared_bytes = shared_bytes(groups, cols, words);
+const fn launch(n: u32, row_bytes: u32, cols: u32, words: u32, machine: Machine) -> Launch {
+    let shared_bytes = shared_bytes(row_bytes, cols, words);
     let two = 2 * (shared_bytes + SYSTEM_SHARED) <= machine.shared_limit + SYSTEM_SHARED;
     let resident = if two { 2 } else { 1 } * machine.multiprocessors;
     let bands = n.div_ceil(ROWS);
     Launch {
         grid: [bands.div_ceil(bands.div_ceil(resident)), 1, 1],
-        block: [warps(groups) * 32, 1, 1],
+        block: [share(row_bytes).0 * 32, 1, 1],
         shared_bytes,
     }
 }
@@ -148,7 +147,7 @@ impl Bf16Gemv {
     #[must_use]
     pub const fn max_cols(k: usize, shared_limit: u32) -> u32 {
         let mut cols = MAX_COLS;
-        while cols > 0 && shared_bytes(groups(2 * k as u32), cols, BF16_WORDS) > shared_limit {
+        while cols > 0 && shared_bytes(2 * k as u32, cols, BF16_WORDS) > shared_limit {
             cols -= 1;
         }
         cols
@@ -157,7 +156,7 @@ impl Bf16Gemv {
     /// The launch for these parameters.
     #[must_use]
     pub const fn launch(&self, machine: Machine) -> Launch {
-        launch(self.n, groups(2 * self.k), self.cols, BF16_WORDS, machine)
+        launch(self.n, 2 * self.k, self.cols, BF16_WORDS, machine)
     }
 }
 
@@ -166,7 +165,7 @@ impl Int8Gemv {
     #[must_use]
     pub fn launch(&self, machine: Machine) -> Launch {
         let cols = self.cols.min(MAX_COLS);
-        let of_four = launch(self.n, groups(self.k), cols, INT8_WORDS, machine);
+        let of_four = launch(self.n, self.k, cols, INT8_WORDS, machine);
         Launch {
             grid: [of_four.grid[0], self.cols.div_ceil(MAX_COLS), 1],
             ..of_four
@@ -569,8 +568,10 @@ pub(crate) mod device {
         w: Global<u32>,
         n: u32,
         words: u32,
+        /// Groups of a row, with those that only make turns whole.
+        groups: u32,
         warps: u32,
-        /// The next band, and the group of its first warp.
+        /// The next band and group.
         band: u32,
         group: u32,
         /// This lane's two rows of the band.
@@ -593,13 +594,12 @@ pub(crate) mod device {
         unsafe fn next(&mut self) -> Pieces {
             const WORDS: u32 = GROUP_BYTES / 4;
             // Past the end of a row its last piece again, times zero.
-            let group = self.group + warp_id();
-            let at = (group * WORDS + lane_id() % 8 * 4).min(self.words - 4) as usize;
+            let at = (self.group * WORDS + lane_id() % 8 * 4).min(self.words - 4) as usize;
             // SAFETY: the piece is in the row, rows are clamped.
             let pieces = unsafe { [self.upper.load_stream_x4(at), self.lower.load_stream_x4(at)] };
             self.group += self.warps;
-            if self.group * WORDS >= self.words {
-                self.group = 0;
+            if self.group >= self.groups {
+                self.group = warp_id();
                 self.band += grid_dim_x();
                 self.rows();
             }
@@ -612,16 +612,18 @@ pub(crate) mod device {
     pub(super) unsafe fn run<F: Format, const DEPTH: usize>(p: F) {
         let c = p.common();
         let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
-        let groups = c.words.div_ceil(GROUP_BYTES / 4);
+        // Whole turns of all warps, the last of which may find no columns.
+        let groups = c.words.div_ceil(GROUP_BYTES / 4).next_multiple_of(warps.max(1));
         let bands = c.n.div_ceil(ROWS);
         let room = Room::new(c.cols, warps, groups * F::WORDS);
         let mut feed = Feed {
             w: c.w,
             n: c.n,
             words: c.words,
+            groups,
             warps,
             band: block_idx_x(),
-            group: 0,
+            group: warp,
             upper: c.w,
             lower: c.w,
         };
@@ -639,22 +641,20 @@ pub(crate) mod device {
             grid_dependency_wait();
             p.prepare(&room, groups);
             // All warps take as many turns at a band, so that they meet at the same barrier.
-            let (mut band, mut group) = (block_idx_x(), 0);
+            let (mut band, mut group) = (block_idx_x(), warp);
             let mut sums = F::zero();
             // Parts of one band are stored while the last one's are added, by one warp after the other.
             let (mut half, mut turn) = (0, 0);
             loop {
                 let mut i = 0;
                 while i < DEPTH {
-                    if group + warp < groups {
-                        F::multiply(
-                            &mut sums,
-                            w[i],
-                            room.columns.offset((group + warp) * F::WORDS),
-                            room.stride,
-                            c.cols,
-                        );
-                    }
+                    F::multiply(
+                        &mut sums,
+                        w[i],
+                        room.columns.offset(group * F::WORDS),
+                        room.stride,
+                        c.cols,
+                    );
                     if feed.band < bands {
                         w[i] = feed.next();
                     }
@@ -681,7 +681,7 @@ pub(crate) mod device {
                         sums = F::zero();
                         half ^= 1;
                         turn = if turn + 1 == warps { 0 } else { turn + 1 };
-                        group = 0;
+                        group = warp;
                         band += grid_dim_x();
                         if band >= bands {
                             return;

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 const COLUMNS: usize = 512;
 
 /// Tiles of a panel, which one thread multiplies.
-pub(crate) const PANEL: usize = 8;
+pub(crate) const PANEL: usize = 12;
 
 /// Rows of activations of a panel.
 pub(crate) const TOKENS: usize = 512;

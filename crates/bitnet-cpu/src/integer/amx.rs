@@ -202,12 +202,12 @@ impl Step {
         unsafe {
             asm!(
                 "2:",
-                "tileloadd tmm4, [{x0} + {row}]",
                 "tileloadd tmm6, [{low}  + {row}]",
-                "tdpbssd tmm0, tmm4, tmm6",
+                "tileloadd tmm4, [{x0} + {row}]",
                 "tileloadd tmm7, [{high} + {row}]",
-                "tdpbssd tmm1, tmm4, tmm7",
                 "tileloadd tmm5, [{x1} + {row}]",
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm1, tmm4, tmm7",
                 "tdpbssd tmm2, tmm5, tmm6",
                 "tdpbssd tmm3, tmm5, tmm7",
                 "add {x0}, 1024",

@@ -132,7 +132,7 @@ mod device {
         Bf16Gemm, GROUP, ROWS, STAGE_BYTES, STAGES, SplitColumns, TERM_WORDS, TERMS, THREADS, TILE, TILES,
         WEIGHT_BYTES,
     };
-    use crate::dense_gemv::device::split_column;
+    use crate::dense_gemv::bf16::split_column;
     use crate::intrinsics::*;
 
     #[inline(always)]

@@ -170,6 +170,7 @@ impl Plan {
 mod device {
     use super::{ADD, GATED};
     use super::{NARROW_ROWS, STAGE_BYTES, STAGES, WIDE_COLS, WideStore};
+    use crate::bit_gemv::device::row_scale;
     use crate::decode_linear::device::gated;
     use crate::intrinsics::*;
 
@@ -211,13 +212,7 @@ mod device {
             while i < 2 {
                 let row = tile_row + 8 * i;
                 if row < p.n {
-                    let scale = if row >= p.row_c {
-                        p.scale_c
-                    } else if row >= p.row_b {
-                        p.scale_b
-                    } else {
-                        p.scale_a
-                    };
+                    let scale = row_scale(row, [p.row_b, p.row_c], [p.scale_a, p.scale_b, p.scale_c]);
                     let z = ((if i == 0 { upper } else { lower }) - sum) as f32 * (scale * unit);
                     let at = (col * p.n + row) as usize;
                     let before = if EPILOGUE == ADD { p.y.load_l2(at)[0] } else { 0.0 };

@@ -162,6 +162,19 @@ pub(crate) mod device {
     /// Warps whose parts of a sum are loaded together.
     pub(crate) const WARPS_AT_A_TIME: u32 = 4;
 
+    /// What a ternary unit of row `row` is worth in a matrix of up to three parts: the second begins at row `starts[0]`, the
+    /// third at `starts[1]`.
+    #[inline(always)]
+    pub(crate) fn row_scale(row: u32, starts: [u32; 2], scales: [f32; 3]) -> f32 {
+        if row >= starts[1] {
+            scales[2]
+        } else if row >= starts[0] {
+            scales[1]
+        } else {
+            scales[0]
+        }
+    }
+
     /// Sums of one row of tiles over the `KPW` tiles of a warp: the four accumulators of the mma, scaled back.
     ///
     /// `x[i]` are the eight words of tile i's 32 columns that this lane feeds.
@@ -361,13 +374,7 @@ pub(crate) mod device {
                     base += WARPS_AT_A_TIME;
                 }
                 if row < p.n {
-                    let scale = if row >= p.row_c {
-                        p.scale_c
-                    } else if row >= p.row_b {
-                        p.scale_b
-                    } else {
-                        p.scale_a
-                    };
+                    let scale = row_scale(row, [p.row_b, p.row_c], [p.scale_a, p.scale_b, p.scale_c]);
                     if !EARLY || at >= block_dim_x() {
                         unit = p.unit.load_l2(col as usize)[0];
                     }

@@ -145,7 +145,7 @@ pub fn launch(n: usize, k: usize, gated: bool) -> Launch {
 pub(crate) mod device {
     use super::{DecodeStoreK2, RELU2, SLOTS};
     use crate::Global;
-    use crate::bit_gemv::device::{EARLY, WARPS_AT_A_TIME, tile_sums, weights};
+    use crate::bit_gemv::device::{EARLY, WARPS_AT_A_TIME, row_scale, tile_sums, weights};
     use crate::intrinsics::*;
     use crate::reduce::warp_sum;
     use bitnet_layout::mma_tile;
@@ -455,13 +455,7 @@ pub(crate) mod device {
                         p.activation,
                     )
                 } else {
-                    let scale = if out >= p.row_c {
-                        p.scale_c
-                    } else if out >= p.row_b {
-                        p.scale_b
-                    } else {
-                        p.scale_a
-                    };
+                    let scale = row_scale(out, [p.row_b, p.row_c], [p.scale_a, p.scale_b, p.scale_c]);
                     before + a as f32 * (scale * unit)
                 };
                 if writes {

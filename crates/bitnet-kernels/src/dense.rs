@@ -115,6 +115,7 @@ const fn blocks(threads: u32) -> Launch {
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
     use super::{AddRows, Dequantize, GateRows, THREADS};
+    use crate::bit_gemv::device::row_scale;
     use crate::decode_linear::device::gated;
     use crate::intrinsics::*;
     use bitnet_layout::words::shift;
@@ -128,13 +129,7 @@ mod device {
         if row >= p.n {
             return;
         }
-        let scale = if row >= p.row_c {
-            p.scale_c
-        } else if row >= p.row_b {
-            p.scale_b
-        } else {
-            p.scale_a
-        };
+        let scale = row_scale(row, [p.row_b, p.row_c], [p.scale_a, p.scale_b, p.scale_c]);
         // SAFETY: the row was compared with n.
         unsafe {
             let word = p.words.load_constant(at as usize)[0];

@@ -56,6 +56,7 @@ impl RefGemv {
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
     use super::RefGemv;
+    use crate::bit_gemv::device::row_scale;
     use crate::intrinsics::*;
 
     /// 2 in every byte: codes are `t + 2`.
@@ -93,13 +94,7 @@ mod device {
                 step /= 2;
             }
             if chunk == 0 {
-                let scale = if row >= p.row_c {
-                    p.scale_c
-                } else if row >= p.row_b {
-                    p.scale_b
-                } else {
-                    p.scale_a
-                };
+                let scale = row_scale(row, [p.row_b, p.row_c], [p.scale_a, p.scale_b, p.scale_c]);
                 p.y.store(row as usize, f32_to_bf16(sum as f32 / p.s.load(0) * scale));
             }
         }

@@ -247,7 +247,7 @@ impl Engine {
         stream.upload(&buffers.sin, 0, &table(f64::sin))?;
         stream.upload(&buffers.ones, 0, &vec![1.0; dims.widest()])?;
         for layer in &buffers.layers {
-            // A block of 64 values is read whole, before what lies past the position is put aside.
+            // Blocks of 64 are read whole, before what lies past the position is put aside.
             stream.fill_bytes(&layer.v_cache, 0)?;
             stream.fill_bytes(&layer.k_cache, 0)?;
         }

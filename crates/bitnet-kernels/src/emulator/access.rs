@@ -3,7 +3,7 @@
 use super::fault::FaultKind;
 use super::lane::{Access, Order};
 use super::memory::{Refusal, Use};
-use super::state::{InFlight, State};
+use super::state::{InFlight, Source, State};
 use core::panic::Location;
 use std::format;
 
@@ -47,7 +47,19 @@ impl State {
 
     /// Checks and records an access of the block's shared memory; gives the offset.
     pub(super) fn shared_access(&mut self, address: u32, len: usize, how: Use) -> Result<usize, Refusal> {
-        let (slot, lane) = self.current;
+        self.shared_access_in(self.current.0, address, len, how)
+    }
+
+    /// Checks and records an access of a block's shared memory; gives the offset.
+    pub(super) fn shared_access_in(
+        &mut self,
+        slot: usize,
+        address: u32,
+        len: usize,
+        how: Use,
+    ) -> Result<usize, Refusal> {
+        let (own, lane) = self.current;
+        let remote = (slot != own).then(|| self.blocks[own].lanes[lane].clock.clone());
         let block = &mut self.blocks[slot];
         let size = block.shared.bytes.len();
         let start = address as usize;
@@ -73,7 +85,7 @@ impl State {
             let detail = format!("writes shared byte {start}, which is part of an mbarrier");
             return Err((FaultKind::Misuse, detail));
         }
-        let clock = &block.lanes[lane].clock;
+        let clock = remote.as_ref().unwrap_or(&block.lanes[lane].clock);
         block
             .shared
             .access(start, len, how, clock)
@@ -129,43 +141,55 @@ impl State {
         lane.fenced = Some(lane.clock.release(n_lanes));
     }
 
-    /// Checks an asynchronous copy and counts it as in flight.
+    /// Checks an asynchronous copy from global memory and counts it as in flight.
     pub(super) fn start_copy(
         &mut self,
-        copy: InFlight,
+        destination: u32,
+        source: u64,
+        bytes: u32,
         caller: &'static Location<'static>,
-    ) -> Result<(), Refusal> {
-        let len = copy.bytes as usize;
+    ) -> Result<InFlight, Refusal> {
+        let len = bytes as usize;
         if len == 0
             || !len.is_multiple_of(16)
-            || !copy.destination.is_multiple_of(16)
-            || !copy.source.is_multiple_of(16)
+            || !destination.is_multiple_of(16)
+            || !source.is_multiple_of(16)
         {
             let detail = format!(
-                "a copy of {len} bytes from {:#x} to shared byte {}: all must be multiples of 16",
-                copy.source, copy.destination
+                "a copy of {len} bytes from {source:#x} to shared byte {destination}: all must be multiples of 16"
             );
             return Err((FaultKind::Misaligned, detail));
         }
         for at in (0..len).step_by(16) {
-            self.global_access(copy.source + at as u64, 16, Use::Read, Access::Plain, caller)?;
-            self.shared_access(copy.destination + at as u32, 16, Use::Write)?;
+            self.global_access(source + at as u64, 16, Use::Read, Access::Plain, caller)?;
+            self.shared_access(destination + at as u32, 16, Use::Write)?;
         }
+        let copy = InFlight {
+            destination,
+            source: Source::Global(source),
+            bytes,
+            lane: self.current.1 as u32,
+        };
         let block = self.block();
-        block.shared.mark_written(copy.destination as usize, len, false);
+        block.shared.mark_written(destination as usize, len, false);
         block.in_flight.push(copy);
-        Ok(())
+        Ok(copy)
     }
 
     /// The data of a copy arrives.
     pub(super) fn finish_copy(&mut self, copy: InFlight) -> Result<(), Refusal> {
         let (start, len) = (copy.destination as usize, copy.bytes as usize);
-        let (id, offset) = self.memory.find(copy.source, len)?;
         let slot = self.current.0;
         let block = &mut self.blocks[slot];
         block.in_flight.retain(|c| c.destination != copy.destination);
-        let source = &self.memory.buffers[id].space.bytes[offset..offset + len];
-        block.shared.bytes[start..start + len].copy_from_slice(source);
+        let target = &mut block.shared.bytes[start..start + len];
+        match copy.source {
+            Source::Global(address) => {
+                let (id, offset) = self.memory.find(address, len)?;
+                target.copy_from_slice(&self.memory.buffers[id].space.bytes[offset..offset + len]);
+            }
+            Source::Words(words) => target.copy_from_slice(&super::lane::bytes::<8>(&words)),
+        }
         block.shared.mark_written(start, len, true);
         Ok(())
     }

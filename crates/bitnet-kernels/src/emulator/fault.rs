@@ -25,6 +25,9 @@ pub enum FaultKind {
     InFlight,
     /// An access before `grid_dependency_wait` to what an earlier kernel may still write or read.
     Dependency,
+    /// A store into the shared memory of a block of the cluster that may not have started or has ended, or that may arrive
+    /// after the block's end.
+    Cluster,
     /// A call whose arguments are invalid: counts, masks, an mbarrier that was never initialized.
     Misuse,
     /// The kernel's Rust code panicked.

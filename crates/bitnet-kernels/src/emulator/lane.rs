@@ -2,7 +2,7 @@
 
 use super::fault::FaultKind;
 use super::memory::{Refusal, Use};
-use super::state::{InFlight, Place, State, Status, with};
+use super::state::{Place, State, Status, with};
 use super::sync::Next;
 use core::ops::{Add, Mul};
 use core::panic::Location;
@@ -317,13 +317,7 @@ pub(crate) fn grid_dependency_wait() {
 pub(crate) fn async_copy(destination: u32, source: u64, bytes: u32) {
     let caller = Location::caller();
     checked(caller, |state| {
-        let copy = InFlight {
-            destination,
-            source,
-            bytes,
-            lane: state.current.1 as u32,
-        };
-        state.start_copy(copy, caller)?;
+        let copy = state.start_copy(destination, source, bytes, caller)?;
         state.lane().open_copies.push(copy);
         Ok(())
     });
@@ -374,14 +368,29 @@ pub(crate) fn mbarrier_wait(address: u32, parity: u32) {
 pub(crate) fn bulk_copy(destination: u32, source: u64, bytes: u32, barrier: u32) {
     let caller = Location::caller();
     checked(caller, |state| {
-        let lane = state.current.1 as u32;
-        let copy = InFlight {
-            destination,
-            source,
-            bytes,
-            lane,
-        };
-        state.bulk_copy(copy, barrier, caller)
+        state.bulk_copy(destination, source, bytes, barrier, caller)
+    });
+}
+
+pub(crate) fn mbarrier_fence_init() {
+    with(State::mbarrier_fence_init);
+}
+
+#[track_caller]
+pub(crate) fn cluster_arrive() {
+    checked(Location::caller(), State::cluster_arrive);
+}
+
+#[track_caller]
+pub(crate) fn cluster_wait() {
+    let caller = Location::caller();
+    while meet(caller, "cluster_wait", State::cluster_wait) == Next::Wait {}
+}
+
+#[track_caller]
+pub(crate) fn store_async(destination: u32, words: [u32; 2], rank: u32, barrier: u32) {
+    checked(Location::caller(), |state| {
+        state.store_async(destination, words, rank, barrier)
     });
 }
 

@@ -10,6 +10,7 @@
 
 mod access;
 mod clock;
+mod cluster;
 mod fault;
 pub(crate) mod lane;
 mod memory;
@@ -48,6 +49,8 @@ pub struct Emulator {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Residency {
     OneByOne,
+    /// Clusters of this many blocks, one after another.
+    Clusters(u32),
     All,
 }
 
@@ -127,6 +130,19 @@ impl Emulator {
         self.run(launch, params, Residency::All)
     }
 
+    /// Runs a kernel in clusters of `blocks` blocks along x, one cluster after another.
+    ///
+    /// # Errors
+    /// As for [`Emulator::launch`].
+    pub fn launch_clusters<K: Kernel + 'static>(
+        &mut self,
+        launch: &Launch,
+        params: &K,
+        blocks: u32,
+    ) -> Result<(), Fault> {
+        self.run(launch, params, Residency::Clusters(blocks))
+    }
+
     fn run<K: Kernel + 'static>(
         &mut self,
         launch: &Launch,
@@ -134,23 +150,37 @@ impl Emulator {
         residency: Residency,
     ) -> Result<(), Fault> {
         let crate::KernelInfo { name, block, .. } = K::INFO;
-        if (0..3).any(|axis| launch.block[axis] == 0 || launch.block[axis] > block[axis]) {
-            return Err(Fault {
+        let misuse = |detail| {
+            Err(Fault {
                 kernel: name,
                 kind: FaultKind::Misuse,
                 block: 0,
                 lane: 0,
                 location: None,
-                detail: format!(
-                    "launched with {:?} lanes a block; it has at most {block:?}",
-                    launch.block
-                ),
-            });
+                detail,
+            })
+        };
+        if (0..3).any(|axis| launch.block[axis] == 0 || launch.block[axis] > block[axis]) {
+            return misuse(format!(
+                "launched with {:?} lanes a block; it has at most {block:?}",
+                launch.block
+            ));
+        }
+        let cluster_blocks = match residency {
+            Residency::Clusters(blocks) => blocks,
+            Residency::OneByOne | Residency::All => 1,
+        };
+        if cluster_blocks == 0 || !launch.grid[0].is_multiple_of(cluster_blocks) {
+            return misuse(format!(
+                "clusters of {cluster_blocks} blocks in a grid of {}",
+                launch.grid[0]
+            ));
         }
         let state = State {
             kernel: name,
             memory: core::mem::take(&mut self.memory),
             blocks: Vec::new(),
+            cluster_blocks: cluster_blocks as usize,
             current: (0, 0),
             ready: VecDeque::new(),
             polling: Vec::new(),
@@ -167,7 +197,7 @@ impl Emulator {
             residency,
         };
         let chunk = match residency {
-            Residency::OneByOne => 1,
+            Residency::OneByOne | Residency::Clusters(_) => cluster_blocks,
             Residency::All => n_blocks.max(1),
         };
         for first in (0..n_blocks).step_by(chunk as usize) {

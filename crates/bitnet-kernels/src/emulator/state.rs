@@ -1,6 +1,7 @@
 //! A launch in progress: resident blocks, their lanes, and what each lane waits for.
 
 use super::clock::{Clock, View};
+use super::cluster::ClusterBarrier;
 use super::fault::{Fault, FaultKind};
 use super::memory::{GlobalMemory, Space};
 use super::sync::{Barrier, Group, Mbar};
@@ -31,11 +32,20 @@ pub(super) enum Status {
     Done,
 }
 
+/// What an asynchronous copy brings.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Source {
+    /// The bytes at an address of global memory, as they are when it arrives.
+    Global(u64),
+    /// The operands of a store into another block's shared memory.
+    Words([u32; 2]),
+}
+
 /// An asynchronous copy that has not been waited for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct InFlight {
     pub(super) destination: u32,
-    pub(super) source: u64,
+    pub(super) source: Source,
     pub(super) bytes: u32,
     pub(super) lane: u32,
 }
@@ -57,6 +67,9 @@ pub(super) struct Lane {
     pub(super) fenced: Option<Rc<View>>,
     /// A dependent access made so far, for `grid_dependency_wait`.
     pub(super) early: Option<(String, &'static Location<'static>)>,
+    /// How often the lane has arrived, and has waited, at the cluster's barrier.
+    pub(super) cluster_arrivals: u32,
+    pub(super) cluster_waits: u32,
 }
 
 pub(super) struct Block {
@@ -69,12 +82,16 @@ pub(super) struct Block {
     pub(super) barriers: [Barrier; 16],
     pub(super) mbarriers: BTreeMap<u32, Mbar>,
     pub(super) in_flight: Vec<InFlight>,
+    /// In use in the first block of a cluster.
+    pub(super) cluster_barrier: ClusterBarrier,
 }
 
 pub(super) struct State {
     pub(super) kernel: &'static str,
     pub(super) memory: GlobalMemory,
     pub(super) blocks: Vec<Block>,
+    /// Blocks of a cluster: consecutive ones.
+    pub(super) cluster_blocks: usize,
     pub(super) current: (usize, usize),
     pub(super) ready: VecDeque<(usize, usize)>,
     pub(super) polling: Vec<(usize, usize)>,
@@ -109,7 +126,11 @@ impl State {
 
     /// Lets lanes of the current block run again.
     pub(super) fn wake(&mut self, lanes: impl IntoIterator<Item = u32>) {
-        let slot = self.current.0;
+        self.wake_in(self.current.0, lanes);
+    }
+
+    /// Lets lanes of a block run again.
+    pub(super) fn wake_in(&mut self, slot: usize, lanes: impl IntoIterator<Item = u32>) {
         for lane in lanes {
             let entry = &mut self.blocks[slot].lanes[lane as usize];
             if matches!(entry.status, Status::Waiting(_)) {
@@ -170,6 +191,8 @@ impl Block {
             acquired: Rc::default(),
             fenced: None,
             early: None,
+            cluster_arrivals: 0,
+            cluster_waits: 0,
         };
         Self {
             number,
@@ -181,6 +204,7 @@ impl Block {
             barriers: Default::default(),
             mbarriers: BTreeMap::new(),
             in_flight: Vec::new(),
+            cluster_barrier: ClusterBarrier::default(),
         }
     }
 }

@@ -45,6 +45,18 @@ pub(super) struct Mbar {
     copies: Vec<InFlight>,
     waiting: Vec<u32>,
     initialized: super::clock::Epoch,
+    /// How often its initializer had arrived at the cluster's barrier when it fenced the initialization: whoever has waited
+    /// there more often comes after it.
+    fenced: Option<u32>,
+}
+
+impl Mbar {
+    /// Counts a copy for the phase under way, with what its issuer has seen and done; gives the lanes that wait.
+    pub(super) fn receive(&mut self, copy: InFlight, view: &Rc<View>) -> Vec<u32> {
+        self.gathering.join(view);
+        self.copies.push(copy);
+        core::mem::take(&mut self.waiting)
+    }
 }
 
 /// What the calling lane does next.
@@ -208,6 +220,9 @@ impl State {
         self.lane().status = Status::Done;
         self.progress += 1;
         self.blocks[slot].n_done += 1;
+        if self.blocks[slot].n_done == self.blocks[slot].lanes.len() {
+            self.check_stores_landed();
+        }
         let block = &self.blocks[slot];
         let all = block.lanes.len() as u32;
         let barrier = block.barriers.iter().position(|b| {
@@ -235,15 +250,22 @@ impl State {
 
     /// The mbarrier at `address`, which this lane may use.
     fn mbarrier(&mut self, address: u32) -> Result<&mut Mbar, Refusal> {
-        let (slot, lane) = self.current;
-        let block = &mut self.blocks[slot];
-        let clock = &block.lanes[lane].clock;
-        match block.mbarriers.get_mut(&address) {
+        self.mbarrier_in(self.current.0, address)
+    }
+
+    /// The mbarrier at `address` of a block's shared memory, which this lane may use.
+    pub(super) fn mbarrier_in(&mut self, slot: usize, address: u32) -> Result<&mut Mbar, Refusal> {
+        let lane = self.lane();
+        let (clock, waits) = (lane.clock.clone(), lane.cluster_waits);
+        let is_after = |bar: &Mbar| {
+            clock.is_after(bar.initialized) || bar.fenced.is_some_and(|arrivals| waits > arrivals)
+        };
+        match self.blocks[slot].mbarriers.get_mut(&address) {
             None => Err((
                 FaultKind::Misuse,
                 format!("no mbarrier was initialized at shared byte {address}"),
             )),
-            Some(bar) if !clock.is_after(bar.initialized) => Err((
+            Some(bar) if !is_after(bar) => Err((
                 FaultKind::Race,
                 format!(
                     "uses the mbarrier at shared byte {address}; no barrier orders its initialization before"
@@ -272,9 +294,23 @@ impl State {
             copies: Vec::new(),
             waiting: Vec::new(),
             initialized,
+            fenced: None,
         };
         self.block().mbarriers.insert(address, bar);
         Ok(())
+    }
+
+    /// Fences this lane's initializations for the cluster.
+    pub(super) fn mbarrier_fence_init(&mut self) {
+        let (slot, lane) = self.current;
+        let block = &mut self.blocks[slot];
+        let lane = &block.lanes[lane];
+        let now = lane.clock.epoch(false);
+        for bar in block.mbarriers.values_mut() {
+            if bar.initialized.same_lane(now) {
+                bar.fenced.get_or_insert(lane.cluster_arrivals);
+            }
+        }
     }
 
     pub(super) fn mbarrier_arrive(&mut self, address: u32, bytes: u32) -> Result<(), Refusal> {
@@ -327,14 +363,20 @@ impl State {
     }
 
     /// Starts a copy whose bytes count for the phase under way of the mbarrier at `address`.
-    pub(super) fn bulk_copy(&mut self, copy: InFlight, address: u32, caller: Caller) -> Result<(), Refusal> {
+    pub(super) fn bulk_copy(
+        &mut self,
+        destination: u32,
+        source: u64,
+        bytes: u32,
+        address: u32,
+        caller: Caller,
+    ) -> Result<(), Refusal> {
         self.mbarrier(address)?;
-        self.start_copy(copy, caller)?;
+        let copy = self.start_copy(destination, source, bytes, caller)?;
         let n_lanes = self.block().lanes.len();
         let view = self.lane().clock.release(n_lanes);
-        let bar = self.mbarrier(address)?;
-        bar.gathering.join(&view);
-        bar.copies.push(copy);
+        let waiting = self.mbarrier(address)?.receive(copy, &view);
+        self.wake(waiting);
         Ok(())
     }
 }

@@ -163,6 +163,46 @@ planted! {
             p.y.store(64 * block_idx_x() as usize + lane, p.y.load(lane) + 1);
         }
     }
+    neighbors, Neighbors, |p| {
+        // Each block of a cluster gets the words of the block before it.
+        let lane = thread_idx_x();
+        let (block, blocks) = (block_idx_x(), grid_dim_x());
+        let received = Shared::<u32>::at(0);
+        let full = Mbarrier::at(512);
+        if lane == 0 {
+            full.init(1);
+            if p.bug != 1 {
+                Mbarrier::fence_init();
+            }
+        }
+        if p.bug != 2 || lane != 40 {
+            cluster_arrive_relaxed();
+        }
+        if p.bug == 3 {
+            cluster_arrive_relaxed();
+        }
+        if p.bug != 4 {
+            cluster_wait();
+        }
+        if lane == 0 {
+            full.arrive_expect(if p.bug == 5 { 320 } else { 256 });
+        }
+        if p.bug == 6 {
+            received.store(lane, 0);
+        }
+        if lane.is_multiple_of(2) {
+            let x = p.x.load_l2_x2(lane as usize).map(|x| x + block);
+            let to = received.offset(if p.bug == 7 { lane + 1 } else { lane });
+            let rank = if p.bug == 8 { block + 1 } else { (block + 1) % blocks };
+            to.store_async_x2(x, rank, full);
+        }
+        match p.bug {
+            9 => return,
+            10 => {}
+            _ => full.wait_cluster(0),
+        }
+        p.y.store((64 * block + lane) as usize, received.load(lane ^ 1));
+    }
     dependent, Dependent, |p| {
         let lane = thread_idx_x() as usize;
         let early = if p.bug == 1 { p.y.load(lane) } else { p.x.load(lane) };
@@ -192,10 +232,10 @@ fn run<K: Kernel + 'static>(
         shared_bytes: 520,
     };
     let params = make(x, y, flags, bug);
-    if K::INFO.name == "hand_over" {
-        emulator.launch_cooperative(&launch, &params)?;
-    } else {
-        emulator.launch(&launch, &params)?;
+    match K::INFO.name {
+        "hand_over" => emulator.launch_cooperative(&launch, &params)?,
+        "neighbors" => emulator.launch_clusters(&launch, &params, blocks)?,
+        _ => emulator.launch(&launch, &params)?,
     }
     emulator.read(y)
 }
@@ -306,6 +346,35 @@ check!(
         &[Race, Unwritten]
     ]
 );
+
+check!(
+    cluster_bugs,
+    Neighbors,
+    3,
+    [
+        &[Race],
+        &[Misuse, Divergence],
+        &[Misuse],
+        &[Cluster, Race, Misuse],
+        &[Deadlock],
+        &[Race, InFlight],
+        &[Misaligned],
+        &[Cluster],
+        &[Cluster],
+        &[InFlight, Unwritten],
+    ]
+);
+
+/// Words come from the block before.
+#[test]
+fn blocks_of_a_cluster_exchange_words() {
+    let make = |x, y, flags, bug| Neighbors { x, y, flags, bug };
+    let y = run(make, 1, 3, 0).expect("sound");
+    for (i, y) in y.iter().enumerate() {
+        let (block, lane) = (i as u32 / 64, (i as u32 % 64) ^ 1);
+        assert_eq!(*y, lane * lane + 1 + (block + 2) % 3);
+    }
+}
 
 #[test]
 fn dependent_launches_wait_before_they_read() {

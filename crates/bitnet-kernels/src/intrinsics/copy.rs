@@ -76,7 +76,8 @@ impl Mbarrier {
         lane::mbarrier_init(self.address(), arrivals);
     }
 
-    /// Makes this lane's [`Mbarrier::init`] visible to bulk copies. `fence.mbarrier_init.release.cluster` and
+    /// Makes this lane's [`Mbarrier::init`] visible to bulk copies, and to the cluster once this lane has arrived at its
+    /// barrier ([`cluster_arrive_relaxed`](super::cluster_arrive_relaxed)). `fence.mbarrier_init.release.cluster` and
     /// `fence.proxy.async.shared::cta`, PTX ISA 9.7.13.4; sm_90.
     #[inline(always)]
     pub fn fence_init() {
@@ -88,6 +89,8 @@ impl Mbarrier {
                 options(nostack, preserves_flags)
             );
         }
+        #[cfg(not(target_arch = "nvptx64"))]
+        lane::mbarrier_fence_init();
     }
 
     /// Arrives once. `mbarrier.arrive.shared::cta.b64`, PTX ISA 9.7.13.15.13.
@@ -139,6 +142,31 @@ impl Mbarrier {
             // SAFETY: the caller's promise.
             unsafe {
                 asm!("{{ .reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [{1}], {2};",
+                    "selp.u32 {0}, 1, 0, done; }}", out(reg32) done, in(reg32) self.address(), in(reg32) parity,
+                    options(nostack, preserves_flags));
+            }
+            if done != 0 {
+                break;
+            }
+        }
+        #[cfg(not(target_arch = "nvptx64"))]
+        lane::mbarrier_wait(self.address(), parity);
+    }
+
+    /// [`Mbarrier::wait`] for a phase to which other blocks of the cluster store.
+    /// `mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64` in a loop, PTX ISA 9.7.13.15.16; sm_90.
+    ///
+    /// # Safety
+    /// The object was initialized.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    pub unsafe fn wait_cluster(self, parity: u32) {
+        #[cfg(target_arch = "nvptx64")]
+        loop {
+            let done: u32;
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!("{{ .reg .pred done; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [{1}], {2};",
                     "selp.u32 {0}, 1, 0, done; }}", out(reg32) done, in(reg32) self.address(), in(reg32) parity,
                     options(nostack, preserves_flags));
             }

@@ -9,6 +9,7 @@
 
 mod atomic;
 mod barrier;
+mod cluster;
 mod copy;
 mod element;
 mod float;
@@ -20,6 +21,7 @@ mod shared;
 mod warp;
 
 pub use barrier::*;
+pub use cluster::*;
 pub use copy::*;
 pub use element::{Element, Word};
 pub use float::*;

@@ -158,6 +158,13 @@ impl Gpu {
         }
     }
 
+    /// Whether its tensor cores multiply single bits: those of compute capability 8 and 9 do, for later ones the instruction is made
+    /// of dozens of others.
+    #[must_use]
+    pub fn multiplies_bits(&self) -> bool {
+        matches!(self.properties().compute_capability.0, 8 | 9)
+    }
+
     /// When errors are reported.
     #[must_use]
     pub fn reporting(&self) -> Reporting {

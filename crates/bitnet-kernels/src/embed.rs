@@ -12,7 +12,8 @@ macro_rules! embed {
             ///
             /// - Shapes: `tokens` (batch); `table` (vocab, d) as named, two 16-bit elements or one f32 a word; `x` (batch, d).
             /// - Launch: [`Self::launch`]; a thread owns two elements.
-            /// - Bound: latency; a row is read once.
+            /// - Bound: latency; a row is read once. Nothing of the next kernel starts before this one's wait is over, so kernels
+            ///   further down may read what steps before this one wrote without waiting for it.
             ///
             /// # Safety
             /// Lengths as above; `d` even; every token below the vocabulary; `table` and `x` 8-byte aligned.
@@ -53,10 +54,10 @@ macro_rules! embed {
             #[inline(always)]
             pub(super) unsafe fn $name(p: super::$Params) {
                 let (pair, row) = (block_idx_x() * THREADS + thread_idx_x(), block_idx_y() as usize);
+                // Another kernel may have sampled the token.
+                grid_dependency_wait();
                 grid_dependency_launch();
                 if pair < p.d / 2 {
-                    // Another kernel may have sampled the token.
-                    grid_dependency_wait();
                     // SAFETY: the row is below the batch, the pair inside the row.
                     unsafe {
                         let token = p.tokens.load_l2(row)[0] as usize;

@@ -11,8 +11,8 @@ kernel! {
     /// the codes.
     ///
     /// - Shapes: `x` (rows, k); `norm` (k); `q` (rows, k padded to 128) i8, the padding written as zeros; `unit`, `sum` (rows).
-    /// - Launch: a block a row, warps as [`decode_linear::warps`] of k; lane `4 g + t` of a warp owns columns `32 t + 4 g ..` of
-    ///   each of its tiles of 128.
+    /// - Launch: a block a row, warps as [`decode_linear::warps`] of k; a lane of a warp owns the columns of each
+    ///   of its tiles that it owns there.
     /// - Moves: `4 rows k` bytes twice (the second time from L1), `rows k` bytes out.
     /// - Bound: latency; one row is a few KB.
     ///
@@ -57,7 +57,7 @@ pub const fn words_per_row(k: usize) -> usize {
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
     use super::QuantizeRows;
-    use crate::decode_linear::device::{Scale, add_squares, codes, unit};
+    use crate::decode_linear::device::{Scale, add_squares, codes, tile_column, unit};
     use crate::intrinsics::*;
     use crate::reduce::{warp_max, warp_sum};
     use bitnet_layout::mma_tile;
@@ -66,7 +66,7 @@ mod device {
     pub(super) unsafe fn run(p: QuantizeRows) {
         let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
         let (row, tiles_k) = (block_idx_x() as usize, p.k.div_ceil(128));
-        let mine = lane % 4 * 32 + lane / 4 * 4;
+        let mine = tile_column();
         let x = p.x.offset(row * p.k as usize);
         let q = p.q.offset(row * tiles_k as usize * 32);
         let maxima = Shared::<f32>::at(0);

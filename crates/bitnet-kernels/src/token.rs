@@ -1,9 +1,7 @@
-//! The two ends of a decoded token's step: the first magnitudes of its embedding, and the choice of the next token.
+//! The end of a decoded token's step: the choice of the next token.
 
 use crate::{Global, Launch};
 
-/// Threads of [`DecodeStart`].
-const THREADS: u32 = 640;
 /// Threads of a block of [`ArgMax`].
 const ARG_MAX_THREADS: u32 = 256;
 /// Blocks of [`ArgMax`] a row.
@@ -11,44 +9,6 @@ const ARG_MAX_BLOCKS: u32 = 64;
 
 /// What [`ArgMax`] writes to the ring for logits with a NaN among them.
 pub const NO_TOKEN: u32 = u32::MAX;
-
-kernel! {
-    /// Begins a decode step: publishes the largest `|x norm|` of the embedded token `x` in the first [`crate::decode_linear::SLOTS`] words of
-    /// `slots` and clears the others.
-    ///
-    /// - Shapes: `x`, `norm` (d); `slots` (n_slots).
-    /// - Launch: one block of 640 threads.
-    /// - Bound: latency. Nothing of the next kernel starts before this one's wait is over, so kernels further down may read
-    ///   what steps before this one wrote without waiting for it.
-    ///
-    /// # Safety
-    /// Lengths as above; `n_slots` at least [`crate::decode_linear::SLOTS`].
-    decode_start, block = [THREADS, 1, 1], body = device::start;
-    pub struct DecodeStart {
-        /// The embedded token, (d).
-        pub x: Global<f32>,
-        /// Weight of the first layer's norm, (d).
-        pub norm: Global<f32>,
-        /// Slots of all linear layers, in order.
-        pub slots: Global<u32>,
-        /// Width of the residual stream.
-        pub d: u32,
-        /// Words of `slots`.
-        pub n_slots: u32,
-    }
-}
-
-impl DecodeStart {
-    /// The launch for these parameters.
-    #[must_use]
-    pub const fn launch(&self) -> Launch {
-        Launch {
-            grid: [1, 1, 1],
-            block: [THREADS, 1, 1],
-            shared_bytes: THREADS / 32 * 4,
-        }
-    }
-}
 
 kernel! {
     /// Chooses the largest logit of every row, the first of equals, and makes it the next token of the row's sequence:
@@ -100,34 +60,8 @@ impl ArgMax {
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
-    use super::{ARG_MAX_BLOCKS, ARG_MAX_THREADS, ArgMax, DecodeStart, NO_TOKEN, THREADS};
-    use crate::decode_linear::SLOTS;
+    use super::{ARG_MAX_BLOCKS, ARG_MAX_THREADS, ArgMax, NO_TOKEN};
     use crate::intrinsics::*;
-    use crate::reduce::block_max;
-
-    #[inline(always)]
-    pub(super) unsafe fn start(p: DecodeStart) {
-        let me = thread_idx_x();
-        // SAFETY: columns are compared with d, slots with their number; every branch around a block operation is uniform.
-        unsafe {
-            grid_dependency_wait();
-            grid_dependency_launch();
-            let mut max = 0.0f32;
-            let mut col = me;
-            while col < p.d {
-                let at = col as usize;
-                max = max.max((p.x.load_l2(at)[0] * p.norm.load_constant(at)[0]).abs());
-                col += THREADS;
-            }
-            let max = block_max::<{ THREADS / 32 }>(max, Shared::at(0));
-            let mut slot = me;
-            while slot < p.n_slots {
-                p.slots
-                    .store(slot as usize, if slot < SLOTS as u32 { max.to_bits() } else { 0 });
-                slot += THREADS;
-            }
-        }
-    }
 
     /// Bits that order as the floats do, NaN above all.
     #[inline(always)]

@@ -99,7 +99,7 @@ fn check(n_heads: u32, n_kv_heads: u32, head_dim: u32, cuts: &[u32], positions: 
         let (out, after) = decode(&mut Emulator::new(5), &shape, &rows, &before, &[(1, position)])
             .unwrap_or_else(|fault| panic!("{what}, position {position}: {fault}"));
         let expected = &whole[position as usize * d_q..][..d_q];
-        assert!(bits(&out.out) == bits(expected), "{what}: decode of {position}");
+        assert!(bits(&out) == bits(expected), "{what}: decode of {position}");
         let expected = cache.poisoned_from(&shape, 1, position + 1, POISON);
         assert!(after == expected, "{what}: cache after decode of {position}");
     }
@@ -170,10 +170,7 @@ fn batches() {
     });
     for (i, &(sequence, position)) in tokens.iter().enumerate() {
         let expected = &alone[sequence as usize].0[position as usize * d_q..][..d_q];
-        let got = &decoded.out[i * d_q..][..d_q];
+        let got = &decoded[i * d_q..][..d_q];
         assert!(bits(got) == bits(expected), "sequence {sequence}");
-        let max = got.iter().zip(&decoded.weight).map(|(x, w)| (x * w).abs());
-        let max = max.fold(0.0, f32::max);
-        assert_eq!(decoded.slots[i].iter().copied().max(), Some(max.to_bits()));
     }
 }

@@ -5,7 +5,7 @@ use bitnet_kernels::bit_gemm::{self, Shape as GemmShape};
 use bitnet_kernels::bit_gemv::{
     self, BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K5, BitGemvT4K1, BitGemvT4K2, BitGemvT5K2,
 };
-use bitnet_kernels::decode_linear::{self, RELU2, SILU, SLOTS};
+use bitnet_kernels::decode_linear::{self, RELU2, SILU};
 use bitnet_kernels::emulator::Emulator;
 use bitnet_kernels::quantize_rows::{self, QuantizeRows};
 use bitnet_kernels::{Global, Launch};
@@ -228,22 +228,13 @@ impl Layer {
         }
     }
 
-    /// The fused kernel; returns the output and the published maximum.
-    fn decode(
-        &self,
-        emulator: &mut Emulator,
-        kind: Kind,
-        b: &Buffers,
-        absmax: f32,
-        next_norm: &[f32],
-    ) -> f32 {
-        let mut slots = [0u32; SLOTS];
-        slots[5] = absmax.to_bits();
-        let absmax = emulator.buffer(&slots);
-        let next_absmax = emulator.buffer(&[0u32; SLOTS]);
-        let next_norm = emulator.constant(next_norm);
-        let launch: Launch = decode_linear::launch(self.n, self.k, kind == Kind::Gated);
+    /// The fused kernel, on bits or on bytes.
+    fn decode(&self, emulator: &mut Emulator, kind: Kind, bits: bool, b: &Buffers) {
+        let launch: Launch = decode_linear::launch(self.n, self.k);
         macro_rules! run {
+            ($Bits:ident, $Bytes:ident) => {
+                if bits { run!($Bits) } else { run!($Bytes) }
+            };
             ($Params:ident) => {
                 emulator.launch(
                     &launch,
@@ -251,10 +242,7 @@ impl Layer {
                         w: b.tiles,
                         x: b.x,
                         norm: b.norm,
-                        absmax,
                         y: b.y,
-                        next_norm,
-                        next_absmax,
                         n: self.n as u32,
                         k: self.k as u32,
                         eps: self.eps,
@@ -269,23 +257,17 @@ impl Layer {
             };
         }
         match (kind, decode_linear::tiles_per_warp(self.k)) {
-            (Kind::Store, 2) => run!(DecodeStoreK2),
-            (Kind::Store, 3) => run!(DecodeStoreK3),
-            (Kind::Store, _) => run!(DecodeStoreK4),
-            (Kind::Add, 2) => run!(DecodeAddK2),
-            (Kind::Add, 3) => run!(DecodeAddK3),
-            (Kind::Add, _) => run!(DecodeAddK4),
-            (Kind::Gated, 2) => run!(DecodeGatedK2),
-            (Kind::Gated, 3) => run!(DecodeGatedK3),
-            (Kind::Gated, _) => run!(DecodeGatedK4),
+            (Kind::Store, 2) => run!(DecodeStoreK2, DecodeStoreK2Bytes),
+            (Kind::Store, 3) => run!(DecodeStoreK3, DecodeStoreK3Bytes),
+            (Kind::Store, _) => run!(DecodeStoreK4, DecodeStoreK4Bytes),
+            (Kind::Add, 2) => run!(DecodeAddK2, DecodeAddK2Bytes),
+            (Kind::Add, 3) => run!(DecodeAddK3, DecodeAddK3Bytes),
+            (Kind::Add, _) => run!(DecodeAddK4, DecodeAddK4Bytes),
+            (Kind::Gated, 2) => run!(DecodeGatedK2, DecodeGatedK2Bytes),
+            (Kind::Gated, 3) => run!(DecodeGatedK3, DecodeGatedK3Bytes),
+            (Kind::Gated, _) => run!(DecodeGatedK4, DecodeGatedK4Bytes),
         }
         .unwrap();
-        emulator
-            .read(next_absmax)
-            .unwrap()
-            .into_iter()
-            .map(f32::from_bits)
-            .fold(0.0, f32::max)
     }
 
     /// The batch kernels.
@@ -424,30 +406,27 @@ fn check_layer(
     let norm: Vec<f32> = (0..k).map(|_| random.f32() + 1.5).collect();
     let outputs = kind.outputs(n);
     let before: Vec<f32> = (0..most * outputs).map(|_| random.f32()).collect();
-    let next_norm: Vec<f32> = (0..outputs).map(|_| random.f32()).collect();
 
     // Each row alone, through the fused kernel.
     let mut alone = Vec::new();
     for row in 0..most {
-        let mut emulator = Emulator::new(seed);
         let (x, before) = (&x[row * k..][..k], &before[row * outputs..][..outputs]);
-        let buffers = Buffers {
-            tiles: emulator.constant(&tiles),
-            x: emulator.constant(x),
-            norm: emulator.constant(&norm),
-            y: if kind == Kind::Add {
-                emulator.buffer(before)
-            } else {
-                emulator.uninit(outputs)
-            },
-        };
-        let absmax = x
-            .iter()
-            .zip(&norm)
-            .map(|(x, w)| (x * w).abs())
-            .fold(0.0, f32::max);
-        let published = layer.decode(&mut emulator, kind, &buffers, absmax, &next_norm);
-        let y = emulator.read(buffers.y).unwrap();
+        let [y, on_bytes] = [true, false].map(|bits| {
+            let mut emulator = Emulator::new(seed);
+            let buffers = Buffers {
+                tiles: emulator.constant(&tiles),
+                x: emulator.constant(x),
+                norm: emulator.constant(&norm),
+                y: if kind == Kind::Add {
+                    emulator.buffer(before)
+                } else {
+                    emulator.uninit(outputs)
+                },
+            };
+            layer.decode(&mut emulator, kind, bits, &buffers);
+            emulator.read(buffers.y).unwrap()
+        });
+        assert!(y.iter().zip(&on_bytes).all(|(a, b)| a.to_bits() == b.to_bits()));
         let reference = layer_reference(&layer, kind, &matrix, x, &norm, before);
         let size = reference.iter().fold(0.0f64, |m, r| m.max(r.abs()));
         for (i, (&y, &r)) in y.iter().zip(&reference).enumerate() {
@@ -457,14 +436,6 @@ fn check_layer(
                 error <= 2e-6 * size,
                 "{kind:?} ({n}, {k}) row {row} output {i}: {y} is not {r}"
             );
-        }
-        if kind != Kind::Store {
-            let largest = y
-                .iter()
-                .zip(&next_norm)
-                .map(|(y, w)| (y * w).abs())
-                .fold(0.0, f32::max);
-            assert_eq!(published, largest);
         }
         alone.extend(y);
     }
@@ -590,6 +561,6 @@ fn rows_of_zeros() {
         norm: emulator.constant(&[1.0; 64]),
         y: emulator.uninit(16),
     };
-    layer.decode(&mut emulator, Kind::Store, &buffers, 0.0, &[1.0; 16]);
+    layer.decode(&mut emulator, Kind::Store, true, &buffers);
     assert_eq!(emulator.read(buffers.y).unwrap(), [0.0; 16]);
 }

@@ -1,9 +1,8 @@
-//! The ends of a decode step and the repacking of weights, in the emulator.
+//! The end of a decode step and the repacking of weights, in the emulator.
 
-use bitnet_kernels::decode_linear::SLOTS;
 use bitnet_kernels::emulator::Emulator;
 use bitnet_kernels::repack::Repack;
-use bitnet_kernels::token::{ArgMax, DecodeStart, NO_TOKEN};
+use bitnet_kernels::token::{ArgMax, NO_TOKEN};
 use bitnet_layout::mma_tile::{self, RowOrder};
 use bitnet_layout::words::Shape;
 
@@ -41,30 +40,6 @@ fn row(n: usize, seed: u32) -> Vec<f32> {
     (0..n as u32)
         .map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 23) as f32 - 1.0)
         .collect()
-}
-
-#[test]
-fn a_step_starts_with_clear_slots() {
-    for (seed, d) in [(0, 64), (1, 644), (2, 2560)] {
-        let (x, norm) = (row(d, 1), row(d, 2));
-        let mut emulator = Emulator::new(seed);
-        let params = DecodeStart {
-            x: emulator.constant(&x),
-            norm: emulator.constant(&norm),
-            slots: emulator.buffer(&[7u32; 3 * SLOTS]),
-            d: d as u32,
-            n_slots: 3 * SLOTS as u32,
-        };
-        emulator.launch(&params.launch(), &params).unwrap();
-        let slots = emulator.read(params.slots).unwrap();
-        let max = x
-            .iter()
-            .zip(&norm)
-            .map(|(x, w)| (x * w).abs())
-            .fold(0.0, f32::max);
-        assert!(slots[..SLOTS].iter().all(|&slot| slot == max.to_bits()));
-        assert!(slots[SLOTS..].iter().all(|&slot| slot == 0));
-    }
 }
 
 /// What two steps leave: the ring (steps, rows), and token, position and steps of every row.

@@ -1,6 +1,5 @@
 //! Attention of a batch: which kernels, and their launches.
 
-use super::linear::O;
 use super::{DECODE_BATCH, Engine, Input, launch};
 use crate::error::Result;
 use bitnet_kernels::attention::{
@@ -77,7 +76,7 @@ impl Engine {
             q_scale: rope::q_scale(d.head_dim as u32),
         };
         // SAFETY: positions and sequences were checked by `begin`, or advanced by the device within the steps that were
-        // asked for; each sequence has one token. `DecodeStart`, the embedding of a batch, or the host's upload lies between
+        // asked for; each sequence has one token. The embedding or the host's upload lies between
         // this launch and the kernels that wrote positions and the older part of the cache.
         unsafe {
             match self.padded {
@@ -90,23 +89,20 @@ impl Engine {
     }
 
     /// Folds those steps.
-    pub(super) fn attention_combine(&self, layer: usize, steps: usize) -> Result<()> {
-        let (l, s, d) = (&self.layers[layer], &self.scratch, &self.dims);
+    pub(super) fn attention_combine(&self, steps: usize) -> Result<()> {
+        let (s, d) = (&self.scratch, &self.dims);
         let combine = AttentionCombine {
             values: s.values.global(),
             sums: s.sums.global(),
             positions: s.positions.global(),
             out: s.attention.global(),
-            weight: l.attn_sub_norm.as_ref().unwrap_or(&self.ones).global(),
-            slots: self.slots((layer, O))?,
             batch: self.batch as u32,
             n_heads: d.n_heads as u32,
             head_dim: d.head_dim as u32,
             padded: self.padded as u32,
             steps: steps as u32,
-            publish: (self.batch == 1).into(),
         };
-        // SAFETY: the partial results were sized for these steps; slots are published for a single token alone.
+        // SAFETY: the partial results were sized for these steps.
         unsafe { launch(&self.stream, &combine, combine.launch()) }
     }
 

@@ -249,7 +249,7 @@ impl Engine {
         for layer in 0..self.layers.len() {
             run(Part::Qkv, &|| self.qkv(layer))?;
             run(Part::Attention, &|| self.attention_decode(layer, steps))?;
-            run(Part::Combine, &|| self.attention_combine(layer, steps))?;
+            run(Part::Combine, &|| self.attention_combine(steps))?;
             run(Part::OutProj, &|| self.out_proj(layer))?;
             run(Part::UpGate, &|| self.up_gate(layer))?;
             run(Part::Down, &|| self.down(layer))?;

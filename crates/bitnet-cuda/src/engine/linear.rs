@@ -3,7 +3,7 @@
 use super::weights::Matrix;
 use super::{Engine, WeightKind, launch};
 use crate::error::Result;
-use bitnet_kernels::decode_linear::{self, SLOTS};
+use bitnet_kernels::decode_linear;
 use bitnet_kernels::quantize_rows::{self, QuantizeRows};
 use bitnet_kernels::{Global, bit_gemm};
 
@@ -24,23 +24,9 @@ pub(super) struct Linear<'a> {
     /// Negative where there is no norm.
     pub(super) eps: f32,
     pub(super) y: Global<f32>,
-    /// Place of the input's magnitudes: layer and number of the linear layer in it.
-    pub(super) slot: (usize, usize),
-    /// Where the output's magnitudes go, and the weight of the norm that its reader applies.
-    pub(super) next: Option<((usize, usize), Global<f32>)>,
 }
 
-/// Layers' linear layers, as places of magnitudes.
-pub(super) const QKV: usize = 0;
-pub(super) const O: usize = 1;
-pub(super) const GATE_UP: usize = 2;
-pub(super) const DOWN: usize = 3;
-
 impl Engine {
-    pub(super) fn slots(&self, (layer, linear): (usize, usize)) -> Result<Global<u32>> {
-        self.scratch.slots.global_at((layer * 4 + linear) * SLOTS)
-    }
-
     pub(super) fn linear(&self, linear: &Linear<'_>) -> Result<()> {
         match (linear.matrix.kind, self.batch) {
             (WeightKind::Bf16, _) => self.linear_dense(linear),
@@ -58,14 +44,17 @@ impl Engine {
             starts,
             ..
         } = linear.matrix;
-        let grid = decode_linear::launch(*n, *k, linear.epilogue == Epilogue::Gated);
-        // A layer that only stores publishes nothing: any valid address serves.
-        let (next, next_norm) = linear.next.unwrap_or((linear.slot, linear.norm));
-        let (absmax, next_absmax) = (self.slots(linear.slot)?, self.slots(next)?);
+        let grid = decode_linear::launch(*n, *k);
         macro_rules! run {
+            ($Bits:ident, $Bytes:ident) => {
+                if self.gpu().multiplies_bits() {
+                    run!($Bits)
+                } else {
+                    run!($Bytes)
+                }
+            };
             ($Params:ident) => {
-                // SAFETY: the buffers have the shapes of the model; the input's magnitudes were published by the kernel that
-                // wrote it; the kernel waits before it reads what others wrote.
+                // SAFETY: the buffers have the shapes of the model; the kernel waits before it reads what others wrote.
                 unsafe {
                     launch(
                         &self.stream,
@@ -73,10 +62,7 @@ impl Engine {
                             w: values.global(),
                             x: linear.x,
                             norm: linear.norm,
-                            absmax,
                             y: linear.y,
-                            next_norm,
-                            next_absmax,
                             n: *n as u32,
                             k: *k as u32,
                             eps: linear.eps,
@@ -93,15 +79,15 @@ impl Engine {
             };
         }
         match (linear.epilogue, decode_linear::tiles_per_warp(*k)) {
-            (Epilogue::Store, 2) => run!(DecodeStoreK2),
-            (Epilogue::Store, 3) => run!(DecodeStoreK3),
-            (Epilogue::Store, _) => run!(DecodeStoreK4),
-            (Epilogue::Add, 2) => run!(DecodeAddK2),
-            (Epilogue::Add, 3) => run!(DecodeAddK3),
-            (Epilogue::Add, _) => run!(DecodeAddK4),
-            (Epilogue::Gated, 2) => run!(DecodeGatedK2),
-            (Epilogue::Gated, 3) => run!(DecodeGatedK3),
-            (Epilogue::Gated, _) => run!(DecodeGatedK4),
+            (Epilogue::Store, 2) => run!(DecodeStoreK2, DecodeStoreK2Bytes),
+            (Epilogue::Store, 3) => run!(DecodeStoreK3, DecodeStoreK3Bytes),
+            (Epilogue::Store, _) => run!(DecodeStoreK4, DecodeStoreK4Bytes),
+            (Epilogue::Add, 2) => run!(DecodeAddK2, DecodeAddK2Bytes),
+            (Epilogue::Add, 3) => run!(DecodeAddK3, DecodeAddK3Bytes),
+            (Epilogue::Add, _) => run!(DecodeAddK4, DecodeAddK4Bytes),
+            (Epilogue::Gated, 2) => run!(DecodeGatedK2, DecodeGatedK2Bytes),
+            (Epilogue::Gated, 3) => run!(DecodeGatedK3, DecodeGatedK3Bytes),
+            (Epilogue::Gated, _) => run!(DecodeGatedK4, DecodeGatedK4Bytes),
         }
     }
 

@@ -4,7 +4,6 @@ use super::space::{Space, Use};
 use super::{Dims, HeadKind, Limits, WeightKind};
 use crate::error::Result;
 use crate::memory::DeviceBuffer;
-use bitnet_kernels::decode_linear::SLOTS;
 use bitnet_kernels::{bf16_gemm, dense_gemv, quantize_rows, rope};
 
 /// Buffers of a step.
@@ -34,8 +33,6 @@ pub(super) struct Scratch {
     /// Partial attention, (decode batch, n_heads, steps, padded) and (…, 2).
     pub(super) values: DeviceBuffer<f32>,
     pub(super) sums: DeviceBuffer<f32>,
-    /// Largest magnitudes before every linear layer, (n_layers, 4, SLOTS).
-    pub(super) slots: DeviceBuffer<u32>,
     /// Products of bfloat16 layers before their epilogue, (batch, widest output).
     pub(super) product: DeviceBuffer<f32>,
     /// Terms of the rows before the output head, and what their sums are multiplied by: see [`bf16_gemm::SplitColumns`] and
@@ -91,7 +88,6 @@ impl Scratch {
             sum: space.alloc(Use::Scratch, "activation sums", max_batch)?,
             values: floats("partial attention", decode_rows * padded)?,
             sums: floats("partial attention", decode_rows * 2)?,
-            slots: words("magnitudes", dims.n_layers * 4 * SLOTS)?,
             product: floats("products", product)?,
             terms: words("the head's input", term_words)?,
             term_unit: floats("the head's input", logit_rows)?,

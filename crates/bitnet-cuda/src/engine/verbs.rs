@@ -1,11 +1,10 @@
 //! The verbs of a step, for a batch that [`Engine::begin`] was given.
 
 use super::attention::Attention;
-use super::linear::{DOWN, Epilogue, GATE_UP, Linear, O, QKV};
+use super::linear::{Epilogue, Linear};
 use super::{Engine, Input, launch};
 use crate::error::{Error, Result};
 use bitnet_kernels::embed::EmbedBf16;
-use bitnet_kernels::token::DecodeStart;
 
 impl Engine {
     /// Takes a batch: checks it, uploads it, and writes the tokens' embeddings to the residual stream.
@@ -50,23 +49,9 @@ impl Engine {
             batch: self.batch as u32,
             d,
         };
-        let Some(layer) = self.layers.first().filter(|_| self.batch == 1) else {
-            // After all before it: kernels further down read what steps before this one wrote without waiting for it.
-            // SAFETY: token ids were checked against the vocabulary, or chosen from it by the device; buffers are as large
-            // as the batch, which `begin` checked.
-            return unsafe { self.stream.launch(&embed, embed.launch()) };
-        };
-        // SAFETY: as above; the kernel waits before it reads the tokens.
-        unsafe { launch(&self.stream, &embed, embed.launch())? };
-        let start = DecodeStart {
-            x: s.residual.global(),
-            norm: layer.attn_norm.global(),
-            slots: s.slots.global(),
-            d,
-            n_slots: s.slots.len() as u32,
-        };
-        // SAFETY: the residual stream has a row, the norm `d` weights; the kernel waits before anything else.
-        unsafe { launch(&self.stream, &start, start.launch()) }
+        // SAFETY: token ids were checked against the vocabulary, or chosen from it by the device; buffers are as large as the
+        // batch, which `begin` checked; the kernel waits before it reads the tokens.
+        unsafe { launch(&self.stream, &embed, embed.launch()) }
     }
 
     /// Norm, quantization and projection to queries, keys and values of layer `layer`.
@@ -82,8 +67,6 @@ impl Engine {
             norm: l.attn_norm.global(),
             eps: self.dims.eps,
             y: self.scratch.qkv.global(),
-            slot: (layer, QKV),
-            next: None,
         })
     }
 
@@ -95,7 +78,7 @@ impl Engine {
         match self.attention {
             Attention::Decode { steps } => {
                 self.attention_decode(layer, steps)?;
-                self.attention_combine(layer, steps)
+                self.attention_combine(steps)
             }
             Attention::Prefill { tiles } => self.attention_prefill(layer, tiles),
         }
@@ -114,8 +97,6 @@ impl Engine {
             norm: l.attn_sub_norm.as_ref().unwrap_or(&self.ones).global(),
             eps: if self.dims.sub_norms { self.dims.eps } else { -1.0 },
             y: self.scratch.residual.global(),
-            slot: (layer, O),
-            next: Some(((layer, GATE_UP), l.ffn_norm.global())),
         })
     }
 
@@ -132,11 +113,6 @@ impl Engine {
             norm: l.ffn_norm.global(),
             eps: self.dims.eps,
             y: self.scratch.gated.global(),
-            slot: (layer, GATE_UP),
-            next: Some((
-                (layer, DOWN),
-                l.ffn_sub_norm.as_ref().unwrap_or(&self.ones).global(),
-            )),
         })
     }
 
@@ -146,11 +122,6 @@ impl Engine {
     /// When the device fails.
     pub fn down(&self, layer: usize) -> Result<()> {
         let l = &self.layers[layer];
-        // After the last layer nobody reads the magnitudes: they go where they harm nobody.
-        let (next, norm) = match self.layers.get(layer + 1) {
-            Some(next) => ((layer + 1, QKV), &next.attn_norm),
-            None => ((layer, QKV), &self.final_norm),
-        };
         self.linear(&Linear {
             matrix: &l.down,
             epilogue: Epilogue::Add,
@@ -158,8 +129,6 @@ impl Engine {
             norm: l.ffn_sub_norm.as_ref().unwrap_or(&self.ones).global(),
             eps: if self.dims.sub_norms { self.dims.eps } else { -1.0 },
             y: self.scratch.residual.global(),
-            slot: (layer, DOWN),
-            next: Some((next, norm.global())),
         })
     }
 

@@ -6,11 +6,10 @@ use crate::{Global, Launch};
 const MAX_THREADS: u32 = 256;
 
 kernel! {
-    /// `out[b][h] = O / L` of the left fold over the steps of token b's head h; optionally the maximum of
-    /// `|out[b] weight|` into slots.
+    /// `out[b][h] = O / L` of the left fold over the steps of token b's head h.
     ///
     /// - Shapes: `values` (batch, n_heads, steps, padded); `sums` (batch, n_heads, steps, 2): maximum, sum of weights;
-    ///   `positions` (batch); `out` (batch, n_heads, head_dim); `weight` (n_heads, head_dim); `slots` (batch, [`crate::decode_linear::SLOTS`]).
+    ///   `positions` (batch); `out` (batch, n_heads, head_dim).
     /// - Launch: [`AttentionCombine::launch`]; a block owns a head, a thread a dimension.
     /// - Moves: every partial result of the tokens' own steps once, from L2.
     /// - Bound: latency; up to 16 steps are requested at a time.
@@ -27,10 +26,6 @@ kernel! {
         pub positions: Global<u32>,
         /// Output.
         pub out: Global<f32>,
-        /// What follows the attention multiplies it by; ones if there is nothing.
-        pub weight: Global<f32>,
-        /// Bits of non-negative floats, raised to the maximum.
-        pub slots: Global<u32>,
         /// Tokens.
         pub batch: u32,
         /// Query heads.
@@ -41,8 +36,6 @@ kernel! {
         pub padded: u32,
         /// Steps a head has room for.
         pub steps: u32,
-        /// 1 to publish into `slots`, 0 to leave `weight` and `slots` alone.
-        pub publish: u32,
     }
 }
 
@@ -63,7 +56,6 @@ mod device {
     use super::super::math::{Fold, LOWEST};
     use super::AttentionCombine;
     use crate::Global;
-    use crate::decode_linear::SLOTS;
     use crate::intrinsics::*;
     use crate::rope::BLOCK_KEYS;
 
@@ -119,12 +111,6 @@ mod device {
         // SAFETY: the head is the block's, the dimension below the padded ones, the steps up to the token's position.
         unsafe {
             let steps = p.positions.load_l2(token as usize)[0] / BLOCK_KEYS + 1;
-            let is_inside = d < p.head_dim;
-            let weight = if p.publish != 0 && is_inside {
-                p.weight.load((head * p.head_dim + d) as usize)
-            } else {
-                0.0
-            };
             grid_dependency_wait();
             let values = p.values.offset(at * p.padded as usize + d as usize);
             let sums = p.sums.offset(2 * at);
@@ -134,23 +120,8 @@ mod device {
             } else {
                 fold::<16>(values, p.padded, sums, steps)
             };
-            if is_inside {
+            if d < p.head_dim {
                 p.out.store(row * p.head_dim as usize + d as usize, out);
-            }
-            if p.publish != 0 {
-                // Bits of non-negative floats are ordered as the floats are.
-                let max = warp_reduce_max_u32(
-                    FULL_MASK,
-                    if is_inside {
-                        (out * weight).abs().to_bits()
-                    } else {
-                        0
-                    },
-                );
-                if lane_id() == 0 {
-                    let slot = (head * (p.padded / WARP_SIZE) + warp_id()) as usize % SLOTS;
-                    p.slots.fetch_max(token as usize * SLOTS + slot, max);
-                }
             }
         }
     }

@@ -5,6 +5,8 @@
 //!   `group + 8`; `a[2]`, `a[3]` the same rows, columns `16 + 4 quad ..`. B (32, 8): `b[0]` holds rows `4 quad ..` of column
 //!   `group`, `b[1]` rows `16 + 4 quad ..`. C (16, 8): `c[0..2]` row `group`, columns `2 quad, 2 quad + 1`; `c[2..4]` row
 //!   `group + 8`.
+//! - m16n8k256, single bits: the same with 32 bits for 4 bytes: `a[0]` row `group`, columns `32 quad ..` (lowest column in the
+//!   lowest bit); `a[2]`, `a[3]` columns 128 further; `b[0]` rows `32 quad ..` of column `group`, `b[1]` 128 further.
 //! - m16n8k16, bfloat16: the same with pairs for quadruples: `a[0]` row `group`, columns `2 quad, 2 quad + 1`; `a[1]` row
 //!   `group + 8`; `a[2]`, `a[3]` columns 8 further; `b[0]` rows `2 quad, 2 quad + 1` of column `group`, `b[1]` 8 further.
 
@@ -19,6 +21,8 @@ unsafe extern "unadjusted" {
     fn mma_s8_s8(a0: u32, a1: u32, a2: u32, a3: u32, b0: u32, b1: u32, c0: i32, c1: i32, c2: i32, c3: i32) -> Quad<i32>;
     #[link_name = "llvm.nvvm.mma.m16n8k32.row.col.u8.s8"]
     fn mma_u8_s8(a0: u32, a1: u32, a2: u32, a3: u32, b0: u32, b1: u32, c0: i32, c1: i32, c2: i32, c3: i32) -> Quad<i32>;
+    #[link_name = "llvm.nvvm.mma.and.popc.m16n8k256.row.col.b1"]
+    fn mma_b1(a0: u32, a1: u32, a2: u32, a3: u32, b0: u32, b1: u32, c0: i32, c1: i32, c2: i32, c3: i32) -> Quad<i32>;
     #[link_name = "llvm.nvvm.mma.m16n8k16.row.col.bf16"]
     fn mma_bf16(a0: u32, a1: u32, a2: u32, a3: u32, b0: u32, b1: u32, c0: f32, c1: f32, c2: f32, c3: f32) -> Quad<f32>;
     #[link_name = "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.b16.p0"]
@@ -54,6 +58,10 @@ mma! {
     /// `C + A B`, A (16, 32) u8, B (32, 8) i8, exact in i32.
     /// `mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32`, PTX ISA 9.7.14.5.
     mma_m16n8k32_u8_s8, mma_u8_s8, i32, 32, |byte| byte as i32, |byte| byte as i8 as i32;
+    /// `C + A B`, A (16, 256) and B (256, 8) single bits: how many ones a row and a column have in common. Capabilities 8.x and
+    /// 9.x have this instruction; for later ones it is made of dozens of others.
+    /// `mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc`, PTX ISA 9.7.14.5.
+    mma_m16n8k256_b1, mma_b1, i32, 256, |bit| bit as i32, |bit| bit as i32;
     /// `C + A B`, A (16, 16) and B (16, 8) bfloat16, in f32; the order in which the hardware adds is not specified.
     /// `mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32`, PTX ISA 9.7.14.5.
     mma_m16n8k16_bf16, mma_bf16, f32, 16, |half| f32::from_bits(half << 16), |half| f32::from_bits(half << 16);

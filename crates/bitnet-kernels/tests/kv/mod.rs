@@ -6,7 +6,6 @@ use bitnet_kernels::attention::{
     AttentionDecode256, AttentionPrefill, AttentionPrefill32, AttentionPrefill64, AttentionPrefill128,
     AttentionPrefill256, Tile,
 };
-use bitnet_kernels::decode_linear::SLOTS;
 use bitnet_kernels::emulator::{Emulator, Fault};
 use bitnet_kernels::rope::{RopeAppend, cache_len, padded_head_dim, q_scale};
 
@@ -226,17 +225,6 @@ pub(crate) fn prefill(
     Ok((emulator.read(params.out)?, cache))
 }
 
-/// What [`decode`] gives.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Decoded {
-    /// Output of every token.
-    pub(crate) out: Vec<f32>,
-    /// What multiplies the output before the published maximum is taken.
-    pub(crate) weight: Vec<f32>,
-    /// The published maxima of every token.
-    pub(crate) slots: Vec<Vec<u32>>,
-}
-
 /// Appends and attends tokens (sequence, position), one of a sequence: outputs, and the cache after.
 pub(crate) fn decode(
     emulator: &mut Emulator,
@@ -244,7 +232,7 @@ pub(crate) fn decode(
     rows: &Rows,
     cache: &Cache,
     tokens: &[(u32, u32)],
-) -> Result<(Decoded, Cache), Fault> {
+) -> Result<(Vec<f32>, Cache), Fault> {
     let batch = tokens.len() as u32;
     // One more step than the positions need.
     let steps = tokens.iter().map(|t| t.1).max().unwrap() / 64 + 2;
@@ -280,32 +268,22 @@ pub(crate) fn decode(
         _ => launch!(AttentionDecode256),
     }
     let d_q = (shape.n_heads * shape.head_dim) as usize;
-    let mut random = Random::new(11);
-    let weight: Vec<f32> = (0..d_q).map(|_| random.float()).collect();
     let combine = AttentionCombine {
         values: params.values,
         sums: params.sums,
         positions: params.positions,
         out: emulator.uninit(batch as usize * d_q),
-        weight: emulator.constant(&weight),
-        slots: emulator.buffer(&vec![0; batch as usize * SLOTS]),
         batch,
         n_heads: shape.n_heads,
         head_dim: shape.head_dim,
         padded: shape.padded,
         steps,
-        publish: 1,
     };
     emulator.launch(&combine.launch(), &combine)?;
-    let slots = emulator.read(combine.slots)?;
-    let decoded = Decoded {
-        out: emulator.read(combine.out)?,
-        weight,
-        slots: slots.chunks(SLOTS).map(<[u32]>::to_vec).collect(),
-    };
+    let out = emulator.read(combine.out)?;
     let cache = Cache {
         k: emulator.read(params.k_cache.cast())?,
         v: emulator.read(params.v_cache.cast())?,
     };
-    Ok((decoded, cache))
+    Ok((out, cache))
 }

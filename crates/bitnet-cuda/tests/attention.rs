@@ -179,6 +179,7 @@ impl<'a> Layer<'a> {
             batch,
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
+            heads_per_kv: self.n_heads / self.n_kv_heads,
             head_dim: self.head_dim,
             context: CONTEXT,
             steps,

@@ -70,6 +70,7 @@ impl Engine {
             batch: self.batch as u32,
             n_heads: d.n_heads as u32,
             n_kv_heads: d.n_kv_heads as u32,
+            heads_per_kv: (d.n_heads / d.n_kv_heads) as u32,
             head_dim: d.head_dim as u32,
             context: self.limits.context as u32,
             steps: steps as u32,

@@ -250,6 +250,7 @@ pub(crate) fn decode(
         batch,
         n_heads: shape.n_heads,
         n_kv_heads: shape.n_kv_heads,
+        heads_per_kv: shape.n_heads / shape.n_kv_heads,
         head_dim: shape.head_dim,
         context: shape.context,
         steps,

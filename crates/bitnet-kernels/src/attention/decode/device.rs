@@ -90,6 +90,10 @@ impl Parts {
 impl<const CHUNKS: usize> Step<CHUNKS> {
     const PADDED: u32 = 32 * CHUNKS as u32;
 
+    /// Lanes that share a head: a constant, as a division by the head's own number would stand between the queries and their
+    /// request.
+    const ITEMS: u32 = Self::PADDED / 4;
+
     /// The place of the token's own key in the step; [`BLOCK_KEYS`] or more if it belongs to a later one.
     #[inline(always)]
     fn new_key(&self) -> u32 {
@@ -164,7 +168,6 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
     #[cfg_attr(feature = "emulator", track_caller)]
     unsafe fn attend(&self, fragments: &mut Fragments<CHUNKS>, parts: &Parts) {
         let p = &self.p;
-        let all_heads = p.n_heads / p.n_kv_heads.max(1);
         let half = p.head_dim / 2;
         let row = p
             .qkv
@@ -173,11 +176,13 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
         let keys = head_at(p.n_heads + self.kv_head);
         let values = head_at(p.n_heads + p.n_kv_heads + self.kv_head);
         // A lane takes four elements of a head at a time.
-        let (item, items) = (thread_idx_x(), half / 2);
-        let makes_key = self.is_last() && item < items;
-        let makes_value = self.is_last() && item < 2 * items && !makes_key;
+        let (item, items) = (Self::item(), half / 2);
+        let makes_key = self.is_last() && thread_idx_x() < items;
+        let makes_value = self.is_last() && thread_idx_x() / Self::ITEMS == 1 && item < items;
+        let (keep, put) = self.value_masks();
         // SAFETY: items are elements of a head, the shared places inside the launch's bytes.
         unsafe {
+            let angle = self.angle(item);
             grid_dependency_wait();
             // The new key and value are requested with the first queries.
             let (mut key, mut value) = ([[0.0; 2]; 2], [0.0; 4]);
@@ -188,21 +193,21 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
                 ];
             }
             if makes_value {
-                value = values.load_l2_x4(4 * (item - items) as usize);
+                value = values.load_l2_x4(4 * item as usize);
             }
             let mut first_head = 0;
-            while first_head < all_heads {
-                let heads = (all_heads - first_head).min(HEADS);
-                let head = self.kv_head * all_heads + first_head;
-                self.rotate_queries(parts, head_at(head), heads);
+            while first_head < p.heads_per_kv {
+                let heads = (p.heads_per_kv - first_head).min(HEADS);
+                let head = self.kv_head * p.heads_per_kv + first_head;
+                self.rotate_queries(parts, head_at(head), heads, angle);
                 if first_head == 0 {
                     if makes_key {
-                        self.put_key(parts, item, key);
+                        self.put_key(parts, item, key, angle);
                     }
                     if makes_value {
                         let low = f32_to_bf16x2(value[0], value[1]);
                         let high = f32_to_bf16x2(value[2], value[3]);
-                        parts.new_v.store_x2(2 * (item - items), [low, high]);
+                        parts.new_v.store_x2(2 * item, [low, high]);
                     }
                 }
                 if p.head_dim < Self::PADDED {
@@ -211,23 +216,36 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
                 // Orders queries, new key and new value in shared memory before the loads of the fragments.
                 sync_threads();
                 if first_head == 0 && self.is_last() {
-                    self.insert_new(fragments, parts);
+                    self.insert_key(&mut fragments.k, parts);
                 }
-                let (max, weights) = self.weights(&fragments.k, parts, heads);
+                self.score(&fragments.k, parts, heads);
+                if first_head == 0 && self.is_last() {
+                    self.insert_value(&mut fragments.v, parts, keep, put);
+                }
+                // Orders every warp's scores before the loads below, and every use of the queries before the next ones.
+                sync_threads();
+                let (max, weights) = self.weights(parts);
                 self.store(&fragments.v, max, weights, head, heads);
                 first_head += HEADS;
             }
         }
     }
 
-    /// The angles of pairs `2 item` and `2 item + 1`.
+    /// The four elements that this lane takes of a head, two pairs half a head apart: `2 item ..`; none past the head's own.
+    #[inline(always)]
+    fn item() -> u32 {
+        thread_idx_x() % Self::ITEMS
+    }
+
+    /// The angles of pairs `2 item` and `2 item + 1`; of lanes without a pair the last ones.
     ///
     /// # Safety
-    /// `item` is below a quarter of the head's dimensions.
+    /// The position is below the context.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
     unsafe fn angle(&self, item: u32) -> Angle {
-        let at = self.position as usize * (self.p.head_dim / 2) as usize + 2 * item as usize;
+        let half = self.p.head_dim / 2;
+        let at = self.position as usize * half as usize + (2 * item).min(half - 2) as usize;
         // SAFETY: the caller's promise.
         unsafe { Angle::load(self.p.cos, self.p.sin, at) }
     }
@@ -238,28 +256,22 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
     /// All lanes of the block call this; no lane uses the queries before a barrier.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn rotate_queries(&self, parts: &Parts, x: Global<f32>, heads: u32) {
-        let (half, scale) = (self.p.head_dim / 2, self.p.q_scale);
-        // Never zero; this spares the division its trap.
-        let items = (half / 2).max(1);
-        let (mut head, mut item) = (thread_idx_x() / items, thread_idx_x() % items);
+    unsafe fn rotate_queries(&self, parts: &Parts, x: Global<f32>, heads: u32, angle: Angle) {
+        let (half, scale, item) = (self.p.head_dim / 2, self.p.q_scale, Self::item());
+        let mut head = thread_idx_x() / Self::ITEMS;
+        if item >= half / 2 {
+            return;
+        }
         while head < heads {
             let x = x.offset((head * self.p.head_dim + 2 * item) as usize);
             let to = parts.queries.offset(head * parts.query_words + item);
             // SAFETY: both words are this lane's alone.
             unsafe {
-                let (low, high) = self
-                    .angle(item)
-                    .rotate(x.load_l2_x2(0), x.load_l2_x2(half as usize));
+                let (low, high) = angle.rotate(x.load_l2_x2(0), x.load_l2_x2(half as usize));
                 to.store(0, f32_to_bf16x2(low[0] * scale, low[1] * scale));
                 to.store(half / 2, f32_to_bf16x2(high[0] * scale, high[1] * scale));
             }
-            head += THREADS / items;
-            item += THREADS % items;
-            if item >= items {
-                head += 1;
-                item -= items;
-            }
+            head += THREADS / Self::ITEMS;
         }
     }
 
@@ -269,7 +281,7 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
     /// The words are this lane's alone.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn put_key(&self, parts: &Parts, item: u32, key: [[f32; 2]; 2]) {
+    unsafe fn put_key(&self, parts: &Parts, item: u32, key: [[f32; 2]; 2], angle: Angle) {
         let quarter = self.p.head_dim / 4;
         let cache = self
             .p
@@ -277,7 +289,7 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
             .offset(self.cache.key(self.position) / 2 + item as usize);
         // SAFETY: the caller's promise.
         unsafe {
-            let (low, high) = self.angle(item).rotate(key[0], key[1]);
+            let (low, high) = angle.rotate(key[0], key[1]);
             let (low, high) = (f32_to_bf16x2(low[0], low[1]), f32_to_bf16x2(high[0], high[1]));
             parts.new_k.store(item, low);
             parts.new_k.store(quarter + item, high);
@@ -315,45 +327,78 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
         }
     }
 
-    /// Puts the new key and value into the fragments, and the value into the cache.
+    /// Puts the new key into the fragments.
     ///
     /// # Safety
-    /// All lanes of the block call this, after the barrier that follows the stores of both.
+    /// All lanes of the block call this, after the barrier that follows its stores.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn insert_new(&self, fragments: &mut Fragments<CHUNKS>, parts: &Parts) {
-        let new_key = self.new_key();
+    unsafe fn insert_key(&self, k: &mut [[[u32; 4]; CHUNKS]; 2], parts: &Parts) {
+        let mut tile = 0;
+        while tile < 2 {
+            if self.key(tile, self.group) == self.new_key() {
+                let mut i = 0;
+                while i < CHUNKS {
+                    // SAFETY: the caller's promise.
+                    k[tile][i] = unsafe { parts.new_k.load_x4(16 * i as u32 + 4 * self.quad) };
+                    i += 1;
+                }
+            }
+            tile += 1;
+        }
+    }
+
+    /// Which bits of the words of values, two keys each, are of keys before the new one, and which are the new one's. Nothing
+    /// past it may reach a product, not even a NaN times zero.
+    #[inline(always)]
+    fn value_masks(&self) -> ([u32; 8], [u32; 8]) {
+        let (mut keep, mut put) = ([0; 8], [0; 8]);
+        let mut word = 0;
+        while word < 8 {
+            let first = 32 * (word as u32 / 4) + 8 * self.quad + 2 * (word as u32 % 4);
+            let low = if first < self.new_key() { 0xffff } else { 0 };
+            let high = if first + 1 < self.new_key() {
+                0xffff_0000
+            } else {
+                0
+            };
+            keep[word] = low | high;
+            let low = if first == self.new_key() { 0xffff } else { 0 };
+            let high = if first + 1 == self.new_key() {
+                0xffff_0000
+            } else {
+                0
+            };
+            put[word] = low | high;
+            word += 1;
+        }
+        (keep, put)
+    }
+
+    /// Puts the new value into the fragments and the cache.
+    ///
+    /// # Safety
+    /// All lanes of the block call this, after the barrier that follows its stores.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    unsafe fn insert_value(
+        &self,
+        v: &mut [[[u32; 4]; 2]; CHUNKS],
+        parts: &Parts,
+        keep: [u32; 8],
+        put: [u32; 8],
+    ) {
         // SAFETY: the caller's promise; a dimension's value is stored by one lane.
         unsafe {
-            let mut tile = 0;
-            while tile < 2 {
-                if self.key(tile, self.group) == new_key {
-                    let mut i = 0;
-                    while i < CHUNKS {
-                        fragments.k[tile][i] = parts.new_k.load_x4(16 * i as u32 + 4 * self.quad);
-                        i += 1;
-                    }
-                }
-                tile += 1;
-            }
             let mut n = 0;
             while n < CHUNKS {
                 let dim = self.first_dim() + 8 * n as u32 + self.group;
                 let new = u32::from(parts.new_v.cast::<u16>().load(dim));
+                let both = new | new << 16;
                 let mut word = 0;
                 while word < 8 {
-                    let key = 32 * (word as u32 / 4) + 8 * self.quad + 2 * (word as u32 % 4);
-                    let pair = &mut fragments.v[n][word / 4][word % 4];
-                    // Nothing past the new key may reach a product, not even a NaN times zero.
-                    *pair = if key + 1 < new_key {
-                        *pair
-                    } else if key + 1 == new_key {
-                        (*pair & 0xffff) | new << 16
-                    } else if key == new_key {
-                        new
-                    } else {
-                        0
-                    };
+                    let pair = &mut v[n][word / 4][word % 4];
+                    *pair = (*pair & keep[word]) | (both & put[word]);
                     word += 1;
                 }
                 if self.quad == 0 {
@@ -365,13 +410,13 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
         }
     }
 
-    /// Maximum of row `group`, and the A fragments of its weights: every warp scores 16 keys and gets all 64.
+    /// Scores of 16 keys a warp, into shared memory.
     ///
     /// # Safety
     /// All lanes of the block call this together, after the barrier that follows the stores of the queries.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn weights(&self, k: &[[[u32; 4]; CHUNKS]; 2], parts: &Parts, heads: u32) -> (f32, [[u32; 4]; 4]) {
+    unsafe fn score(&self, k: &[[[u32; 4]; CHUNKS]; 2], parts: &Parts, heads: u32) {
         let mut d = [[0.0; 4]; 2];
         // SAFETY: the caller's promise.
         unsafe {
@@ -400,8 +445,18 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
             parts
                 .scores
                 .store_x4(4 * self.warp, [hide(0, 0), hide(0, 1), hide(1, 0), hide(1, 1)]);
-            // Orders every warp's scores before the loads below, and every use of the queries before the next ones.
-            sync_threads();
+        }
+    }
+
+    /// Maximum of row `group`, and the A fragments of the weights of all 64 keys.
+    ///
+    /// # Safety
+    /// All lanes of the block call this together, after the barrier that follows the stores of the scores.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    unsafe fn weights(&self, parts: &Parts) -> (f32, [[u32; 4]; 4]) {
+        // SAFETY: the caller's promise.
+        unsafe {
             let mut s = [[0.0; 2]; 8];
             let mut warp = 0;
             while warp < WARPS as usize {

@@ -57,6 +57,8 @@ kernels_by_width! {
         pub n_heads: u32,
         /// Key and value heads.
         pub n_kv_heads: u32,
+        /// Query heads of each: their quotient.
+        pub heads_per_kv: u32,
         /// Dimensions of a head.
         pub head_dim: u32,
         /// Positions a sequence has in the cache.

@@ -119,6 +119,10 @@ pub const ALL: &[KernelInfo] = &[
     attention::AttentionPrefill128::INFO,
     attention::AttentionDecode256::INFO,
     attention::AttentionPrefill256::INFO,
+    attention::AttentionCluster32::INFO,
+    attention::AttentionCluster64::INFO,
+    attention::AttentionCluster128::INFO,
+    attention::AttentionCluster256::INFO,
 ];
 
 #[cfg(target_arch = "nvptx64")]

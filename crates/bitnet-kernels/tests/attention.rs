@@ -6,7 +6,7 @@ mod kv;
 
 use bitnet_kernels::emulator::Emulator;
 use common::same_for_all_seeds;
-use kv::{Cache, Rows, Shape, bf16, decode, prefill};
+use kv::{Cache, Rows, Shape, bf16, decode, decode_in_clusters, prefill};
 
 /// A NaN.
 const POISON: u16 = 0x7fff;
@@ -173,4 +173,55 @@ fn batches() {
         let got = &decoded[i * d_q..][..d_q];
         assert!(bits(got) == bits(expected), "sequence {sequence}");
     }
+}
+
+/// The fold in a cluster against the fold in a kernel of its own: tokens of several sequences, with room for `steps` steps.
+fn check_clusters(n_heads: u32, n_kv_heads: u32, head_dim: u32, positions: &[u32], steps: u32) {
+    let what = format!(
+        "{n_heads} heads, {n_kv_heads} of keys, {head_dim} wide, positions {positions:?}, {steps} steps"
+    );
+    let shape = Shape::new(n_heads, n_kv_heads, head_dim, 64 * steps);
+    let sequences = positions.len() as u32;
+    let rows = Rows::new(&shape, sequences, 64 * steps);
+    let tokens: Vec<(u32, u32)> = (0..sequences).zip(positions.iter().copied()).collect();
+    let random = Cache::random(&shape, sequences);
+    let before = tokens.iter().fold(random, |cache, &(sequence, position)| {
+        cache.poisoned_from(&shape, sequence, position, POISON)
+    });
+    let (expected, after) = decode(&mut Emulator::new(0), &shape, &rows, &before, &tokens)
+        .unwrap_or_else(|fault| panic!("{what}: {fault}"));
+    let (out, cache) = same_for_all_seeds(&what, |emulator| {
+        decode_in_clusters(emulator, &shape, &rows, &before, &tokens, steps)
+    });
+    assert!(bits(&out) == bits(&expected), "{what}");
+    assert!(cache == after, "{what}: cache");
+}
+
+#[test]
+fn clusters_fold_as_the_kernel_of_its_own() {
+    for (steps, positions) in [
+        (1, &[0][..]),
+        (1, &[63]),
+        (2, &[64, 2]),
+        (4, &[130, 255, 63]),
+        (8, &[511]),
+        (8, &[64, 300, 0]),
+    ] {
+        check_clusters(4, 2, 64, positions, steps);
+    }
+    check_clusters(4, 1, 128, &[511, 0, 130], 8);
+    check_clusters(2, 1, 128, &[64], 2);
+    check_clusters(2, 2, 256, &[130], 4);
+    check_clusters(2, 1, 256, &[400], 8);
+    // Fewer chunks of dimensions than blocks.
+    check_clusters(3, 1, 32, &[449, 63], 8);
+    // Groups of more heads than a tile has rows.
+    check_clusters(12, 1, 32, &[66, 200], 4);
+    check_clusters(20, 1, 64, &[65], 2);
+}
+
+#[test]
+fn clusters_fold_padded_heads() {
+    check_clusters(4, 2, 100, &[130], 4);
+    check_clusters(2, 1, 8, &[3, 320], 8);
 }

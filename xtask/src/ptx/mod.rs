@@ -47,7 +47,7 @@ const TARGETS: [Target; 2] = [
     Target {
         sm: "sm_90",
         sm_number: 90,
-        ptx: "+ptx80",
+        ptx: "+ptx81",
     },
 ];
 

@@ -18,16 +18,17 @@
 //!   `32 (s / 2) + 8 t + 4 (s % 2) ..` (4 of them).
 
 /// Declares a struct of parameters, and for every padded width of a head a kernel with these parameters, which converts from
-/// the struct and back: `name, Params, chunks of 32 dimensions, width;`. The module has their `threads(width)`, `launch(width, &struct)` and
+/// the struct and back: `[what kernel! takes of arch] name, Params, chunks of 32 dimensions, width; ..`. The module has their `threads(width)`, `launch(width, &struct)` and
 /// `device::run::<chunks>`.
 macro_rules! kernels_by_width {
     (
         $(#[$meta:meta])*
         pub struct $Common:ident $fields:tt
+        $arch:tt
         $($name:ident, $Params:ident, $chunks:literal, $width:literal;)*
     ) => {
         kernels_by_width! { @common ($(#[$meta])*) $Common $fields }
-        $( kernels_by_width! { @kernel $Common, $name, $Params, $chunks, $width, $fields } )*
+        $( kernels_by_width! { @kernel $arch $Common, $name, $Params, $chunks, $width, $fields } )*
     };
     (@common ($(#[$meta:meta])*) $Common:ident { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* }) => {
         $(#[$meta])*
@@ -35,7 +36,7 @@ macro_rules! kernels_by_width {
         pub struct $Common { $( $(#[$field_meta])* pub $field: $type, )* }
     };
     (
-        @kernel $Common:ident, $name:ident, $Params:ident, $chunks:literal, $width:literal,
+        @kernel [$($arch:tt)*] $Common:ident, $name:ident, $Params:ident, $chunks:literal, $width:literal,
         { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* }
     ) => {
         kernel! {
@@ -43,7 +44,7 @@ macro_rules! kernels_by_width {
             ///
             /// # Safety
             #[doc = concat!("As [`", stringify!($Common), "`] says.")]
-            $name, block = [threads($width), 1, 1], min_blocks = 1, body = device::run::<$chunks>;
+            $name, block = [threads($width), 1, 1], min_blocks = 1, $($arch)* body = device::run::<$chunks>;
             pub struct $Params { $( $(#[$field_meta])* pub $field: $type, )* }
         }
 
@@ -71,12 +72,14 @@ macro_rules! kernels_by_width {
     };
 }
 
+mod cluster;
 mod combine;
 mod decode;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod math;
 mod prefill;
 
+pub use cluster::*;
 pub use combine::AttentionCombine;
 pub use decode::*;
 pub use prefill::*;

@@ -2,6 +2,7 @@
 
 use crate::common::Random;
 use bitnet_kernels::attention::{
+    AttentionCluster, AttentionCluster32, AttentionCluster64, AttentionCluster128, AttentionCluster256,
     AttentionCombine, AttentionDecode, AttentionDecode32, AttentionDecode64, AttentionDecode128,
     AttentionDecode256, AttentionPrefill, AttentionPrefill32, AttentionPrefill64, AttentionPrefill128,
     AttentionPrefill256, Tile,
@@ -115,6 +116,16 @@ impl Cache {
             k: vec![fill; len],
             v: vec![fill; len],
         }
+    }
+
+    /// Any keys and values.
+    pub(crate) fn random(shape: &Shape, sequences: u32) -> Self {
+        let mut random = Random::new(13);
+        let mut cache = Self::new(shape, sequences, 0);
+        for x in cache.k.iter_mut().chain(&mut cache.v) {
+            *x = (bf16(random.float()).to_bits() >> 16) as u16;
+        }
+        cache
     }
 
     /// Key and value of one position.
@@ -287,4 +298,51 @@ pub(crate) fn decode(
         v: emulator.read(params.v_cache.cast())?,
     };
     Ok((out, cache))
+}
+
+/// [`decode`] in one kernel, in clusters of `steps` blocks: outputs, and the cache after.
+pub(crate) fn decode_in_clusters(
+    emulator: &mut Emulator,
+    shape: &Shape,
+    rows: &Rows,
+    cache: &Cache,
+    tokens: &[(u32, u32)],
+    steps: u32,
+) -> Result<(Vec<f32>, Cache), Fault> {
+    let batch = tokens.len() as u32;
+    let params = AttentionCluster {
+        qkv: emulator.constant(&rows.batch(shape, tokens)),
+        positions: emulator.constant(&tokens.iter().map(|t| t.1).collect::<Vec<_>>()),
+        sequences: emulator.constant(&tokens.iter().map(|t| t.0).collect::<Vec<_>>()),
+        cos: emulator.constant(&shape.cos),
+        sin: emulator.constant(&shape.sin),
+        k_cache: emulator.buffer(&cache.k).cast(),
+        v_cache: emulator.buffer(&cache.v).cast(),
+        out: emulator.uninit((batch * shape.n_heads * shape.head_dim) as usize),
+        batch,
+        n_heads: shape.n_heads,
+        n_kv_heads: shape.n_kv_heads,
+        heads_per_kv: shape.n_heads / shape.n_kv_heads,
+        head_dim: shape.head_dim,
+        context: shape.context,
+        steps,
+        q_scale: q_scale(shape.head_dim),
+    };
+    macro_rules! launch {
+        ($Params:ident) => {{
+            let params = $Params::from(params);
+            emulator.launch_clusters(&params.launch(), &params, steps)?;
+        }};
+    }
+    match shape.padded {
+        32 => launch!(AttentionCluster32),
+        64 => launch!(AttentionCluster64),
+        128 => launch!(AttentionCluster128),
+        _ => launch!(AttentionCluster256),
+    }
+    let cache = Cache {
+        k: emulator.read(params.k_cache.cast())?,
+        v: emulator.read(params.v_cache.cast())?,
+    };
+    Ok((emulator.read(params.out)?, cache))
 }

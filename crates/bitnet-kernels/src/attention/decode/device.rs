@@ -1,509 +1,76 @@
-//! The body of the decode kernels.
+//! The body of the decode kernels: one step, left in global memory.
 
-use super::super::math;
-use super::{AttentionDecode, HEADS, SCORES_STRIDE, WARPS, row_bytes};
+use super::AttentionDecode;
+use super::step::{Inputs, Parts, Results, Step};
 use crate::Global;
 use crate::intrinsics::*;
-use crate::rope::BLOCK_KEYS;
-use crate::rope::device::{Angle, Head};
 
-/// Threads of a block.
-const THREADS: u32 = WARPS * WARP_SIZE;
-
-/// What a block works on, for one of its lanes.
-#[derive(Clone, Copy)]
-struct Step<const CHUNKS: usize> {
-    p: AttentionDecode,
-    token: usize,
-    kv_head: u32,
-    position: u32,
-    first_key: u32,
-    cache: Head,
-    warp: u32,
-    group: u32,
-    quad: u32,
-}
-
-/// Parts of the block's shared memory.
-struct Parts {
-    /// [`HEADS`] rotated queries, `query_words` apart.
-    queries: Shared<u32>,
-    query_words: u32,
-    new_k: Shared<u32>,
-    new_v: Shared<u32>,
-    /// The scores of this lane's place in every warp: 16 of row `group`.
-    scores: Shared<f32>,
-}
-
-/// The B fragments of a lane: two score tiles of 8 keys, `CHUNKS` tiles of 8 dimensions of the values.
-struct Fragments<const CHUNKS: usize> {
-    k: [[[u32; 4]; CHUNKS]; 2],
-    v: [[[u32; 4]; 2]; CHUNKS],
+/// Places of a block's partial results.
+struct Partials {
+    /// Of the key head's first head.
+    values: Global<f32>,
+    sums: Global<f32>,
+    steps: u32,
+    padded: u32,
 }
 
 #[inline(always)]
 pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionDecode>) {
     let p: AttentionDecode = p.into();
     grid_dependency_launch();
-    let (token, kv_head) = (block_idx_z() as usize, block_idx_x());
-    // SAFETY: the token is below the batch.
-    let (position, sequence) = unsafe { (p.positions.load_l2(token)[0], p.sequences.load_l2(token)[0]) };
-    let first_key = block_idx_y() * BLOCK_KEYS;
-    if first_key > position {
-        return;
-    }
-    let step = Step::<CHUNKS> {
-        p,
-        token,
-        kv_head,
-        position,
-        first_key,
-        cache: Head::new(sequence, p.n_kv_heads, kv_head, p.context, Step::<CHUNKS>::PADDED),
-        warp: warp_id(),
-        group: lane_id() / 4,
-        quad: lane_id() % 4,
+    let (kv_head, step, token) = (block_idx_x(), block_idx_y(), block_idx_z() as usize);
+    let inputs = Inputs {
+        qkv: p.qkv,
+        positions: p.positions,
+        sequences: p.sequences,
+        cos: p.cos,
+        sin: p.sin,
+        k_cache: p.k_cache,
+        v_cache: p.v_cache,
+        n_heads: p.n_heads,
+        n_kv_heads: p.n_kv_heads,
+        heads_per_kv: p.heads_per_kv,
+        head_dim: p.head_dim,
+        context: p.context,
+        q_scale: p.q_scale,
     };
-    let parts = Parts::new(Step::<CHUNKS>::PADDED);
     // SAFETY: the parameters are the launch's; every branch around a warp or block operation is uniform.
     unsafe {
-        // What does not depend on the kernel before is requested first.
-        let mut fragments = step.request_old();
-        step.attend(&mut fragments, &parts);
-    }
-}
-
-impl Parts {
-    #[inline(always)]
-    fn new(padded: u32) -> Self {
-        let new_k = HEADS * row_bytes(padded);
-        let scores = new_k + 4 * padded + lane_id() * SCORES_STRIDE;
-        Self {
-            queries: Shared::at(0),
-            query_words: row_bytes(padded) / 4,
-            new_k: Shared::at(new_k),
-            new_v: Shared::at(new_k + 2 * padded),
-            scores: Shared::at(scores),
-        }
-    }
-}
-
-impl<const CHUNKS: usize> Step<CHUNKS> {
-    const PADDED: u32 = 32 * CHUNKS as u32;
-
-    /// Lanes that share a head: a constant, as a division by the head's own number would stand between the queries and their
-    /// request.
-    const ITEMS: u32 = Self::PADDED / 4;
-
-    /// The place of the token's own key in the step; [`BLOCK_KEYS`] or more if it belongs to a later one.
-    #[inline(always)]
-    fn new_key(&self) -> u32 {
-        self.position - self.first_key
-    }
-
-    /// Whether the token's own key belongs to this step.
-    #[inline(always)]
-    fn is_last(&self) -> bool {
-        self.new_key() < BLOCK_KEYS
-    }
-
-    /// First of the dimensions whose values this warp sums.
-    #[inline(always)]
-    fn first_dim(&self) -> u32 {
-        self.warp * 8 * CHUNKS as u32
-    }
-
-    /// The key in column `column` of score tile `tile` of this warp.
-    #[inline(always)]
-    fn key(&self, tile: usize, column: u32) -> u32 {
-        math::key_of(2 * self.warp + tile as u32, column)
-    }
-
-    /// Loads the fragments, without the token's own key and value.
-    ///
-    /// # Safety
-    /// Keys and values before the position lie in the cache.
-    #[inline(always)]
-    #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn request_old(&self) -> Fragments<CHUNKS> {
-        let mut k = [[[0; 4]; CHUNKS]; 2];
-        let mut v = [[[0; 4]; 2]; CHUNKS];
-        // SAFETY: only what starts before the position is loaded; a block of values is allocated whole.
-        unsafe {
-            let mut tile = 0;
-            while tile < 2 {
-                let key = self.key(tile, self.group);
-                if key < self.new_key() {
-                    let at = self.cache.key(self.first_key + key) / 2 + 4 * self.quad as usize;
-                    let mut i = 0;
-                    while i < CHUNKS {
-                        k[tile][i] = self.p.k_cache.load_l2_x4(at + 16 * i);
-                        i += 1;
-                    }
-                }
-                tile += 1;
-            }
-            let mut n = 0;
-            while n < CHUNKS {
-                let dim = self.first_dim() + 8 * n as u32 + self.group;
-                let mut i = 0;
-                while i < 2 {
-                    let key = 32 * i as u32 + 8 * self.quad;
-                    if key < self.new_key() {
-                        let at = self.cache.value(self.first_key + key, dim) / 2;
-                        v[n][i] = self.p.v_cache.load_l2_x4(at);
-                    }
-                    i += 1;
-                }
-                n += 1;
-            }
-        }
-        Fragments { k, v }
-    }
-
-    /// Waits for the kernel before, then computes and stores the step of every query head.
-    ///
-    /// # Safety
-    /// All lanes of the block call this together.
-    #[inline(always)]
-    #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn attend(&self, fragments: &mut Fragments<CHUNKS>, parts: &Parts) {
-        let p = &self.p;
-        let half = p.head_dim / 2;
-        let row = p
-            .qkv
-            .offset(self.token * ((p.n_heads + 2 * p.n_kv_heads) * p.head_dim) as usize);
-        let head_at = |head: u32| row.offset((head * p.head_dim) as usize);
-        let keys = head_at(p.n_heads + self.kv_head);
-        let values = head_at(p.n_heads + p.n_kv_heads + self.kv_head);
-        // A lane takes four elements of a head at a time.
-        let (item, items) = (Self::item(), half / 2);
-        let makes_key = self.is_last() && thread_idx_x() < items;
-        let makes_value = self.is_last() && thread_idx_x() / Self::ITEMS == 1 && item < items;
-        let (keep, put) = self.value_masks();
-        // SAFETY: items are elements of a head, the shared places inside the launch's bytes.
-        unsafe {
-            let angle = self.angle(item);
-            grid_dependency_wait();
-            // The new key and value are requested with the first queries.
-            let (mut key, mut value) = ([[0.0; 2]; 2], [0.0; 4]);
-            if makes_key {
-                key = [
-                    keys.load_l2_x2(2 * item as usize),
-                    keys.load_l2_x2((half + 2 * item) as usize),
-                ];
-            }
-            if makes_value {
-                value = values.load_l2_x4(4 * item as usize);
-            }
-            let mut first_head = 0;
-            while first_head < p.heads_per_kv {
-                let heads = (p.heads_per_kv - first_head).min(HEADS);
-                let head = self.kv_head * p.heads_per_kv + first_head;
-                self.rotate_queries(parts, head_at(head), heads, angle);
-                if first_head == 0 {
-                    if makes_key {
-                        self.put_key(parts, item, key, angle);
-                    }
-                    if makes_value {
-                        let low = f32_to_bf16x2(value[0], value[1]);
-                        let high = f32_to_bf16x2(value[2], value[3]);
-                        parts.new_v.store_x2(2 * item, [low, high]);
-                    }
-                }
-                if p.head_dim < Self::PADDED {
-                    self.clear_padding(parts, heads);
-                }
-                // Orders queries, new key and new value in shared memory before the loads of the fragments.
-                sync_threads();
-                if first_head == 0 && self.is_last() {
-                    self.insert_key(&mut fragments.k, parts);
-                }
-                self.score(&fragments.k, parts, heads);
-                if first_head == 0 && self.is_last() {
-                    self.insert_value(&mut fragments.v, parts, keep, put);
-                }
-                // Orders every warp's scores before the loads below, and every use of the queries before the next ones.
-                sync_threads();
-                let (max, weights) = self.weights(parts);
-                self.store(&fragments.v, max, weights, head, heads);
-                first_head += HEADS;
-            }
-        }
-    }
-
-    /// The four elements that this lane takes of a head, two pairs half a head apart: `2 item ..`; none past the head's own.
-    #[inline(always)]
-    fn item() -> u32 {
-        thread_idx_x() % Self::ITEMS
-    }
-
-    /// The angles of pairs `2 item` and `2 item + 1`; of lanes without a pair the last ones.
-    ///
-    /// # Safety
-    /// The position is below the context.
-    #[inline(always)]
-    #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn angle(&self, item: u32) -> Angle {
-        let half = self.p.head_dim / 2;
-        let at = self.position as usize * half as usize + (2 * item).min(half - 2) as usize;
-        // SAFETY: the caller's promise.
-        unsafe { Angle::load(self.p.cos, self.p.sin, at) }
-    }
-
-    /// Rotates `heads` queries, which begin at `x`, into shared memory.
-    ///
-    /// # Safety
-    /// All lanes of the block call this; no lane uses the queries before a barrier.
-    #[inline(always)]
-    #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn rotate_queries(&self, parts: &Parts, x: Global<f32>, heads: u32, angle: Angle) {
-        let (half, scale, item) = (self.p.head_dim / 2, self.p.q_scale, Self::item());
-        let mut head = thread_idx_x() / Self::ITEMS;
-        if item >= half / 2 {
+        let attention = Step::<CHUNKS>::new(inputs, token, kv_head, step);
+        if !attention.has_keys() {
             return;
         }
-        while head < heads {
-            let x = x.offset((head * self.p.head_dim + 2 * item) as usize);
-            let to = parts.queries.offset(head * parts.query_words + item);
-            // SAFETY: both words are this lane's alone.
-            unsafe {
-                let (low, high) = angle.rotate(x.load_l2_x2(0), x.load_l2_x2(half as usize));
-                to.store(0, f32_to_bf16x2(low[0] * scale, low[1] * scale));
-                to.store(half / 2, f32_to_bf16x2(high[0] * scale, high[1] * scale));
-            }
-            head += THREADS / Self::ITEMS;
-        }
+        let padded = Step::<CHUNKS>::PADDED;
+        let row = token * p.n_heads as usize + (kv_head * p.heads_per_kv) as usize;
+        let first = row * p.steps as usize + step as usize;
+        let partials = Partials {
+            values: p.values.offset(first * padded as usize),
+            sums: p.sums.offset(2 * first),
+            steps: p.steps,
+            padded,
+        };
+        // What does not depend on the kernel before is requested first.
+        let mut fragments = attention.request_old();
+        attention.attend(&mut fragments, &Parts::new(padded), &partials);
     }
+}
 
-    /// Rotates four elements of the new key into shared memory and the cache.
-    ///
-    /// # Safety
-    /// The words are this lane's alone.
+impl Results for Partials {
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn put_key(&self, parts: &Parts, item: u32, key: [[f32; 2]; 2], angle: Angle) {
-        let quarter = self.p.head_dim / 4;
-        let cache = self
-            .p
-            .k_cache
-            .offset(self.cache.key(self.position) / 2 + item as usize);
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (low, high) = angle.rotate(key[0], key[1]);
-            let (low, high) = (f32_to_bf16x2(low[0], low[1]), f32_to_bf16x2(high[0], high[1]));
-            parts.new_k.store(item, low);
-            parts.new_k.store(quarter + item, high);
-            cache.store(0, low);
-            cache.store(quarter as usize, high);
-        }
+    unsafe fn put_values(&self, head: u32, chunk: u32, values: [f32; 2]) {
+        let dim = 8 * chunk + 2 * (lane_id() % 4);
+        let at = (head * self.steps * self.padded + dim) as usize;
+        // SAFETY: the caller's promise; the place is this lane's alone.
+        unsafe { self.values.store_x2(at, values) }
     }
 
-    /// Writes the zeros past the head's own dimensions: of `heads` queries, and of the new key and value.
-    ///
-    /// # Safety
-    /// As for [`Self::rotate_queries`].
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn clear_padding(&self, parts: &Parts, heads: u32) {
-        let half = self.p.head_dim / 2;
-        let pad = (Self::PADDED / 2 - half).max(1);
-        // SAFETY: the words lie past those that `rotate_queries` and `put_key` write.
-        unsafe {
-            let mut i = thread_idx_x();
-            while i < heads * pad {
-                parts
-                    .queries
-                    .store(i / pad * parts.query_words + half + i % pad, 0);
-                i += THREADS;
-            }
-            let word = half + thread_idx_x();
-            if self.is_last() && word < Self::PADDED / 2 {
-                parts.new_k.store(word, 0);
-                parts.new_v.store(word, 0);
-                self.p
-                    .k_cache
-                    .store(self.cache.key(self.position) / 2 + word as usize, 0);
-            }
-        }
-    }
-
-    /// Puts the new key into the fragments.
-    ///
-    /// # Safety
-    /// All lanes of the block call this, after the barrier that follows its stores.
-    #[inline(always)]
-    #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn insert_key(&self, k: &mut [[[u32; 4]; CHUNKS]; 2], parts: &Parts) {
-        let mut tile = 0;
-        while tile < 2 {
-            if self.key(tile, self.group) == self.new_key() {
-                let mut i = 0;
-                while i < CHUNKS {
-                    // SAFETY: the caller's promise.
-                    k[tile][i] = unsafe { parts.new_k.load_x4(16 * i as u32 + 4 * self.quad) };
-                    i += 1;
-                }
-            }
-            tile += 1;
-        }
-    }
-
-    /// Which bits of the words of values, two keys each, are of keys before the new one, and which are the new one's. Nothing
-    /// past it may reach a product, not even a NaN times zero.
-    #[inline(always)]
-    fn value_masks(&self) -> ([u32; 8], [u32; 8]) {
-        let (mut keep, mut put) = ([0; 8], [0; 8]);
-        let mut word = 0;
-        while word < 8 {
-            let first = 32 * (word as u32 / 4) + 8 * self.quad + 2 * (word as u32 % 4);
-            let low = if first < self.new_key() { 0xffff } else { 0 };
-            let high = if first + 1 < self.new_key() {
-                0xffff_0000
-            } else {
-                0
-            };
-            keep[word] = low | high;
-            let low = if first == self.new_key() { 0xffff } else { 0 };
-            let high = if first + 1 == self.new_key() {
-                0xffff_0000
-            } else {
-                0
-            };
-            put[word] = low | high;
-            word += 1;
-        }
-        (keep, put)
-    }
-
-    /// Puts the new value into the fragments and the cache.
-    ///
-    /// # Safety
-    /// All lanes of the block call this, after the barrier that follows its stores.
-    #[inline(always)]
-    #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn insert_value(
-        &self,
-        v: &mut [[[u32; 4]; 2]; CHUNKS],
-        parts: &Parts,
-        keep: [u32; 8],
-        put: [u32; 8],
-    ) {
-        // SAFETY: the caller's promise; a dimension's value is stored by one lane.
-        unsafe {
-            let mut n = 0;
-            while n < CHUNKS {
-                let dim = self.first_dim() + 8 * n as u32 + self.group;
-                let new = u32::from(parts.new_v.cast::<u16>().load(dim));
-                let both = new | new << 16;
-                let mut word = 0;
-                while word < 8 {
-                    let pair = &mut v[n][word / 4][word % 4];
-                    *pair = (*pair & keep[word]) | (both & put[word]);
-                    word += 1;
-                }
-                if self.quad == 0 {
-                    let at = self.cache.value(self.position, dim);
-                    self.p.v_cache.cast::<u16>().store(at, new as u16);
-                }
-                n += 1;
-            }
-        }
-    }
-
-    /// Scores of 16 keys a warp, into shared memory.
-    ///
-    /// # Safety
-    /// All lanes of the block call this together, after the barrier that follows the stores of the queries.
-    #[inline(always)]
-    #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn score(&self, k: &[[[u32; 4]; CHUNKS]; 2], parts: &Parts, heads: u32) {
-        let mut d = [[0.0; 4]; 2];
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut i = 0;
-            while i < CHUNKS {
-                let mut w = [0; 4];
-                if self.group < heads {
-                    w = parts
-                        .queries
-                        .load_x4(self.group * parts.query_words + 16 * i as u32 + 4 * self.quad);
-                }
-                // The upper half of the rows stays empty.
-                let q = [[w[0], 0, w[1], 0], [w[2], 0, w[3], 0]];
-                d[0] = math::score(&q, &k[0][i], d[0]);
-                d[1] = math::score(&q, &k[1][i], d[1]);
-                i += 1;
-            }
-            let hide = |tile: usize, element: usize| {
-                let is_seen = self.key(tile, 2 * self.quad + element as u32) <= self.new_key();
-                if is_seen {
-                    d[tile][element]
-                } else {
-                    f32::NEG_INFINITY
-                }
-            };
-            parts
-                .scores
-                .store_x4(4 * self.warp, [hide(0, 0), hide(0, 1), hide(1, 0), hide(1, 1)]);
-        }
-    }
-
-    /// Maximum of row `group`, and the A fragments of the weights of all 64 keys.
-    ///
-    /// # Safety
-    /// All lanes of the block call this together, after the barrier that follows the stores of the scores.
-    #[inline(always)]
-    #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn weights(&self, parts: &Parts) -> (f32, [[u32; 4]; 4]) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut s = [[0.0; 2]; 8];
-            let mut warp = 0;
-            while warp < WARPS as usize {
-                let w = parts.scores.load_x4(4 * warp as u32);
-                s[2 * warp] = [w[0], w[1]];
-                s[2 * warp + 1] = [w[2], w[3]];
-                warp += 1;
-            }
-            let (max, low) = math::weights(&s);
-            (max, math::fragments(low, [[0; 2]; 4]))
-        }
-    }
-
-    /// Sums the weighted values and stores the step of `heads` heads from `head` on.
-    ///
-    /// # Safety
-    /// All lanes of the block call this together.
-    #[inline(always)]
-    #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn store(
-        &self,
-        v: &[[[u32; 4]; 2]; CHUNKS],
-        max: f32,
-        weights: [[u32; 4]; 4],
-        head: u32,
-        heads: u32,
-    ) {
-        let row = self.token * self.p.n_heads as usize + (head + self.group) as usize;
-        let at = row * self.p.steps as usize + block_idx_y() as usize;
-        // SAFETY: the row's head is one of the token's; each place has one lane.
-        unsafe {
-            let mut n = 0;
-            while n < CHUNKS {
-                let o = math::values(&weights, &v[n]);
-                if self.group < heads {
-                    let dim = self.first_dim() + 8 * n as u32 + 2 * self.quad;
-                    let to = at * Self::PADDED as usize + dim as usize;
-                    self.p.values.store_x2(to, [o[0], o[1]]);
-                }
-                n += 1;
-            }
-            if self.warp == 0 {
-                let sum = math::sums(&weights);
-                if self.group < heads && self.quad == 0 {
-                    self.p.sums.store_x2(2 * at, [max, sum[0]]);
-                }
-            }
+    unsafe fn put_sums(&self, head: u32, sums: [f32; 2]) {
+        if warp_id() == 0 && lane_id().is_multiple_of(4) {
+            // SAFETY: the caller's promise; one lane stores.
+            unsafe { self.sums.store_x2((2 * head * self.steps) as usize, sums) }
         }
     }
 }

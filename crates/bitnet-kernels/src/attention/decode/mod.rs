@@ -2,15 +2,18 @@
 //! appended on the way.
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+pub(super) mod step;
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
 
 use crate::{Global, Launch};
 
 /// Warps of a block: each takes 16 of the keys, then a quarter of the dimensions.
-const WARPS: u32 = 4;
+pub(super) const WARPS: u32 = 4;
 
 /// Query heads that a block takes at a time: half the rows of the tensor cores' tile.
-const HEADS: u32 = 8;
+pub(super) const HEADS: u32 = 8;
 
 kernels_by_width! {
     /// Parameters of the decode kernels, one for each padded width of a head: convert it into that kernel's.
@@ -68,6 +71,7 @@ kernels_by_width! {
         /// Factor of the queries, [`crate::rope::q_scale`].
         pub q_scale: f32,
     }
+    []
     attention_decode_32, AttentionDecode32, 1, 32;
     attention_decode_64, AttentionDecode64, 2, 64;
     attention_decode_128, AttentionDecode128, 4, 128;
@@ -79,13 +83,18 @@ const fn threads(_padded: u32) -> u32 {
     WARPS * 32
 }
 
-/// The grid, and the shared memory that `device` divides.
+/// The grid and the shared memory.
 fn launch(padded: u32, p: &AttentionDecode) -> Launch {
     Launch {
         grid: [p.n_kv_heads, p.steps, p.batch],
         block: [threads(padded), 1, 1],
-        shared_bytes: HEADS * row_bytes(padded) + 4 * padded + 32 * SCORES_STRIDE,
+        shared_bytes: step_bytes(padded),
     }
+}
+
+/// Shared memory of a step, which `step::Parts` divides.
+pub(super) const fn step_bytes(padded: u32) -> u32 {
+    HEADS * row_bytes(padded) + 4 * padded + 32 * SCORES_STRIDE
 }
 
 /// Bytes from a query row in shared memory to the next: 64 more than its elements, so that two rows lie in different banks.

@@ -106,6 +106,7 @@ kernels_by_width! {
         /// Positions a sequence has in the cache.
         pub context: u32,
     }
+    []
     attention_prefill_32, AttentionPrefill32, 1, 32;
     attention_prefill_64, AttentionPrefill64, 2, 64;
     attention_prefill_128, AttentionPrefill128, 4, 128;

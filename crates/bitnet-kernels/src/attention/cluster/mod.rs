@@ -1,0 +1,109 @@
+//! Attention of decoded tokens in one kernel, for short contexts: a block for every step of 64 keys, as in
+//! [`super::AttentionDecode`], and the blocks of a token's key head are a cluster that folds its steps.
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod device;
+
+use super::decode::{HEADS, WARPS, step_bytes};
+use crate::{Global, Launch};
+
+kernels_by_width! {
+    /// Parameters of the decode kernels of short contexts, one for each padded width of a head: convert it into that
+    /// kernel's.
+    ///
+    /// `out[b][h] = O / L` of [`crate::attention`], and the new keys and values: what [`super::AttentionDecode`] and
+    /// [`super::AttentionCombine`] do, with the same bits. Every block stores the step it has computed into the shared memory
+    /// of the blocks of its cluster, to each the dimensions that it folds.
+    ///
+    /// - Shapes: as for [`super::AttentionDecode`]; `out` (batch, n_heads, head_dim).
+    /// - Launch: in clusters of `steps` blocks along x; a block owns the query heads of one key head, one token and one step,
+    ///   and of their outputs every `steps`-th chunk of 8 dimensions. Blocks of steps past the token's position only fold.
+    /// - Moves: keys and values up to the position once, requested before the kernel waits for the one that writes `qkv`;
+    ///   partial results once, between multiprocessors.
+    /// - Bound: latency from `qkv` to `out`.
+    ///
+    /// # Safety
+    /// As for [`super::AttentionDecode`]; `steps` a power of two, at most [`AttentionCluster::MAX_STEPS`]; `out` 8-byte
+    /// aligned.
+    pub struct AttentionCluster {
+        /// Output of the fused linear layer, (batch, n_heads + 2 n_kv_heads, head_dim).
+        pub qkv: Global<f32>,
+        /// Position of every token in its sequence, (batch).
+        pub positions: Global<u32>,
+        /// Sequence of every token, (batch).
+        pub sequences: Global<u32>,
+        /// Cosines, (context, head_dim / 2).
+        pub cos: Global<f32>,
+        /// Sines, (context, head_dim / 2).
+        pub sin: Global<f32>,
+        /// Keys of the layer, two dimensions a word.
+        pub k_cache: Global<u32>,
+        /// Values of the layer, two positions a word.
+        pub v_cache: Global<u32>,
+        /// Output.
+        pub out: Global<f32>,
+        /// Tokens.
+        pub batch: u32,
+        /// Query heads.
+        pub n_heads: u32,
+        /// Key and value heads.
+        pub n_kv_heads: u32,
+        /// Query heads of each: their quotient.
+        pub heads_per_kv: u32,
+        /// Dimensions of a head.
+        pub head_dim: u32,
+        /// Positions a sequence has in the cache.
+        pub context: u32,
+        /// Steps, and blocks of a cluster.
+        pub steps: u32,
+        /// Factor of the queries, [`crate::rope::q_scale`].
+        pub q_scale: f32,
+    }
+    [arch = sm_90,]
+    attention_cluster_32, AttentionCluster32, 1, 32;
+    attention_cluster_64, AttentionCluster64, 2, 64;
+    attention_cluster_128, AttentionCluster128, 4, 128;
+    attention_cluster_256, AttentionCluster256, 8, 256;
+}
+
+impl AttentionCluster {
+    /// Most steps: more blocks are in a cluster on some GPUs only.
+    pub const MAX_STEPS: u32 = 8;
+}
+
+/// Threads of a block.
+const fn threads(_padded: u32) -> u32 {
+    WARPS * 32
+}
+
+/// The grid, and the shared memory: of the step, the mbarrier, and a record for every step and [`HEADS`] heads.
+fn launch(padded: u32, p: &AttentionCluster) -> Launch {
+    let rounds = p.heads_per_kv.div_ceil(HEADS);
+    Launch {
+        grid: [p.steps, p.n_kv_heads, p.batch],
+        block: [threads(padded), 1, 1],
+        shared_bytes: records_at(padded)
+            + rounds * p.steps * 4 * record_floats(chunks_of_block(padded, p.steps)),
+    }
+}
+
+/// Byte of the mbarrier in shared memory.
+const fn mbarrier_at(padded: u32) -> u32 {
+    step_bytes(padded)
+}
+
+/// Byte of the records in shared memory.
+const fn records_at(padded: u32) -> u32 {
+    mbarrier_at(padded) + 16
+}
+
+/// Floats of a record: two for every lane that holds a part of a chunk, then maximum and sum of every head.
+const fn record_floats(chunks: u32) -> u32 {
+    8 * HEADS * chunks + 2 * HEADS
+}
+
+/// Chunks of 8 dimensions that a block has room for; the last blocks of a large cluster fold none of a narrow head's four.
+const fn chunks_of_block(padded: u32, steps: u32) -> u32 {
+    let chunks = (padded / 8) >> steps.trailing_zeros();
+    if chunks == 0 { 1 } else { chunks }
+}

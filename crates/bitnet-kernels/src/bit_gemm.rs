@@ -25,7 +25,9 @@ const STAGE_BYTES: u32 = 8 * 512 + WIDE_COLS * 128;
 /// Rows of a narrow block.
 const NARROW_ROWS: u32 = 32;
 /// Most warps of a narrow block.
-const NARROW_WARPS: u32 = 10;
+const NARROW_WARPS: u32 = 16;
+/// Tiles along k that a warp of a narrow block asks for before it waits for the activations.
+const NARROW_TILES: usize = 3;
 
 macro_rules! bit_gemm {
     ($($name:ident, $Params:ident, $body:ident<$($arg:tt),*>, $block:expr, $min_blocks:expr, $what:literal, $shape:literal;)*) => {
@@ -146,11 +148,11 @@ impl Plan {
         let rows = (mma_tile::tiles_n(n) * mma_tile::ROWS) as u32;
         let cols = cols as u32;
         let narrow = |width: u32| {
-            let warps = (mma_tile::tiles_k(k) as u32).min(NARROW_WARPS);
+            let warps = (mma_tile::tiles_k(k).div_ceil(NARROW_TILES) as u32).min(NARROW_WARPS);
             Launch {
                 grid: [rows.div_ceil(NARROW_ROWS), cols.div_ceil(width), 1],
                 block: [warps * 32, 1, 1],
-                shared_bytes: warps * NARROW_ROWS * width * 4,
+                shared_bytes: (warps * NARROW_ROWS + 2) * width * 4,
             }
         };
         let launch = match shape {
@@ -169,7 +171,7 @@ impl Plan {
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
     use super::{ADD, GATED};
-    use super::{NARROW_ROWS, STAGE_BYTES, STAGES, WIDE_COLS, WideStore};
+    use super::{NARROW_ROWS, NARROW_TILES, STAGE_BYTES, STAGES, WIDE_COLS, WideStore};
     use crate::bit_gemv::device::row_scale;
     use crate::decode_linear::device::gated;
     use crate::intrinsics::*;
@@ -189,16 +191,32 @@ mod device {
     // What the kernel before this one wrote is read past L1: with programmatic dependent launch a block can start, and
     // its L1 be filled, before that kernel has finished.
 
-    /// Scales the products of one row (gated: of a pair of rows) with one column and writes the output.
+    /// What a code of column `col` is worth, and the sum of its codes.
+    ///
+    /// # Safety
+    /// `col` is below `cols`, and the activations were written.
+    #[inline(always)]
+    unsafe fn column(p: &WideStore, col: u32) -> (f32, i32) {
+        // SAFETY: the caller's promise.
+        unsafe { (p.unit.load_l2(col as usize)[0], p.sum.load_l2(col as usize)[0]) }
+    }
+
+    /// Scales the products of one row (gated: of a pair of rows) with one column, which has that unit and sum, and writes the
+    /// output.
     ///
     /// # Safety
     /// `col` is below `cols`; a `tile_row` past the matrix writes nothing.
     #[inline(always)]
-    unsafe fn finish<const EPILOGUE: u32>(p: &WideStore, tile_row: u32, col: u32, upper: i32, lower: i32) {
+    unsafe fn finish<const EPILOGUE: u32>(
+        p: &WideStore,
+        tile_row: u32,
+        col: u32,
+        (unit, sum): (f32, i32),
+        upper: i32,
+        lower: i32,
+    ) {
         // SAFETY: rows are compared with n, the column is the caller's.
         unsafe {
-            let unit = p.unit.load_l2(col as usize)[0];
-            let sum = p.sum.load_l2(col as usize)[0];
             if EPILOGUE == GATED {
                 let out = tile_row / 16 * 8 + tile_row % 8;
                 if out < p.n / 2 {
@@ -332,10 +350,10 @@ mod device {
                     let col = block_idx_y() * WIDE_COLS + (group + c as u32) * 8 + 2 * t;
                     let d = acc[m][c];
                     if col < p.cols {
-                        finish::<EPILOGUE>(&p, row, col, d[0], d[2]);
+                        finish::<EPILOGUE>(&p, row, col, column(&p, col), d[0], d[2]);
                     }
                     if col + 1 < p.cols {
-                        finish::<EPILOGUE>(&p, row, col + 1, d[1], d[3]);
+                        finish::<EPILOGUE>(&p, row, col + 1, column(&p, col + 1), d[1], d[3]);
                     }
                     c += 1;
                 }
@@ -344,54 +362,114 @@ mod device {
         }
     }
 
+    /// This lane's words of tile `tile` along k of two rows of tiles from `first`; zeros past the end of k.
+    ///
+    /// # Safety
+    /// The launch is the plan's.
+    #[inline(always)]
+    unsafe fn narrow_weights(p: &WideStore, first: u32, tile: u32) -> [[u32; 4]; 2] {
+        let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
+        let mut w = [[0; 4]; 2];
+        if tile < tiles_k {
+            let mut m = 0;
+            while m < 2 {
+                let band = (first + m as u32).min(tiles_n - 1);
+                // SAFETY: the tile is one of the matrix.
+                w[m] = unsafe {
+                    p.w.load_stream_x4(((band * tiles_k + tile) * 128 + lane_id() * 4) as usize)
+                };
+                m += 1;
+            }
+        }
+        w
+    }
+
+    /// Adds the products of those words with the columns from `first_col` on; a tile past the end adds nothing.
+    ///
+    /// # Safety
+    /// The whole warp calls this, after the activations were written.
+    #[inline(always)]
+    unsafe fn multiply<const GROUPS: usize>(
+        p: &WideStore,
+        acc: &mut [[[i32; 4]; GROUPS]; 2],
+        w: [[u32; 4]; 2],
+        first_col: u32,
+        tile: u32,
+    ) {
+        let (g, t) = (lane_id() / 4, lane_id() % 4);
+        let tiles_k = p.k.div_ceil(128);
+        let mut x = [[0; 8]; GROUPS];
+        let mut c = 0;
+        while c < GROUPS {
+            let col = (first_col + c as u32 * 8 + g).min(p.cols - 1);
+            let at = ((col * tiles_k + tile.min(tiles_k - 1)) * 32 + t * 8) as usize;
+            // SAFETY: tile and column are clamped to what exists.
+            let (low, high) = unsafe { (p.x.load_l2_x4(at), p.x.load_l2_x4(at + 4)) };
+            x[c] = [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]];
+            c += 1;
+        }
+        let mut plane = 0;
+        while plane < 4 {
+            let a = [unpack(w[0], plane as u32), unpack(w[1], plane as u32)];
+            let mut c = 0;
+            while c < GROUPS {
+                let b = [x[c][2 * plane], x[c][2 * plane + 1]];
+                // SAFETY: the caller's promise.
+                unsafe {
+                    acc[0][c] = mma_m16n8k32_s8_s8(a[0], b, acc[0][c]);
+                    acc[1][c] = mma_m16n8k32_s8_s8(a[1], b, acc[1][c]);
+                }
+                c += 1;
+            }
+            plane += 1;
+        }
+    }
+
     #[inline(always)]
     pub(super) unsafe fn narrow<const EPILOGUE: u32, const GROUPS: usize>(p: impl Params) {
         let p = p.get();
         let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
         let (g, t) = (lane / 4, lane % 4);
-        let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
+        let tiles_k = p.k.div_ceil(128);
         let width = GROUPS as u32 * 8;
         let (first, first_col) = (block_idx_x() * 2, block_idx_y() * width);
         let mut acc = [[[0; 4]; GROUPS]; 2];
+        // (warp, column, row of the block), then (column) twice.
+        let parts = Shared::<i32>::at(0);
+        let units = Shared::<f32>::at(warps * width * NARROW_ROWS * 4);
+        let sums = Shared::<i32>::at((warps * NARROW_ROWS + 1) * width * 4);
         // SAFETY: tiles and columns are clamped to what exists; every branch around a warp or block operation is uniform.
         unsafe {
-            let weights = |m: u32, tile: u32| {
-                let band = (first + m).min(tiles_n - 1);
-                p.w.load_stream_x4(((band * tiles_k + tile.min(tiles_k - 1)) * 128 + lane * 4) as usize)
-            };
             // Weights do not depend on the kernel before this one.
-            let mut next = [weights(0, warp), weights(1, warp)];
+            let mut w = [[[0; 4]; 2]; NARROW_TILES];
+            let mut i = 0;
+            while i < NARROW_TILES {
+                w[i] = narrow_weights(&p, first, warp + i as u32 * warps);
+                i += 1;
+            }
             grid_dependency_launch();
             grid_dependency_wait();
-            let mut tile = warp;
+            // Asked for with the first codes, so that nothing is when the sums are there.
+            let me = thread_idx_x();
+            let mut of_column = (0.0, 0);
+            if me < width {
+                of_column = column(&p, (first_col + me).min(p.cols - 1));
+            }
+            let mut i = 0;
+            while i < NARROW_TILES {
+                multiply(&p, &mut acc, w[i], first_col, warp + i as u32 * warps);
+                i += 1;
+            }
+            // What a wider matrix has beyond those, in a loop that takes no registers from the loads above.
+            let mut tile = warp + NARROW_TILES as u32 * warps;
             while tile < tiles_k {
-                let w = next;
-                next = [weights(0, tile + warps), weights(1, tile + warps)];
-                let mut x = [[0; 8]; GROUPS];
-                let mut c = 0;
-                while c < GROUPS {
-                    let col = (first_col + c as u32 * 8 + g).min(p.cols - 1);
-                    let at = ((col * tiles_k + tile) * 32 + t * 8) as usize;
-                    let (low, high) = (p.x.load_l2_x4(at), p.x.load_l2_x4(at + 4));
-                    x[c] = [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]];
-                    c += 1;
-                }
-                let mut plane = 0;
-                while plane < 4 {
-                    let a = [unpack(w[0], plane as u32), unpack(w[1], plane as u32)];
-                    let mut c = 0;
-                    while c < GROUPS {
-                        let b = [x[c][2 * plane], x[c][2 * plane + 1]];
-                        acc[0][c] = mma_m16n8k32_s8_s8(a[0], b, acc[0][c]);
-                        acc[1][c] = mma_m16n8k32_s8_s8(a[1], b, acc[1][c]);
-                        c += 1;
-                    }
-                    plane += 1;
-                }
+                multiply(&p, &mut acc, narrow_weights(&p, first, tile), first_col, tile);
                 tile += warps;
             }
-            // (warp, column, row of the block).
-            let parts = Shared::<i32>::at(0);
+            if me < width {
+                units.store(me, of_column.0);
+                sums.store(me, of_column.1);
+            }
             let mut m = 0;
             while m < 2 {
                 let mut c = 0;
@@ -407,7 +485,7 @@ mod device {
                 }
                 m += 1;
             }
-            // Orders every warp's parts before the additions below.
+            // Orders every warp's parts, the units and the sums before their loads below.
             sync_threads();
             // A pair of rows 8 apart of one column at a time.
             let mut at = thread_idx_x();
@@ -423,7 +501,8 @@ mod device {
                     i += 1;
                 }
                 if first_col + col < p.cols {
-                    finish::<EPILOGUE>(&p, first * 16 + row, first_col + col, upper, lower);
+                    let of_column = (units.load(col), sums.load(col));
+                    finish::<EPILOGUE>(&p, first * 16 + row, first_col + col, of_column, upper, lower);
                 }
                 at += block_dim_x();
             }

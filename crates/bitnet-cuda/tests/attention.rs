@@ -5,8 +5,8 @@ mod gpu;
 
 use bitnet_cuda::{DeviceBuffer, LaunchConfig, Stream};
 use bitnet_kernels::attention::{
-    AttentionCombine, AttentionDecode, AttentionDecode64, AttentionDecode128, AttentionPrefill,
-    AttentionPrefill64, AttentionPrefill128, Tile,
+    AttentionCluster, AttentionCluster64, AttentionCluster128, AttentionCombine, AttentionDecode,
+    AttentionDecode64, AttentionDecode128, AttentionPrefill, AttentionPrefill64, AttentionPrefill128, Tile,
 };
 use bitnet_kernels::rope::{RopeAppend, cache_len, padded_head_dim, q_scale};
 use bitnet_layout::random::Random;
@@ -211,6 +211,49 @@ impl<'a> Layer<'a> {
         self.stream.download_all(&out).unwrap()
     }
 
+    /// [`Layer::decode`] in one kernel, where the GPU has clusters.
+    fn decode_in_clusters(&self, tokens: &[(u32, u32)]) -> Option<Vec<f32>> {
+        let gpu = self.stream.gpu();
+        if !gpu.has::<AttentionCluster64>() {
+            return None;
+        }
+        let (rows, positions, sequences) = self.batch(tokens);
+        let heads_per_kv = self.n_heads / self.n_kv_heads;
+        let last = tokens.iter().map(|t| t.1).max().unwrap();
+        let steps = AttentionCluster::blocks(last / 64 + 1, heads_per_kv).unwrap();
+        let out = gpu.alloc("out", tokens.len() * self.d_q()).unwrap();
+        let attend = AttentionCluster {
+            qkv: rows.global(),
+            positions: positions.global(),
+            sequences: sequences.global(),
+            cos: self.tables[0].global(),
+            sin: self.tables[1].global(),
+            k_cache: self.k.global().cast(),
+            v_cache: self.v.global().cast(),
+            out: out.global(),
+            batch: tokens.len() as u32,
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            heads_per_kv,
+            head_dim: self.head_dim,
+            context: CONTEXT,
+            steps,
+            q_scale: q_scale(self.head_dim),
+        };
+        let config = |launch| LaunchConfig::from(launch).programmatic_dependent().cluster(steps);
+        // SAFETY: as in `prefill`.
+        unsafe {
+            if self.padded == 64 {
+                let attend = AttentionCluster64::from(attend);
+                self.stream.launch(&attend, config(attend.launch())).unwrap();
+            } else {
+                let attend = AttentionCluster128::from(attend);
+                self.stream.launch(&attend, config(attend.launch())).unwrap();
+            }
+        }
+        Some(self.stream.download_all(&out).unwrap())
+    }
+
     /// Head `head` of a row, rotated.
     fn rotated(&self, token: (u32, u32), head: u32) -> Vec<f32> {
         let (d, half) = (self.head_dim as usize, self.head_dim as usize / 2);
@@ -302,11 +345,27 @@ fn a_token_has_the_same_bits_however_it_is_computed() {
                 "{n_heads} {head_dim}: decode of {position}"
             );
         }
+        layer.poison();
+        for position in 0..len {
+            let Some(out) = layer.decode_in_clusters(&[(1, position)]) else {
+                println!("skipped: this GPU has no clusters");
+                break;
+            };
+            let expected = &whole[position as usize * d_q..][..d_q];
+            assert!(
+                bits(&out) == bits(expected),
+                "{n_heads} {head_dim}: decode of {position} in clusters"
+            );
+        }
 
         layer.poison();
         let batch = layer.prefill(&[(2, 0, 70), (1, 0, len), (0, 0, 5)]);
         assert!(bits(&batch[70 * d_q..(70 + len as usize) * d_q]) == bits(&whole));
-        let decoded = layer.decode(&[(0, 5), (1, len), (2, 70)]);
+        let tokens = [(0, 5), (1, len), (2, 70)];
+        let decoded = layer.decode(&tokens);
+        if let Some(out) = layer.decode_in_clusters(&tokens) {
+            assert!(bits(&out) == bits(&decoded), "{n_heads} {head_dim}: in clusters");
+        }
         layer.poison();
         let long = layer.prefill(&[(1, 0, len + 1)]);
         assert!(bits(&decoded[d_q..2 * d_q]) == bits(&long[len as usize * d_q..]));

@@ -4,6 +4,7 @@
 mod common;
 mod kv;
 
+use bitnet_kernels::attention::AttentionCluster;
 use bitnet_kernels::emulator::Emulator;
 use common::same_for_all_seeds;
 use kv::{Cache, Rows, Shape, bf16, decode, decode_in_clusters, prefill};
@@ -218,6 +219,19 @@ fn clusters_fold_as_the_kernel_of_its_own() {
     // Groups of more heads than a tile has rows.
     check_clusters(12, 1, 32, &[66, 200], 4);
     check_clusters(20, 1, 64, &[65], 2);
+    // As many as there may be.
+    check_clusters(32, 1, 256, &[3], 1);
+    check_clusters(32, 1, 256, &[65], 8);
+}
+
+#[test]
+fn clusters_have_room_for_every_step() {
+    for steps in 1..=8 {
+        let blocks = AttentionCluster::blocks(steps, 32).unwrap();
+        assert!(blocks.is_power_of_two() && (steps..2 * steps).contains(&blocks));
+    }
+    assert_eq!(AttentionCluster::blocks(9, 1), None);
+    assert_eq!(AttentionCluster::blocks(1, 33), None);
 }
 
 #[test]

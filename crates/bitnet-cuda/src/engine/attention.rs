@@ -2,7 +2,9 @@
 
 use super::{DECODE_BATCH, Engine, Input, launch};
 use crate::error::Result;
+use crate::stream::LaunchConfig;
 use bitnet_kernels::attention::{
+    AttentionCluster, AttentionCluster32, AttentionCluster64, AttentionCluster128, AttentionCluster256,
     AttentionCombine, AttentionDecode, AttentionDecode32, AttentionDecode64, AttentionDecode128,
     AttentionDecode256, AttentionPrefill, AttentionPrefill32, AttentionPrefill64, AttentionPrefill128,
     AttentionPrefill256, Tile,
@@ -54,8 +56,18 @@ impl Engine {
         Ok(Attention::Prefill { tiles: tiles.len() })
     }
 
-    /// The steps of every token's attention.
+    /// Blocks of the clusters that attend and fold `steps` steps in one kernel; none where two kernels do it.
+    fn cluster_blocks(&self, steps: usize) -> Option<u32> {
+        let heads_per_kv = self.dims.n_heads / self.dims.n_kv_heads;
+        AttentionCluster::blocks(steps as u32, heads_per_kv as u32)
+            .filter(|_| self.gpu().has::<AttentionCluster32>())
+    }
+
+    /// The steps of every token's attention, and their fold where a cluster can hold them.
     pub(super) fn attention_decode(&self, layer: usize, steps: usize) -> Result<()> {
+        if let Some(blocks) = self.cluster_blocks(steps) {
+            return self.attention_cluster(layer, blocks);
+        }
         let (l, s, d) = (&self.layers[layer], &self.scratch, &self.dims);
         let decode = AttentionDecode {
             qkv: s.qkv.global(),
@@ -89,8 +101,59 @@ impl Engine {
         }
     }
 
-    /// Folds those steps.
+    /// Attention in clusters of `blocks` blocks, one for each step that there is room for.
+    fn attention_cluster(&self, layer: usize, blocks: u32) -> Result<()> {
+        let (l, s, d) = (&self.layers[layer], &self.scratch, &self.dims);
+        let cluster = AttentionCluster {
+            qkv: s.qkv.global(),
+            positions: s.positions.global(),
+            sequences: s.sequences.global(),
+            cos: self.cos.global(),
+            sin: self.sin.global(),
+            k_cache: l.k_cache.global(),
+            v_cache: l.v_cache.global(),
+            out: s.attention.global(),
+            batch: self.batch as u32,
+            n_heads: d.n_heads as u32,
+            n_kv_heads: d.n_kv_heads as u32,
+            heads_per_kv: (d.n_heads / d.n_kv_heads) as u32,
+            head_dim: d.head_dim as u32,
+            context: self.limits.context as u32,
+            steps: blocks,
+            q_scale: rope::q_scale(d.head_dim as u32),
+        };
+        // SAFETY: as in `attention_decode`; `blocks` is what `cluster_blocks` allows.
+        unsafe {
+            match self.padded {
+                32 => self.launch_clusters(
+                    AttentionCluster32::from(cluster),
+                    AttentionCluster32::launch,
+                    blocks,
+                ),
+                64 => self.launch_clusters(
+                    AttentionCluster64::from(cluster),
+                    AttentionCluster64::launch,
+                    blocks,
+                ),
+                128 => self.launch_clusters(
+                    AttentionCluster128::from(cluster),
+                    AttentionCluster128::launch,
+                    blocks,
+                ),
+                _ => self.launch_clusters(
+                    AttentionCluster256::from(cluster),
+                    AttentionCluster256::launch,
+                    blocks,
+                ),
+            }
+        }
+    }
+
+    /// Folds the steps of [`Engine::attention_decode`], where it has not.
     pub(super) fn attention_combine(&self, steps: usize) -> Result<()> {
+        if self.cluster_blocks(steps).is_some() {
+            return Ok(());
+        }
         let (s, d) = (&self.scratch, &self.dims);
         let combine = AttentionCombine {
             values: s.values.global(),
@@ -149,6 +212,18 @@ impl Engine {
                 _ => self.launch_width(AttentionPrefill256::from(prefill), AttentionPrefill256::launch),
             }
         }
+    }
+
+    /// [`Engine::launch_width`] in clusters of `blocks` blocks.
+    ///
+    /// # Safety
+    /// As for [`launch`].
+    unsafe fn launch_clusters<K: Kernel>(&self, kernel: K, of: fn(&K) -> Launch, blocks: u32) -> Result<()> {
+        let config = LaunchConfig::from(of(&kernel))
+            .programmatic_dependent()
+            .cluster(blocks);
+        // SAFETY: the caller's promise.
+        unsafe { self.stream.launch(&kernel, config) }
     }
 
     /// [`launch`] of a kernel that computes its own launch.

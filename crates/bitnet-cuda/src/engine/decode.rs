@@ -46,9 +46,9 @@ pub enum Part {
     Embed,
     /// Norm, quantization, projections to queries, keys and values.
     Qkv,
-    /// Rotation, append to the cache, and the steps of the attention.
+    /// Rotation, append to the cache, and the steps of the attention; of short contexts on some GPUs their fold too.
     Attention,
-    /// Their fold.
+    /// Their fold, where it is a kernel of its own.
     Combine,
     /// Norm, quantization, projection back to the residual stream.
     OutProj,

@@ -300,6 +300,9 @@ pub(crate) fn decode(
     Ok((out, cache))
 }
 
+/// Shared memory that a block of any GPU has.
+const PLAIN_SHARED_BYTES: u32 = 48 << 10;
+
 /// [`decode`] in one kernel, in clusters of `steps` blocks: outputs, and the cache after.
 pub(crate) fn decode_in_clusters(
     emulator: &mut Emulator,
@@ -331,7 +334,9 @@ pub(crate) fn decode_in_clusters(
     macro_rules! launch {
         ($Params:ident) => {{
             let params = $Params::from(params);
-            emulator.launch_clusters(&params.launch(), &params, steps)?;
+            let launch = params.launch();
+            assert!(launch.shared_bytes <= PLAIN_SHARED_BYTES, "{launch:?}");
+            emulator.launch_clusters(&launch, &params, steps)?;
         }};
     }
     match shape.padded {

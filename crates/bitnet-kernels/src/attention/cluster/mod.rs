@@ -23,8 +23,8 @@ kernels_by_width! {
     /// - Bound: latency from `qkv` to `out`.
     ///
     /// # Safety
-    /// As for [`super::AttentionDecode`]; `steps` a power of two, at most [`AttentionCluster::MAX_STEPS`]; `out` 8-byte
-    /// aligned.
+    /// As for [`super::AttentionDecode`]; `steps` and `heads_per_kv` as [`AttentionCluster::blocks`] gives and takes them;
+    /// `out` 8-byte aligned.
     pub struct AttentionCluster {
         /// Output of the fused linear layer, (batch, n_heads + 2 n_kv_heads, head_dim).
         pub qkv: Global<f32>,
@@ -67,8 +67,17 @@ kernels_by_width! {
 }
 
 impl AttentionCluster {
-    /// Most steps: more blocks are in a cluster on some GPUs only.
-    pub const MAX_STEPS: u32 = 8;
+    /// The power of two, of steps and of blocks of a cluster, that has room for `steps` steps; none where they are more than
+    /// the 8 blocks that every GPU's clusters may have, or `heads_per_kv` more than 32, whose records always fit in shared
+    /// memory.
+    #[must_use]
+    pub const fn blocks(steps: u32, heads_per_kv: u32) -> Option<u32> {
+        if steps <= 8 && heads_per_kv <= 32 {
+            Some(steps.next_power_of_two())
+        } else {
+            None
+        }
+    }
 }
 
 /// Threads of a block.

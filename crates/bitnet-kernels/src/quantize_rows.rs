@@ -13,7 +13,7 @@ kernel! {
     /// - Shapes: `x` (rows, k); `norm` (k); `q` (rows, k padded to 128) i8, the padding written as zeros; `unit`, `sum` (rows).
     /// - Launch: a block a row, warps as [`decode_linear::warps`] of k; a lane of a warp owns the columns of each
     ///   of its tiles that it owns there.
-    /// - Moves: `4 rows k` bytes twice (the second time from L1), `rows k` bytes out.
+    /// - Moves: `4 rows k` bytes in, `rows k` bytes out.
     /// - Bound: latency; one row is a few KB.
     ///
     /// # Safety
@@ -59,65 +59,121 @@ mod device {
     use super::QuantizeRows;
     use crate::decode_linear::device::{Scale, add_squares, codes, tile_column, unit};
     use crate::intrinsics::*;
-    use crate::reduce::{warp_max, warp_sum};
+    use crate::reduce::warp_sum;
     use bitnet_layout::mma_tile;
+
+    /// Tiles that a warp keeps in registers between the two passes: all of them for up to 8192 columns.
+    const KEPT: usize = 4;
+
+    /// What one lane owns of a tile.
+    #[derive(Clone, Copy)]
+    struct Piece {
+        x: [f32; 4],
+        norm: [f32; 4],
+    }
+
+    impl Piece {
+        const ZERO: Self = Self {
+            x: [0.0; 4],
+            norm: [0.0; 4],
+        };
+
+        #[inline(always)]
+        fn largest(&self) -> f32 {
+            let mut max = 0.0f32;
+            let mut j = 0;
+            while j < 4 {
+                max = max.max((self.x[j] * self.norm[j]).abs());
+                j += 1;
+            }
+            max
+        }
+    }
 
     #[inline(always)]
     pub(super) unsafe fn run(p: QuantizeRows) {
         let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
         let (row, tiles_k) = (block_idx_x() as usize, p.k.div_ceil(128));
-        let mine = tile_column();
         let x = p.x.offset(row * p.k as usize);
         let q = p.q.offset(row * tiles_k as usize * 32);
-        let maxima = Shared::<f32>::at(0);
+        let maxima = Shared::<u32>::at(0);
         let squares = Shared::<f32>::at(warps * 4);
         let sums = Shared::<i32>::at(warps * 8);
+        // The first of this lane's columns of tile i of its warp.
+        let column = |i: u32| (warp + i * warps) * 128 + tile_column();
         // SAFETY: columns are compared with k, tiles with their number; every branch around a warp or block operation is
         // uniform.
         unsafe {
+            let norm_of = |i: u32| p.norm.load_constant_x4(column(i) as usize);
+            let x_of = |i: u32| x.load_l2_x4(column(i) as usize);
+            let again = |i: u32| {
+                if column(i) < p.k {
+                    Piece {
+                        x: x_of(i),
+                        norm: norm_of(i),
+                    }
+                } else {
+                    Piece::ZERO
+                }
+            };
+            let mut kept = [Piece::ZERO; KEPT];
+            let mut i = 0;
+            while i < KEPT {
+                if column(i as u32) < p.k {
+                    kept[i].norm = norm_of(i as u32);
+                }
+                i += 1;
+            }
             grid_dependency_launch();
             grid_dependency_wait();
-            let (mut max, mut square) = (0.0f32, 0.0);
-            let mut tile = warp;
-            while tile < tiles_k {
-                let col = (tile * 128 + mine) as usize;
-                if tile * 128 + mine < p.k {
-                    let (x, norm) = (x.load_l2_x4(col), p.norm.load_constant_x4(col));
-                    square = add_squares(square, x);
-                    let mut j = 0;
-                    while j < 4 {
-                        max = max.max((x[j] * norm[j]).abs());
-                        j += 1;
-                    }
+            let mut i = 0;
+            while i < KEPT {
+                if column(i as u32) < p.k {
+                    kept[i].x = x_of(i as u32);
                 }
-                tile += warps;
+                i += 1;
             }
-            let (max, square) = (warp_max(max), warp_sum(square));
+            let (mut max, mut square) = (0.0f32, 0.0);
+            let mut i = 0;
+            while i < KEPT {
+                square = add_squares(square, kept[i].x);
+                max = max.max(kept[i].largest());
+                i += 1;
+            }
+            let mut i = KEPT as u32;
+            while warp + i * warps < tiles_k {
+                let piece = again(i);
+                square = add_squares(square, piece.x);
+                max = max.max(piece.largest());
+                i += 1;
+            }
+            // Bits of floats that are not negative order as the floats do.
+            let (max, square) = (warp_reduce_max_u32(FULL_MASK, max.to_bits()), warp_sum(square));
             if lane == 0 {
                 maxima.store(warp, max);
                 squares.store(warp, square);
             }
             // Orders every warp's maximum and squares before the loads below.
             sync_threads();
-            let (mut max, mut square) = (0.0f32, 0.0);
+            let max = maxima.load(if lane < warps { lane } else { 0 });
+            let scale = Scale::new(f32::from_bits(warp_reduce_max_u32(FULL_MASK, max)));
+            let mut sum = 0;
+            let mut put = |i: u32, piece: &Piece| {
+                let word = codes(piece.x, piece.norm, scale.of_codes);
+                sum = dp4a(word, 0x0101_0101, sum);
+                q.store(mma_tile::activation_word(column(i) / 4) as usize, word);
+            };
             let mut i = 0;
-            while i < warps {
-                max = max.max(maxima.load(i));
-                square += squares.load(i);
+            while i < KEPT {
+                if warp + i as u32 * warps < tiles_k {
+                    put(i as u32, &kept[i]);
+                }
                 i += 1;
             }
-            let scale = Scale::new(max);
-            let mut sum = 0;
-            let mut tile = warp;
-            while tile < tiles_k {
-                let col = (tile * 128 + mine) as usize;
-                let mut word = 0;
-                if tile * 128 + mine < p.k {
-                    word = codes(x.load_l2_x4(col), p.norm.load_constant_x4(col), scale.of_codes);
-                }
-                sum = dp4a(word, 0x0101_0101, sum);
-                q.store(mma_tile::activation_word(col as u32 / 4) as usize, word);
-                tile += warps;
+            let mut i = KEPT as u32;
+            while warp + i * warps < tiles_k {
+                put(i, &again(i));
+                i += 1;
             }
             let sum = warp_reduce_add(FULL_MASK, sum);
             if lane == 0 {
@@ -125,15 +181,18 @@ mod device {
             }
             // Orders every warp's sum before the loads below.
             sync_threads();
-            if thread_idx_x() == 0 {
-                let mut total = 0;
+            if warp == 0 {
+                let total = warp_reduce_add(FULL_MASK, if lane < warps { sums.load(lane) } else { 0 });
+                let mut square = 0.0;
                 let mut i = 0;
                 while i < warps {
-                    total += sums.load(i);
+                    square += squares.load(i);
                     i += 1;
                 }
-                p.unit.store(row, unit(scale.worth, square, p.k, p.eps));
-                p.sum.store(row, total);
+                if lane == 0 {
+                    p.unit.store(row, unit(scale.worth, square, p.k, p.eps));
+                    p.sum.store(row, total);
+                }
             }
         }
     }

@@ -456,14 +456,12 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
         let mut d = [[0.0; 4]; 2];
         // SAFETY: the caller's promise.
         unsafe {
+            // Rows without a head take the last one's: a branch would keep the two chains of products from overlapping.
+            let row = self.group.min(heads - 1);
+            let queries = parts.queries.offset(row * parts.query_words + 4 * self.quad);
             let mut i = 0;
             while i < CHUNKS {
-                let mut w = [0; 4];
-                if self.group < heads {
-                    w = parts
-                        .queries
-                        .load_x4(self.group * parts.query_words + 16 * i as u32 + 4 * self.quad);
-                }
+                let w = queries.load_x4(16 * i as u32);
                 // The upper half of the rows stays empty.
                 let q = [[w[0], 0, w[1], 0], [w[2], 0, w[3], 0]];
                 d[0] = math::score(&q, &k[0][i], d[0]);

@@ -14,14 +14,19 @@ use crate::decode_linear::device::{ADD, GATED, STORE};
 use crate::{Global, Launch};
 use bitnet_layout::mma_tile;
 
+/// Most columns of a matrix: what sums of codes 0, 1 and 2 times 64 and activations up to 127 have room for in 32 bits.
+pub const MAX_K: usize = (1 << 31) / (2 * 64 * 128);
+
 /// Rows of a wide block.
 const WIDE_ROWS: u32 = 128;
 /// Columns of a wide block; 128 would need more registers than two blocks a multiprocessor have.
 const WIDE_COLS: u32 = 64;
 /// Stages of the wide kernel's ring.
-const STAGES: u32 = 4;
-/// Bytes of a stage: 8 tiles of weights, then 128 codes of each column.
-const STAGE_BYTES: u32 = 8 * 512 + WIDE_COLS * 128;
+const STAGES: u32 = 3;
+/// Tiles along k of a stage: the block meets once for all of them.
+const STAGE_TILES: u32 = 2;
+/// Bytes of a tile along k in a stage: 8 tiles of weights, then 128 codes of each column.
+const TILE_BYTES: u32 = 8 * 512 + WIDE_COLS * 128;
 /// Rows of a narrow block.
 const NARROW_ROWS: u32 = 32;
 /// Most warps of a narrow block.
@@ -159,7 +164,7 @@ impl Plan {
             Shape::Wide => Launch {
                 grid: [rows.div_ceil(WIDE_ROWS), cols.div_ceil(WIDE_COLS), 1],
                 block: [256, 1, 1],
-                shared_bytes: STAGES * STAGE_BYTES,
+                shared_bytes: STAGES * STAGE_TILES * TILE_BYTES,
             },
             Shape::Narrow32 => narrow(32),
             Shape::Narrow8 => narrow(8),
@@ -171,7 +176,7 @@ impl Plan {
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
     use super::{ADD, GATED};
-    use super::{NARROW_ROWS, NARROW_TILES, STAGE_BYTES, STAGES, WIDE_COLS, WideStore};
+    use super::{NARROW_ROWS, NARROW_TILES, STAGE_TILES, STAGES, TILE_BYTES, WIDE_COLS, WideStore};
     use crate::bit_gemv::device::row_scale;
     use crate::decode_linear::device::gated;
     use crate::intrinsics::*;
@@ -182,11 +187,15 @@ mod device {
         fn get(self) -> WideStore;
     }
 
-    /// Plane `p` of a lane's four words: an A fragment of codes 0, 1 and 2.
+    /// Plane `p` of a lane's four words: an A fragment of codes 0, 1 and 2 times `2^`[`CODE_BITS`].
     #[inline(always)]
     fn unpack(w: [u32; 4], p: u32) -> [u32; 4] {
-        w.map(|w| w >> (2 * p) & 0x0303_0303)
+        w.map(|w| (w << (6 - 2 * p)) & 0xc0c0_c0c0)
     }
+
+    /// Planes are shifted to the top of their bytes: multipliers can shift left, which leaves the masks alone to the units for
+    /// logic. Sums stay below 2^31 for up to [`super::MAX_K`] columns.
+    const CODE_BITS: u32 = 6;
 
     // What the kernel before this one wrote is read past L1: with programmatic dependent launch a block can start, and
     // its L1 be filled, before that kernel has finished.
@@ -248,32 +257,82 @@ mod device {
         col * 128 + (chunk ^ (col & 7)) * 16
     }
 
-    /// Copies tile `tile` along k of this block's weights and activations into ring stage `tile % STAGES`.
+    /// Copies the tiles of stage `stage` along k of this block's weights and activations into its place in the ring.
     ///
     /// # Safety
-    /// All 256 threads call this; the stage is free.
+    /// All 256 threads call this; the place is free.
     #[inline(always)]
-    unsafe fn fetch(p: &WideStore, tile: u32, tiles_n: u32, tiles_k: u32) {
+    unsafe fn fetch(p: &WideStore, stage: u32, tiles_n: u32, tiles_k: u32) {
         let me = thread_idx_x();
-        let stage = tile % STAGES * STAGE_BYTES;
-        // SAFETY: tiles and columns are clamped to what exists; the stage's offsets are below its size.
+        let mut i = 0;
+        while i < STAGE_TILES {
+            let tile = stage * STAGE_TILES + i;
+            let place = (stage % STAGES * STAGE_TILES + i) * TILE_BYTES;
+            if tile < tiles_k {
+                // SAFETY: tiles and columns are clamped to what exists; the offsets are below the stage's size.
+                unsafe {
+                    // 8 tiles of 32 chunks of 16 bytes: one a thread.
+                    let band = (block_idx_x() * 8 + me / 32).min(tiles_n - 1);
+                    async_copy_16(
+                        Shared::<u32>::at(place + me * 16),
+                        p.w.offset(((band * tiles_k + tile) * 128 + me % 32 * 4) as usize),
+                    );
+                    // 64 columns of 8 chunks: two a thread.
+                    let mut j = 0;
+                    while j < 2 {
+                        let (col, chunk) = (j * 32 + me / 8, me % 8);
+                        let source = (block_idx_y() * WIDE_COLS + col).min(p.cols - 1) * tiles_k + tile;
+                        async_copy_16(
+                            Shared::<u32>::at(place + 8 * 512 + swizzled(col, chunk)),
+                            p.x.offset((source * 32 + chunk * 4) as usize),
+                        );
+                        j += 1;
+                    }
+                }
+            }
+            i += 1;
+        }
+    }
+
+    /// Adds the products of a warp's two rows of tiles from `band` with four groups of 8 columns from `group`, of the tile that
+    /// stands at byte `place`.
+    ///
+    /// # Safety
+    /// The whole warp calls this, after the copies.
+    #[inline(always)]
+    unsafe fn multiply_tile(acc: &mut [[[i32; 4]; 4]; 2], place: u32, band: u32, group: u32) {
+        let (lane, g, t) = (lane_id(), lane_id() / 4, lane_id() % 4);
+        // SAFETY: the caller's promise; offsets are below the tile's size.
         unsafe {
-            // 8 tiles of 32 chunks of 16 bytes: one a thread.
-            let band = (block_idx_x() * 8 + me / 32).min(tiles_n - 1);
-            async_copy_16(
-                Shared::<u32>::at(stage + me * 16),
-                p.w.offset(((band * tiles_k + tile) * 128 + me % 32 * 4) as usize),
-            );
-            // 64 columns of 8 chunks: two a thread.
-            let mut i = 0;
-            while i < 2 {
-                let (col, chunk) = (i * 32 + me / 8, me % 8);
-                let source = (block_idx_y() * WIDE_COLS + col).min(p.cols - 1) * tiles_k + tile;
-                async_copy_16(
-                    Shared::<u32>::at(stage + 8 * 512 + swizzled(col, chunk)),
-                    p.x.offset((source * 32 + chunk * 4) as usize),
-                );
-                i += 1;
+            let mut a = [[[0; 4]; 4]; 2];
+            let mut m = 0;
+            while m < 2 {
+                let w = Shared::<u32>::at(place + ((band + m as u32) * 32 + lane) * 16).load_x4(0);
+                let mut plane = 0;
+                while plane < 4 {
+                    a[m][plane] = unpack(w, plane as u32);
+                    plane += 1;
+                }
+                m += 1;
+            }
+            let mut c = 0;
+            while c < 4 {
+                let col = (group + c as u32) * 8 + g;
+                let x = place + 8 * 512;
+                let low = Shared::<u32>::at(x + swizzled(col, 2 * t)).load_x4(0);
+                let high = Shared::<u32>::at(x + swizzled(col, 2 * t + 1)).load_x4(0);
+                let mut plane = 0;
+                while plane < 4 {
+                    let b = if plane < 2 {
+                        [low[2 * plane], low[2 * plane + 1]]
+                    } else {
+                        [high[2 * plane - 4], high[2 * plane - 3]]
+                    };
+                    acc[0][c] = mma_m16n8k32_u8_s8(a[0][plane], b, acc[0][c]);
+                    acc[1][c] = mma_m16n8k32_u8_s8(a[1][plane], b, acc[1][c]);
+                    plane += 1;
+                }
+                c += 1;
             }
         }
     }
@@ -281,8 +340,8 @@ mod device {
     #[inline(always)]
     pub(super) unsafe fn wide<const EPILOGUE: u32>(p: impl Params) {
         let p = p.get();
-        let (lane, warp) = (lane_id(), warp_id());
-        let (g, t) = (lane / 4, lane % 4);
+        let warp = warp_id();
+        let (g, t) = (lane_id() / 4, lane_id() % 4);
         // Each warp owns 2 of the 8 rows of tiles and 4 of the 8 groups of 8 columns.
         let (band, group) = (warp % 4 * 2, warp / 4 * 4);
         let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
@@ -291,56 +350,29 @@ mod device {
         unsafe {
             grid_dependency_launch();
             grid_dependency_wait();
-            let mut tile = 0;
-            while tile < STAGES - 1 {
-                if tile < tiles_k {
-                    fetch(&p, tile, tiles_n, tiles_k);
-                }
+            let mut stage = 0;
+            while stage < STAGES - 1 {
+                fetch(&p, stage, tiles_n, tiles_k);
                 async_copy_commit();
-                tile += 1;
+                stage += 1;
             }
-            let mut tile = 0;
-            while tile < tiles_k {
+            let mut stage = 0;
+            while stage * STAGE_TILES < tiles_k {
                 async_copy_wait::<{ STAGES as usize - 2 }>();
                 // Orders this stage's copies of all threads before the loads below, and the loads of the stage that the next
                 // fetch overwrites before it.
                 sync_threads();
-                if tile + STAGES - 1 < tiles_k {
-                    fetch(&p, tile + STAGES - 1, tiles_n, tiles_k);
-                }
+                fetch(&p, stage + STAGES - 1, tiles_n, tiles_k);
                 async_copy_commit();
-                let stage = tile % STAGES * STAGE_BYTES;
-                let mut a = [[[0; 4]; 4]; 2];
-                let mut m = 0;
-                while m < 2 {
-                    let w = Shared::<u32>::at(stage + ((band + m as u32) * 32 + lane) * 16).load_x4(0);
-                    let mut plane = 0;
-                    while plane < 4 {
-                        a[m][plane] = unpack(w, plane as u32);
-                        plane += 1;
+                let mut i = 0;
+                while i < STAGE_TILES {
+                    if stage * STAGE_TILES + i < tiles_k {
+                        let place = (stage % STAGES * STAGE_TILES + i) * TILE_BYTES;
+                        multiply_tile(&mut acc, place, band, group);
                     }
-                    m += 1;
+                    i += 1;
                 }
-                let mut c = 0;
-                while c < 4 {
-                    let col = (group + c as u32) * 8 + g;
-                    let x = stage + 8 * 512;
-                    let low = Shared::<u32>::at(x + swizzled(col, 2 * t)).load_x4(0);
-                    let high = Shared::<u32>::at(x + swizzled(col, 2 * t + 1)).load_x4(0);
-                    let mut plane = 0;
-                    while plane < 4 {
-                        let b = if plane < 2 {
-                            [low[2 * plane], low[2 * plane + 1]]
-                        } else {
-                            [high[2 * plane - 4], high[2 * plane - 3]]
-                        };
-                        acc[0][c] = mma_m16n8k32_s8_s8(a[0][plane], b, acc[0][c]);
-                        acc[1][c] = mma_m16n8k32_s8_s8(a[1][plane], b, acc[1][c]);
-                        plane += 1;
-                    }
-                    c += 1;
-                }
-                tile += 1;
+                stage += 1;
             }
             let mut m = 0;
             while m < 2 {
@@ -350,10 +382,24 @@ mod device {
                     let col = block_idx_y() * WIDE_COLS + (group + c as u32) * 8 + 2 * t;
                     let d = acc[m][c];
                     if col < p.cols {
-                        finish::<EPILOGUE>(&p, row, col, column(&p, col), d[0], d[2]);
+                        finish::<EPILOGUE>(
+                            &p,
+                            row,
+                            col,
+                            column(&p, col),
+                            d[0] >> CODE_BITS,
+                            d[2] >> CODE_BITS,
+                        );
                     }
                     if col + 1 < p.cols {
-                        finish::<EPILOGUE>(&p, row, col + 1, column(&p, col + 1), d[1], d[3]);
+                        finish::<EPILOGUE>(
+                            &p,
+                            row,
+                            col + 1,
+                            column(&p, col + 1),
+                            d[1] >> CODE_BITS,
+                            d[3] >> CODE_BITS,
+                        );
                     }
                     c += 1;
                 }
@@ -416,8 +462,8 @@ mod device {
                 let b = [x[c][2 * plane], x[c][2 * plane + 1]];
                 // SAFETY: the caller's promise.
                 unsafe {
-                    acc[0][c] = mma_m16n8k32_s8_s8(a[0], b, acc[0][c]);
-                    acc[1][c] = mma_m16n8k32_s8_s8(a[1], b, acc[1][c]);
+                    acc[0][c] = mma_m16n8k32_u8_s8(a[0], b, acc[0][c]);
+                    acc[1][c] = mma_m16n8k32_u8_s8(a[1], b, acc[1][c]);
                 }
                 c += 1;
             }
@@ -502,7 +548,14 @@ mod device {
                 }
                 if first_col + col < p.cols {
                     let of_column = (units.load(col), sums.load(col));
-                    finish::<EPILOGUE>(&p, first * 16 + row, first_col + col, of_column, upper, lower);
+                    finish::<EPILOGUE>(
+                        &p,
+                        first * 16 + row,
+                        first_col + col,
+                        of_column,
+                        upper >> CODE_BITS,
+                        lower >> CODE_BITS,
+                    );
                 }
                 at += block_dim_x();
             }

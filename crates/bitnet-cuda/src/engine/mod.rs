@@ -35,7 +35,7 @@ use crate::gpu::Gpu;
 use crate::memory::{DeviceBuffer, SharedWords};
 use crate::stream::{LaunchConfig, Stream};
 use attention::Attention;
-use bitnet_kernels::{Kernel, Launch, rope};
+use bitnet_kernels::{Kernel, Launch, bit_gemm, rope};
 use choice::Chooser;
 use decode::Recordings;
 use head::{Embedding, Head};
@@ -337,6 +337,10 @@ fn check_dims(dims: &Dims) -> Result<usize> {
         if !found.is_multiple_of(32) {
             return refuse(what, found, "it must be a multiple of 32");
         }
+    }
+    if dims.widest() > bit_gemm::MAX_K {
+        let most = format!("sums would leave 32 bits beyond {}", bit_gemm::MAX_K);
+        return refuse("layer width", dims.widest(), &most);
     }
     if dims.weights == WeightKind::Bf16 && !dims.d_q().is_multiple_of(32) {
         return refuse("width of all heads", dims.d_q(), "it must be a multiple of 32");

@@ -69,11 +69,12 @@ kernels_by_width! {
 impl AttentionCluster {
     /// The power of two, of steps and of blocks of a cluster, that has room for `steps` steps; none where they are more than
     /// the 8 blocks that every GPU's clusters may have, or `heads_per_kv` more than 32, whose records always fit in shared
-    /// memory.
+    /// memory. At least two: a block launched without a cluster cannot store to itself as to a cluster's (an illegal
+    /// instruction on an H200).
     #[must_use]
     pub const fn blocks(steps: u32, heads_per_kv: u32) -> Option<u32> {
         if steps <= 8 && heads_per_kv <= 32 {
-            Some(steps.next_power_of_two())
+            Some(if steps < 2 { 2 } else { steps.next_power_of_two() })
         } else {
             None
         }

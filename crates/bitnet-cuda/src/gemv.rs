@@ -6,7 +6,9 @@ use crate::memory::DeviceBuffer;
 use crate::stream::{LaunchConfig, Stream};
 use bitnet_kernels::Global;
 use bitnet_kernels::bit_gemv::{
-    BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K5, BitGemvT4K1, BitGemvT4K2, BitGemvT5K2, MAX_COLS, Plan,
+    BitGemvT2K1, BitGemvT2K1Bits, BitGemvT2K2, BitGemvT2K2Bits, BitGemvT2K3, BitGemvT2K3Bits, BitGemvT2K5,
+    BitGemvT2K5Bits, BitGemvT4K1, BitGemvT4K1Bits, BitGemvT4K2, BitGemvT4K2Bits, BitGemvT5K2,
+    BitGemvT5K2Bits, MAX_COLS, Plan,
 };
 use bitnet_kernels::dense_gemv::Bf16Gemv;
 use bitnet_kernels::ref_gemv::RefGemv;
@@ -175,6 +177,13 @@ impl Gemv for W2A8 {
         let plan = Plan::new(shape.n(), shape.k(), cols as u32);
         let config = LaunchConfig::from(plan.launch).programmatic_dependent();
         macro_rules! launch {
+            ($Bytes:ident, $Bits:ident) => {
+                if cols == 1 && stream.gpu().multiplies_bits() {
+                    launch!($Bits)
+                } else {
+                    launch!($Bytes)
+                }
+            };
             ($Params:ident) => {{
                 let params = $Params {
                     w,
@@ -195,13 +204,13 @@ impl Gemv for W2A8 {
             }};
         }
         match (plan.tile_rows, plan.tiles_per_warp) {
-            (2, 5) => launch!(BitGemvT2K5),
-            (2, 1) => launch!(BitGemvT2K1),
-            (2, 2) => launch!(BitGemvT2K2),
-            (2, 3) => launch!(BitGemvT2K3),
-            (4, 1) => launch!(BitGemvT4K1),
-            (4, 2) => launch!(BitGemvT4K2),
-            (5, 2) => launch!(BitGemvT5K2),
+            (2, 5) => launch!(BitGemvT2K5, BitGemvT2K5Bits),
+            (2, 1) => launch!(BitGemvT2K1, BitGemvT2K1Bits),
+            (2, 2) => launch!(BitGemvT2K2, BitGemvT2K2Bits),
+            (2, 3) => launch!(BitGemvT2K3, BitGemvT2K3Bits),
+            (4, 1) => launch!(BitGemvT4K1, BitGemvT4K1Bits),
+            (4, 2) => launch!(BitGemvT4K2, BitGemvT4K2Bits),
+            (5, 2) => launch!(BitGemvT5K2, BitGemvT5K2Bits),
             other => Err(Error::Request(format!("no bit_gemv of {other:?} is built"))),
         }
     }

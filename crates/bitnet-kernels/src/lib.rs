@@ -28,6 +28,9 @@ pub mod intrinsics;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub mod reduce;
 
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod bits;
+
 pub mod bf16_gemm;
 pub mod bit_gemm;
 pub mod bit_gemv;
@@ -58,6 +61,13 @@ pub const ALL: &[KernelInfo] = &[
     bit_gemv::BitGemvT5K2::INFO,
     bit_gemv::BitGemvT2K3::INFO,
     bit_gemv::BitGemvT2K5::INFO,
+    bit_gemv::BitGemvT2K1Bits::INFO,
+    bit_gemv::BitGemvT4K1Bits::INFO,
+    bit_gemv::BitGemvT2K2Bits::INFO,
+    bit_gemv::BitGemvT4K2Bits::INFO,
+    bit_gemv::BitGemvT5K2Bits::INFO,
+    bit_gemv::BitGemvT2K3Bits::INFO,
+    bit_gemv::BitGemvT2K5Bits::INFO,
     decode_linear::DecodeStoreK2::INFO,
     decode_linear::DecodeStoreK3::INFO,
     decode_linear::DecodeStoreK4::INFO,

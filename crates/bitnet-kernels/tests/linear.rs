@@ -3,7 +3,9 @@
 
 use bitnet_kernels::bit_gemm::{self, Shape as GemmShape};
 use bitnet_kernels::bit_gemv::{
-    self, BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K5, BitGemvT4K1, BitGemvT4K2, BitGemvT5K2,
+    self, BitGemvT2K1, BitGemvT2K1Bits, BitGemvT2K2, BitGemvT2K2Bits, BitGemvT2K3, BitGemvT2K3Bits,
+    BitGemvT2K5, BitGemvT2K5Bits, BitGemvT4K1, BitGemvT4K1Bits, BitGemvT4K2, BitGemvT4K2Bits, BitGemvT5K2,
+    BitGemvT5K2Bits,
 };
 use bitnet_kernels::decode_linear::{self, RELU2, SILU};
 use bitnet_kernels::emulator::Emulator;
@@ -84,23 +86,40 @@ fn padded(x: &[i8], k: usize) -> Vec<u32> {
     words
 }
 
-/// Runs the variant that the plan names; fields are the same in all.
+/// Runs the variant that the plan names, on bits or on bytes; fields are the same in all.
 macro_rules! gemv {
-    ($emulator:expr, $plan:expr, $($field:ident: $value:expr),*) => {
-        match ($plan.tile_rows, $plan.tiles_per_warp) {
-            (2, 1) => $emulator.launch(&$plan.launch, &BitGemvT2K1 { $($field: $value),* }),
-            (4, 1) => $emulator.launch(&$plan.launch, &BitGemvT4K1 { $($field: $value),* }),
-            (2, 2) => $emulator.launch(&$plan.launch, &BitGemvT2K2 { $($field: $value),* }),
-            (4, 2) => $emulator.launch(&$plan.launch, &BitGemvT4K2 { $($field: $value),* }),
-            (5, 2) => $emulator.launch(&$plan.launch, &BitGemvT5K2 { $($field: $value),* }),
-            (2, 3) => $emulator.launch(&$plan.launch, &BitGemvT2K3 { $($field: $value),* }),
-            (2, 5) => $emulator.launch(&$plan.launch, &BitGemvT2K5 { $($field: $value),* }),
+    ($emulator:expr, $plan:expr, $bits:expr, $fields:tt) => {
+        match ($plan.tile_rows, $plan.tiles_per_warp, $bits) {
+            (2, 1, false) => gemv!(@run $emulator, $plan, BitGemvT2K1, $fields),
+            (4, 1, false) => gemv!(@run $emulator, $plan, BitGemvT4K1, $fields),
+            (2, 2, false) => gemv!(@run $emulator, $plan, BitGemvT2K2, $fields),
+            (4, 2, false) => gemv!(@run $emulator, $plan, BitGemvT4K2, $fields),
+            (5, 2, false) => gemv!(@run $emulator, $plan, BitGemvT5K2, $fields),
+            (2, 3, false) => gemv!(@run $emulator, $plan, BitGemvT2K3, $fields),
+            (2, 5, false) => gemv!(@run $emulator, $plan, BitGemvT2K5, $fields),
+            (2, 1, true) => gemv!(@run $emulator, $plan, BitGemvT2K1Bits, $fields),
+            (4, 1, true) => gemv!(@run $emulator, $plan, BitGemvT4K1Bits, $fields),
+            (2, 2, true) => gemv!(@run $emulator, $plan, BitGemvT2K2Bits, $fields),
+            (4, 2, true) => gemv!(@run $emulator, $plan, BitGemvT4K2Bits, $fields),
+            (5, 2, true) => gemv!(@run $emulator, $plan, BitGemvT5K2Bits, $fields),
+            (2, 3, true) => gemv!(@run $emulator, $plan, BitGemvT2K3Bits, $fields),
+            (2, 5, true) => gemv!(@run $emulator, $plan, BitGemvT2K5Bits, $fields),
             other => panic!("no variant {other:?}"),
         }
+    };
+    (@run $emulator:expr, $plan:expr, $Params:ident, { $($field:ident: $value:expr),* $(,)? }) => {
+        $emulator.launch(&$plan.launch, &$Params { $($field: $value),* })
     };
 }
 
 fn check_gemv(n: usize, k: usize, cols: usize, variant: (u32, u32), seed: u64) {
+    check_gemv_on(false, n, k, cols, variant, seed);
+    if cols == 1 {
+        check_gemv_on(true, n, k, cols, variant, seed);
+    }
+}
+
+fn check_gemv_on(bits: bool, n: usize, k: usize, cols: usize, variant: (u32, u32), seed: u64) {
     let mut random = Random(seed + (n * 31 + k * 7 + cols) as u64);
     let matrix = Matrix::random(n, k, &mut random);
     let x: Vec<i8> = (0..cols * k).map(|_| random.i8()).collect();
@@ -115,10 +134,20 @@ fn check_gemv(n: usize, k: usize, cols: usize, variant: (u32, u32), seed: u64) {
     );
     let unit: Vec<f32> = (0..cols).map(|c| 1.0 / (c + 1) as f32).collect();
     let unit_buffer = emulator.constant(&unit);
-    gemv!(
-        emulator, plan, w: w, x: x, unit: unit_buffer, y: y, n: n as u32, k: k as u32, cols: cols as u32, row_b: row_b,
-        row_c: row_c, scale_a: 1.0, scale_b: 3.0, scale_c: 0.5
-    )
+    gemv!(emulator, plan, bits, {
+        w: w,
+        x: x,
+        unit: unit_buffer,
+        y: y,
+        n: n as u32,
+        k: k as u32,
+        cols: cols as u32,
+        row_b: row_b,
+        row_c: row_c,
+        scale_a: 1.0,
+        scale_b: 3.0,
+        scale_c: 0.5,
+    })
     .unwrap();
     for (i, (&y, &exact)) in emulator.read(y).unwrap().iter().zip(&exact).enumerate() {
         let (col, row) = (i / n, (i % n) as u32);
@@ -132,7 +161,7 @@ fn check_gemv(n: usize, k: usize, cols: usize, variant: (u32, u32), seed: u64) {
         let expected = exact as f32 * (scale * unit[col]);
         assert_eq!(
             y, expected,
-            "({n}, {k}) column {col} row {row}, variant {variant:?}, seed {seed}"
+            "({n}, {k}) column {col} row {row}, variant {variant:?}, bits {bits}, seed {seed}"
         );
     }
 }

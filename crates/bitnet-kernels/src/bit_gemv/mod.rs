@@ -1,0 +1,169 @@
+//! `y = W x` for ternary `W` and up to eight columns of 8-bit activations.
+//!
+//! A warp multiplies whole tiles of [`bitnet_layout::mma_tile`] on the int8 tensor cores. One 16-byte load a lane brings 16
+//! rows by 128 columns; masking plane `p` of its four words gives the A fragment of one `mma.m16n8k32` without a shift,
+//! because codes scaled by `4^p` are kept in an accumulator of their own and scaled back once at the end, which is exact.
+//! Codes are `t + 1`, so the sum of the activations is subtracted at the end. Of the 8 columns that the tensor core
+//! computes in any case, `cols` are used. One column is multiplied bit by bit instead, where the GPU can: the kernels named
+//! `_bits`.
+//!
+//! The warps of a block split k and keep `T` rows of tiles: every weight that a block will need is requested before it
+//! waits for the kernel that writes `x` (programmatic dependent launch), all in registers, so the loads of one product run
+//! under the arithmetic of the product before it.
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+pub(crate) mod device;
+
+use crate::{Global, Launch};
+use bitnet_layout::mma_tile;
+
+/// Widest batch of [`BitGemvT2K1`] and its siblings.
+pub const MAX_COLS: u32 = 8;
+
+macro_rules! bit_gemv {
+    ($($name:ident, $Params:ident, $Columns:ident, $t:literal, $kpw:literal, $warps:literal, $min_blocks:literal;)*) => {$(
+        kernel! {
+            /// `y[c][n] = (sum over k of t[n][k] x[c][k]) * (scale(n) * unit[c])` for `cols` columns c.
+            ///
+            /// - Shapes: `w` tiles of (n, k); `x` (cols, k padded to 128) i8, padded with zeros; `unit` (cols); `y` (cols, n).
+            /// - Launch: a block owns
+            #[doc = concat!(stringify!($t), " rows of tiles and its warps split k, ", stringify!($kpw), " tiles a warp at a time;")]
+            ///   grid, warps and shared memory as [`Plan`] says.
+            /// - Layout: [`bitnet_layout::mma_tile`]. Moves: `n k / 4` bytes of weights once, `x` once a block.
+            /// - Bound: latency of the dependent part (x from L2, products, one barrier) below about 4 MB of weights, above
+            ///   that DRAM: 61 % of it at 20480 x 3200 on an H200.
+            ///
+            /// # Safety
+            /// Lengths as above; `w` and `x` 16-byte aligned; `1 <= cols <= 8`, of the kernels named `_bits` 1; `n`, `k` at
+            /// least 1; the launch is the plan's.
+            $name, block = [$warps * 32, 1, 1], min_blocks = $min_blocks, body = device::run::<device::$Columns, $t, $kpw, { device::ahead($t, $kpw) }>;
+            pub struct $Params {
+                /// Weights in tiles.
+                pub w: Global<u32>,
+                /// Activations, four a word in the order of [`mma_tile::activation_word`], (cols, k padded / 4).
+                pub x: Global<u32>,
+                /// What a unit of the activations of column c is worth, (cols).
+                pub unit: Global<f32>,
+                /// Output, (cols, n).
+                pub y: Global<f32>,
+                /// Rows.
+                pub n: u32,
+                /// Columns.
+                pub k: u32,
+                /// Columns of activations.
+                pub cols: u32,
+                /// First row that has `scale_b`.
+                pub row_b: u32,
+                /// First row that has `scale_c`.
+                pub row_c: u32,
+                /// What a ternary unit of the first rows is worth.
+                pub scale_a: f32,
+                /// What a ternary unit of rows `row_b ..` is worth.
+                pub scale_b: f32,
+                /// What a ternary unit of rows `row_c ..` is worth.
+                pub scale_c: f32,
+            }
+        }
+    )*
+
+        #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+        mod params {
+            use super::BitGemvT2K1;
+            use super::device::Params;
+            $(
+                impl Params for super::$Params {
+                    #[inline(always)]
+                    fn get(self) -> BitGemvT2K1 {
+                        let super::$Params { w, x, unit, y, n, k, cols, row_b, row_c, scale_a, scale_b, scale_c } = self;
+                        BitGemvT2K1 { w, x, unit, y, n, k, cols, row_b, row_c, scale_a, scale_b, scale_c }
+                    }
+                }
+            )*
+        }
+    };
+}
+
+bit_gemv! {
+    bit_gemv_t2k1, BitGemvT2K1, Bytes, 2, 1, 20, 1;
+    bit_gemv_t4k1, BitGemvT4K1, Bytes, 4, 1, 20, 1;
+    bit_gemv_t2k2, BitGemvT2K2, Bytes, 2, 2, 13, 2;
+    bit_gemv_t4k2, BitGemvT4K2, Bytes, 4, 2, 10, 2;
+    bit_gemv_t5k2, BitGemvT5K2, Bytes, 5, 2, 13, 2;
+    bit_gemv_t2k3, BitGemvT2K3, Bytes, 2, 3, 18, 1;
+    bit_gemv_t2k5, BitGemvT2K5, Bytes, 2, 5, 16, 1;
+    bit_gemv_t2k1_bits, BitGemvT2K1Bits, Bits, 2, 1, 20, 1;
+    bit_gemv_t4k1_bits, BitGemvT4K1Bits, Bits, 4, 1, 20, 1;
+    bit_gemv_t2k2_bits, BitGemvT2K2Bits, Bits, 2, 2, 13, 2;
+    bit_gemv_t4k2_bits, BitGemvT4K2Bits, Bits, 4, 2, 10, 2;
+    bit_gemv_t5k2_bits, BitGemvT5K2Bits, Bits, 5, 2, 13, 2;
+    bit_gemv_t2k3_bits, BitGemvT2K3Bits, Bits, 2, 3, 18, 1;
+    bit_gemv_t2k5_bits, BitGemvT2K5Bits, Bits, 2, 5, 16, 1;
+}
+
+/// The variant and launch for a shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Rows of tiles of a block.
+    pub tile_rows: u32,
+    /// Tiles along k that a warp holds at a time.
+    pub tiles_per_warp: u32,
+    /// Grid, block and shared memory.
+    pub launch: Launch,
+}
+
+impl Plan {
+    /// The variants, as (`tile_rows`, `tiles_per_warp`), in the order of the declarations above.
+    pub const VARIANTS: [(u32, u32); 7] = [(2, 1), (4, 1), (2, 2), (4, 2), (5, 2), (2, 3), (2, 5)];
+
+    /// Most warps of a block of a variant: what the registers suffice for, twice over for the variants whose kernels
+    /// follow each other most closely.
+    #[must_use]
+    pub const fn max_warps(tile_rows: u32, tiles_per_warp: u32) -> u32 {
+        match (tile_rows, tiles_per_warp) {
+            (_, 1) => 20,
+            (4, 2) => 10,
+            (_, 2) => 13,
+            (_, 3) => 18,
+            _ => 16,
+        }
+    }
+
+    /// The fastest variant for an (n, k) matrix and `cols` columns, measured on an H200 with cold caches.
+    ///
+    /// Fewer tiles a warp mean a shorter dependent part; more mean fewer warps, so that the next kernel's blocks find
+    /// room beside this one's and start their loads.
+    #[must_use]
+    pub fn new(n: usize, k: usize, cols: u32) -> Self {
+        let tiles_k = mma_tile::tiles_k(k) as u32;
+        let tiles_per_warp = match tiles_k {
+            0..=20 if n < 4096 => 1,
+            0..=26 => 2,
+            27..=54 => 3,
+            _ => 5,
+        };
+        let tile_rows = match (tiles_per_warp, mma_tile::tiles_n(n)) {
+            (1, 200..) => 4,
+            (2, 400..) if tiles_k <= 20 => 4,
+            (2, 1000..) => 5,
+            _ => 2,
+        };
+        Self::with(n, k, cols, tile_rows, tiles_per_warp)
+    }
+
+    /// A launch of one variant, for measuring.
+    #[must_use]
+    pub fn with(n: usize, k: usize, cols: u32, tile_rows: u32, tiles_per_warp: u32) -> Self {
+        let warps = (mma_tile::tiles_k(k) as u32)
+            .div_ceil(tiles_per_warp)
+            .min(Self::max_warps(tile_rows, tiles_per_warp));
+        Self {
+            tile_rows,
+            tiles_per_warp,
+            launch: Launch {
+                grid: [(mma_tile::tiles_n(n) as u32).div_ceil(tile_rows), 1, 1],
+                block: [warps * 32, 1, 1],
+                shared_bytes: warps * cols * (tile_rows * mma_tile::ROWS as u32 + 1) * 4,
+            },
+        }
+    }
+}

@@ -6,9 +6,8 @@ use crate::memory::DeviceBuffer;
 use crate::stream::{LaunchConfig, Stream};
 use bitnet_kernels::Global;
 use bitnet_kernels::bit_gemv::{
-    BitGemvT2K1, BitGemvT2K1Bits, BitGemvT2K2, BitGemvT2K2Bits, BitGemvT2K3, BitGemvT2K3Bits, BitGemvT2K5,
-    BitGemvT2K5Bits, BitGemvT4K1, BitGemvT4K1Bits, BitGemvT4K2, BitGemvT4K2Bits, BitGemvT5K2,
-    BitGemvT5K2Bits, MAX_COLS, Plan,
+    BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K3Bits, BitGemvT2K5, BitGemvT2K5Bits, BitGemvT4K1,
+    BitGemvT4K2, BitGemvT5K2, BitGemvT5K2Bits, MAX_COLS, Plan,
 };
 use bitnet_kernels::dense_gemv::Bf16Gemv;
 use bitnet_kernels::ref_gemv::RefGemv;
@@ -174,16 +173,14 @@ impl Gemv for W2A8 {
             ones,
             y,
         } = *operands;
-        let plan = Plan::new(shape.n(), shape.k(), cols as u32);
+        let bits = cols == 1 && stream.gpu().multiplies_bits();
+        let plan = if bits {
+            Plan::bits(shape.n(), shape.k())
+        } else {
+            Plan::new(shape.n(), shape.k(), cols as u32)
+        };
         let config = LaunchConfig::from(plan.launch).programmatic_dependent();
         macro_rules! launch {
-            ($Bytes:ident, $Bits:ident) => {
-                if cols == 1 && stream.gpu().multiplies_bits() {
-                    launch!($Bits)
-                } else {
-                    launch!($Bytes)
-                }
-            };
             ($Params:ident) => {{
                 let params = $Params {
                     w,
@@ -203,14 +200,17 @@ impl Gemv for W2A8 {
                 unsafe { stream.launch(&params, config) }
             }};
         }
-        match (plan.tile_rows, plan.tiles_per_warp) {
-            (2, 5) => launch!(BitGemvT2K5, BitGemvT2K5Bits),
-            (2, 1) => launch!(BitGemvT2K1, BitGemvT2K1Bits),
-            (2, 2) => launch!(BitGemvT2K2, BitGemvT2K2Bits),
-            (2, 3) => launch!(BitGemvT2K3, BitGemvT2K3Bits),
-            (4, 1) => launch!(BitGemvT4K1, BitGemvT4K1Bits),
-            (4, 2) => launch!(BitGemvT4K2, BitGemvT4K2Bits),
-            (5, 2) => launch!(BitGemvT5K2, BitGemvT5K2Bits),
+        match (plan.tile_rows, plan.tiles_per_warp, bits) {
+            (2, 1, false) => launch!(BitGemvT2K1),
+            (4, 1, false) => launch!(BitGemvT4K1),
+            (2, 2, false) => launch!(BitGemvT2K2),
+            (4, 2, false) => launch!(BitGemvT4K2),
+            (5, 2, false) => launch!(BitGemvT5K2),
+            (2, 3, false) => launch!(BitGemvT2K3),
+            (2, 5, false) => launch!(BitGemvT2K5),
+            (5, 2, true) => launch!(BitGemvT5K2Bits),
+            (2, 3, true) => launch!(BitGemvT2K3Bits),
+            (2, 5, true) => launch!(BitGemvT2K5Bits),
             other => Err(Error::Request(format!("no bit_gemv of {other:?} is built"))),
         }
     }

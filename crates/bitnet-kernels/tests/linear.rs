@@ -338,13 +338,16 @@ impl Layer {
             };
         }
         match (kind, shape) {
-            (Kind::Store, GemmShape::Wide) => run!(WideStore),
+            (Kind::Store, GemmShape::Wide128) => run!(WideStore128),
+            (Kind::Store, GemmShape::Wide64) => run!(WideStore64),
             (Kind::Store, GemmShape::Narrow32) => run!(NarrowStore32),
             (Kind::Store, GemmShape::Narrow8) => run!(NarrowStore8),
-            (Kind::Add, GemmShape::Wide) => run!(WideAdd),
+            (Kind::Add, GemmShape::Wide128) => run!(WideAdd128),
+            (Kind::Add, GemmShape::Wide64) => run!(WideAdd64),
             (Kind::Add, GemmShape::Narrow32) => run!(NarrowAdd32),
             (Kind::Add, GemmShape::Narrow8) => run!(NarrowAdd8),
-            (Kind::Gated, GemmShape::Wide) => run!(WideGated),
+            (Kind::Gated, GemmShape::Wide128) => run!(WideGated128),
+            (Kind::Gated, GemmShape::Wide64) => run!(WideGated64),
             (Kind::Gated, GemmShape::Narrow32) => run!(NarrowGated32),
             (Kind::Gated, GemmShape::Narrow8) => run!(NarrowGated8),
         }
@@ -504,19 +507,48 @@ fn a_row_alone_and_in_a_batch() {
 
 #[test]
 fn wide_blocks() {
+    let wide = [(GemmShape::Wide64, 5), (GemmShape::Wide128, 5)];
     for kind in [Kind::Store, Kind::Add, Kind::Gated] {
-        check_layer(34, 160, kind, 1e-5, RELU2, &[(GemmShape::Wide, 5)], 6);
+        check_layer(34, 160, kind, 1e-5, RELU2, &wide, 6);
     }
-    // Two blocks each way, more tiles along k than stages.
+    // Two blocks each way, more tiles along k than a ring has.
     check_layer(
         144,
         656,
         Kind::Store,
         1e-5,
         RELU2,
-        &[(GemmShape::Wide, 66), (GemmShape::Narrow32, 33)],
+        &[
+            (GemmShape::Wide64, 66),
+            (GemmShape::Wide128, 66),
+            (GemmShape::Narrow32, 33),
+        ],
         7,
     );
+    for kind in [Kind::Add, Kind::Gated] {
+        check_layer(176, 352, kind, 1e-5, SILU, &[(GemmShape::Wide128, 131)], 13);
+    }
+}
+
+/// Large products get the larger blocks, unless these would leave slots empty; every shape covers the product and fits.
+#[test]
+fn plans() {
+    let shape = |n, k, cols| bit_gemm::Plan::new(n, k, cols).shape;
+    assert_eq!(shape(13824, 2560, 8), GemmShape::Narrow8);
+    assert_eq!(shape(13824, 2560, 64), GemmShape::Narrow32);
+    assert_eq!(shape(13824, 2560, 65), GemmShape::Wide64);
+    assert_eq!(shape(13824, 2560, 512), GemmShape::Wide128);
+    assert_eq!(shape(13824, 2560, 2048), GemmShape::Wide128);
+    assert_eq!(shape(3840, 2560, 512), GemmShape::Wide64);
+    assert_eq!(shape(3840, 2560, 2048), GemmShape::Wide128);
+    assert_eq!(shape(2560, 6912, 512), GemmShape::Wide64);
+    for wide in [GemmShape::Wide64, GemmShape::Wide128] {
+        let launch = bit_gemm::Plan::with(1000, 640, 300, wide).launch;
+        let width = if wide == GemmShape::Wide64 { 64 } else { 128 };
+        assert_eq!(launch.grid, [8, 300u32.div_ceil(width), 1]);
+        // What a block may have on every GPU from capability 8.0 on.
+        assert!(launch.shared_bytes <= 99 * 1024);
+    }
 }
 
 /// Every count of tiles a warp, and more tiles than the warps hold at once.

@@ -142,15 +142,18 @@ impl Engine {
                 }
             };
         }
-        use bit_gemm::Shape::{Narrow8, Narrow32, Wide};
+        use bit_gemm::Shape::{Narrow8, Narrow32, Wide64, Wide128};
         match (linear.epilogue, plan.shape) {
-            (Epilogue::Store, Wide) => run!(WideStore),
+            (Epilogue::Store, Wide128) => run!(WideStore128),
+            (Epilogue::Store, Wide64) => run!(WideStore64),
             (Epilogue::Store, Narrow32) => run!(NarrowStore32),
             (Epilogue::Store, Narrow8) => run!(NarrowStore8),
-            (Epilogue::Add, Wide) => run!(WideAdd),
+            (Epilogue::Add, Wide128) => run!(WideAdd128),
+            (Epilogue::Add, Wide64) => run!(WideAdd64),
             (Epilogue::Add, Narrow32) => run!(NarrowAdd32),
             (Epilogue::Add, Narrow8) => run!(NarrowAdd8),
-            (Epilogue::Gated, Wide) => run!(WideGated),
+            (Epilogue::Gated, Wide128) => run!(WideGated128),
+            (Epilogue::Gated, Wide64) => run!(WideGated64),
             (Epilogue::Gated, Narrow32) => run!(NarrowGated32),
             (Epilogue::Gated, Narrow8) => run!(NarrowGated8),
         }

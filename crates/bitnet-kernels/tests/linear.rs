@@ -257,7 +257,7 @@ impl Layer {
 
     /// The fused kernel, on bits or on bytes.
     fn decode(&self, emulator: &mut Emulator, kind: Kind, bits: bool, b: &Buffers) {
-        let launch: Launch = decode_linear::launch(self.n, self.k);
+        let launch: Launch = decode_linear::launch(self.n, self.k, bits);
         macro_rules! run {
             ($Bits:ident, $Bytes:ident) => {
                 if bits { run!($Bits) } else { run!($Bytes) }
@@ -537,11 +537,13 @@ fn plans() {
     assert_eq!(shape(13824, 2560, 8), GemmShape::Narrow8);
     assert_eq!(shape(13824, 2560, 64), GemmShape::Narrow32);
     assert_eq!(shape(13824, 2560, 65), GemmShape::Wide64);
-    assert_eq!(shape(13824, 2560, 512), GemmShape::Wide128);
+    assert_eq!(shape(13824, 2560, 512), GemmShape::Wide64);
+    assert_eq!(shape(13824, 2560, 1024), GemmShape::Wide128);
     assert_eq!(shape(13824, 2560, 2048), GemmShape::Wide128);
     assert_eq!(shape(3840, 2560, 512), GemmShape::Wide64);
     assert_eq!(shape(3840, 2560, 2048), GemmShape::Wide128);
     assert_eq!(shape(2560, 6912, 512), GemmShape::Wide64);
+    assert_eq!(shape(2560, 6912, 2048), GemmShape::Wide64);
     for wide in [GemmShape::Wide64, GemmShape::Wide128] {
         let launch = bit_gemm::Plan::with(1000, 640, 300, wide).launch;
         let width = if wide == GemmShape::Wide64 { 64 } else { 128 };

@@ -44,14 +44,11 @@ impl Engine {
             starts,
             ..
         } = linear.matrix;
-        let grid = decode_linear::launch(*n, *k);
+        let bits = self.gpu().multiplies_bits();
+        let grid = decode_linear::launch(*n, *k, bits);
         macro_rules! run {
             ($Bits:ident, $Bytes:ident) => {
-                if self.gpu().multiplies_bits() {
-                    run!($Bits)
-                } else {
-                    run!($Bytes)
-                }
+                if bits { run!($Bits) } else { run!($Bytes) }
             };
             ($Params:ident) => {
                 // SAFETY: the buffers have the shapes of the model; the kernel waits before it reads what others wrote.

@@ -46,8 +46,11 @@ const WIDE_128: Wide = Wide {
 };
 /// Wide blocks that run at once on the GPU that [`Plan::new`] has in mind: two on each of 132 multiprocessors.
 const WIDE_SLOTS: u32 = 264;
-/// Products that a wide block of 128 columns finishes in the time in which one of 64 columns finishes 100.
-const WIDE_128_RATE: u32 = 120;
+/// Products that a wide block of 128 columns finishes in the time in which one of 64 columns finishes 100, measured on an H200.
+const WIDE_128_RATE: u32 = 104;
+/// Hundredths of a turn's time that a turn takes in which no more than half of the slots have a block: a block runs faster alone on
+/// its multiprocessor.
+const WIDE_HALF_TURN: u32 = 60;
 /// Rows of a narrow block.
 const NARROW_ROWS: u32 = 32;
 /// Most warps of a narrow block.
@@ -85,10 +88,16 @@ impl Wide {
         }
     }
 
-    /// About how long a product takes: turns of all slots, by the columns of a block.
-    fn time(&self, rows: u32, cols: u32) -> u32 {
-        let [x, y] = self.grid(rows, cols);
-        (x * y).div_ceil(WIDE_SLOTS) * self.bands as u32
+    /// About how long a product takes: hundredths of turns of all slots, by the columns of a block.
+    fn time(&self, rows: u32, cols: u32) -> u64 {
+        let [x, y] = self.grid(rows, cols).map(u64::from);
+        let (turns, left) = (x * y / u64::from(WIDE_SLOTS), x * y % u64::from(WIDE_SLOTS));
+        let last = match left {
+            0 => 0,
+            _ if left <= u64::from(WIDE_SLOTS / 2) => WIDE_HALF_TURN,
+            _ => 100,
+        };
+        (turns * 100 + u64::from(last)) * self.bands as u64
     }
 }
 
@@ -212,7 +221,9 @@ impl Plan {
         let shape = match cols {
             0..=8 => Shape::Narrow8,
             9..=64 => Shape::Narrow32,
-            _ if WIDE_128.time(rows, columns) * 100 < WIDE_64.time(rows, columns) * WIDE_128_RATE => {
+            _ if WIDE_128.time(rows, columns) * 100
+                < WIDE_64.time(rows, columns) * u64::from(WIDE_128_RATE) =>
+            {
                 Shape::Wide128
             }
             _ => Shape::Wide64,

@@ -39,7 +39,7 @@ macro_rules! decode_linear {
             ///
             /// # Safety
             /// Lengths as above; `w`, `x` and `norm` 16-byte aligned; `k` a multiple of 4; the launch is [`launch`]'s.
-            $name, block = [max_warps($kpw) * 32, 1, 1], min_blocks = if $kpw == 2 { 2 } else { 1 }, body = device::run::<product::$Product, { device::$epilogue }, { tile_rows($kpw) as usize }, $kpw>;
+            $name, block = [max_warps($kpw) * 32, 1, 1], min_blocks = if $kpw == 2 { 2 } else { 1 }, body = device::run::<product::$Product, { device::$epilogue }, { tile_rows($kpw, <product::$Product as product::Product>::BITS) as usize }, $kpw>;
             pub struct $Params {
                 /// Weights in tiles; in pairs of rows for the gated kernels.
                 pub w: Global<u32>,
@@ -119,10 +119,14 @@ const fn max_warps(tiles_per_warp: u32) -> u32 {
     }
 }
 
-/// Rows of tiles of a block whose warps hold `tiles_per_warp` tiles of each: what the registers suffice for. Fewer would make
-/// more blocks, and the next kernel's would find no room beside them to ask for their weights.
-const fn tile_rows(tiles_per_warp: u32) -> u32 {
-    if tiles_per_warp == 2 { 4 } else { 2 }
+/// Rows of tiles of a block whose warps hold `tiles_per_warp` tiles of each, on `bits` or on bytes: what the registers suffice
+/// for. Fewer would make more blocks, and the next kernel's would find no room beside them to ask for their weights.
+const fn tile_rows(tiles_per_warp: u32, bits: bool) -> u32 {
+    if tiles_per_warp == 2 || (tiles_per_warp == 4 && bits) {
+        4
+    } else {
+        2
+    }
 }
 
 /// Tiles along k that a warp holds at a time, for `k` columns. It also fixes the order in which squares are added.
@@ -130,7 +134,7 @@ const fn tile_rows(tiles_per_warp: u32) -> u32 {
 pub const fn tiles_per_warp(k: usize) -> u32 {
     match mma_tile::tiles_k(k) {
         0..=20 => 2,
-        21..=54 => 3,
+        21..=40 => 3,
         _ => 4,
     }
 }
@@ -143,10 +147,10 @@ pub fn warps(k: usize) -> u32 {
         .clamp(2, max_warps(tiles_per_warp(k)))
 }
 
-/// Launch of the kernels whose names have [`tiles_per_warp`] of `k`.
+/// Launch of the kernels whose names have [`tiles_per_warp`] of `k`, on `bits` or on bytes.
 #[must_use]
-pub fn launch(n: usize, k: usize) -> Launch {
-    let tile_rows = tile_rows(tiles_per_warp(k));
+pub fn launch(n: usize, k: usize, bits: bool) -> Launch {
+    let tile_rows = tile_rows(tiles_per_warp(k), bits);
     Launch {
         grid: [(mma_tile::tiles_n(n) as u32).div_ceil(tile_rows), 1, 1],
         block: [warps(k) * 32, 1, 1],

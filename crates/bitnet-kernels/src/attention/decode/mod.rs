@@ -27,9 +27,9 @@ kernels_by_width! {
     /// - Launch: a block owns the query heads of one key head, one token and one step. Blocks of steps past the token's
     ///   position return at once, so that one grid serves every position below `64 steps`.
     /// - Moves: keys and values up to the position once, requested before the kernel waits for the one that writes `qkv`.
-    /// - Bound: latency from `qkv` to the partial results: 3.0 us a kernel at position 300, 3.4 us at 2047, in a chain of
-    ///   them on an H200 (20 heads, 5 of keys, 128 wide, cold cache); 4.3 and 5.4 us with `AttentionCombine`. A fold by the
-    ///   block that finishes last took 4.9 and 6.2 us.
+    /// - Bound: latency from `qkv` to the partial results: 2.1 us behind another kernel at position 300, 3.3 us with
+    ///   `AttentionCombine`, on an H200 (20 heads, 5 of keys, 128 wide, in a graph with programmatic dependent launch). A fold by
+    ///   the block that finishes last took 0.6 us longer than the kernel of its own.
     ///
     /// # Safety
     /// Lengths and alignment as for `RopeAppend`, caches 16-byte and partial results 8-byte aligned; positions below

@@ -57,6 +57,22 @@ pub fn async_copy_wait<const PENDING: usize>() {
 /// parity, starting with 0.
 pub type Mbarrier = Shared<u64>;
 
+/// Tries until the phase has ended.
+#[cfg(target_arch = "nvptx64")]
+macro_rules! wait_for_phase {
+    ($scope:literal, $address:expr, $parity:expr) => {
+        loop {
+            let done: u32;
+            asm!(concat!("{{ .reg .pred done; mbarrier.try_wait.parity", $scope, ".shared::cta.b64 done, [{1}], {2};"),
+                "selp.u32 {0}, 1, 0, done; }}", out(reg32) done, in(reg32) $address, in(reg32) $parity,
+                options(nostack, preserves_flags));
+            if done != 0 {
+                break;
+            }
+        }
+    };
+}
+
 impl Mbarrier {
     /// Sets the number of arrivals of a phase. A barrier must follow before other lanes use the object, and
     /// [`Mbarrier::fence_init`] before a bulk copy does. `mbarrier.init.shared::cta.b64`, PTX ISA 9.7.13.15.9.
@@ -137,17 +153,9 @@ impl Mbarrier {
     #[cfg_attr(feature = "emulator", track_caller)]
     pub unsafe fn wait(self, parity: u32) {
         #[cfg(target_arch = "nvptx64")]
-        loop {
-            let done: u32;
-            // SAFETY: the caller's promise.
-            unsafe {
-                asm!("{{ .reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [{1}], {2};",
-                    "selp.u32 {0}, 1, 0, done; }}", out(reg32) done, in(reg32) self.address(), in(reg32) parity,
-                    options(nostack, preserves_flags));
-            }
-            if done != 0 {
-                break;
-            }
+        // SAFETY: the caller's promise.
+        unsafe {
+            wait_for_phase!("", self.address(), parity);
         }
         #[cfg(not(target_arch = "nvptx64"))]
         lane::mbarrier_wait(self.address(), parity);
@@ -162,17 +170,9 @@ impl Mbarrier {
     #[cfg_attr(feature = "emulator", track_caller)]
     pub unsafe fn wait_cluster(self, parity: u32) {
         #[cfg(target_arch = "nvptx64")]
-        loop {
-            let done: u32;
-            // SAFETY: the caller's promise.
-            unsafe {
-                asm!("{{ .reg .pred done; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [{1}], {2};",
-                    "selp.u32 {0}, 1, 0, done; }}", out(reg32) done, in(reg32) self.address(), in(reg32) parity,
-                    options(nostack, preserves_flags));
-            }
-            if done != 0 {
-                break;
-            }
+        // SAFETY: the caller's promise.
+        unsafe {
+            wait_for_phase!(".acquire.cluster", self.address(), parity);
         }
         #[cfg(not(target_arch = "nvptx64"))]
         lane::mbarrier_wait(self.address(), parity);

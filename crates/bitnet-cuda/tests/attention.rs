@@ -14,6 +14,9 @@ use bitnet_layout::random::Random;
 const CONTEXT: u32 = 512;
 const SEQUENCES: u32 = 3;
 
+/// Rows, positions and sequences of tokens.
+type Batch = (DeviceBuffer<f32>, DeviceBuffer<u32>, DeviceBuffer<u32>);
+
 /// An attention layer on the GPU.
 struct Layer<'a> {
     stream: &'a Stream,
@@ -81,7 +84,7 @@ impl<'a> Layer<'a> {
     }
 
     /// Rows, positions and sequences of tokens.
-    fn batch(&self, tokens: &[(u32, u32)]) -> (DeviceBuffer<f32>, DeviceBuffer<u32>, DeviceBuffer<u32>) {
+    fn batch(&self, tokens: &[(u32, u32)]) -> Batch {
         let rows: Vec<&[f32]> = tokens.iter().map(|&token| self.row(token)).collect();
         let positions: Vec<u32> = tokens.iter().map(|t| t.1).collect();
         let sequences: Vec<u32> = tokens.iter().map(|t| t.0).collect();
@@ -159,14 +162,14 @@ impl<'a> Layer<'a> {
         self.stream.download_all(&out).unwrap()
     }
 
-    fn decode(&self, tokens: &[(u32, u32)]) -> Vec<f32> {
-        let (rows, positions, sequences) = self.batch(tokens);
-        let (gpu, batch, steps) = (self.stream.gpu(), tokens.len() as u32, CONTEXT / 64);
-        let partial = (batch * self.n_heads * steps) as usize;
-        let values = gpu.alloc("values", partial * self.padded as usize).unwrap();
-        let sums = gpu.alloc("sums", 2 * partial).unwrap();
-        let out = gpu.alloc("out", tokens.len() * self.d_q()).unwrap();
-        let attend = AttentionDecode {
+    /// Decoding of a batch, with room for partial results of `steps` steps.
+    fn attend(
+        &self,
+        (rows, positions, sequences): &Batch,
+        steps: u32,
+        [values, sums]: [&DeviceBuffer<f32>; 2],
+    ) -> AttentionDecode {
+        AttentionDecode {
             qkv: rows.global(),
             positions: positions.global(),
             sequences: sequences.global(),
@@ -176,7 +179,7 @@ impl<'a> Layer<'a> {
             v_cache: self.v.global().cast(),
             values: values.global(),
             sums: sums.global(),
-            batch,
+            batch: positions.len() as u32,
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
             heads_per_kv: self.n_heads / self.n_kv_heads,
@@ -184,11 +187,21 @@ impl<'a> Layer<'a> {
             context: CONTEXT,
             steps,
             q_scale: q_scale(self.head_dim),
-        };
+        }
+    }
+
+    fn decode(&self, tokens: &[(u32, u32)]) -> Vec<f32> {
+        let inputs = self.batch(tokens);
+        let (gpu, batch, steps) = (self.stream.gpu(), tokens.len() as u32, CONTEXT / 64);
+        let partial = (batch * self.n_heads * steps) as usize;
+        let values = gpu.alloc("values", partial * self.padded as usize).unwrap();
+        let sums = gpu.alloc("sums", 2 * partial).unwrap();
+        let out = gpu.alloc("out", tokens.len() * self.d_q()).unwrap();
+        let attend = self.attend(&inputs, steps, [&values, &sums]);
         let combine = AttentionCombine {
             values: values.global(),
             sums: sums.global(),
-            positions: positions.global(),
+            positions: inputs.1.global(),
             out: out.global(),
             batch,
             n_heads: self.n_heads,
@@ -217,29 +230,14 @@ impl<'a> Layer<'a> {
         if !gpu.has::<AttentionCluster64>() {
             return None;
         }
-        let (rows, positions, sequences) = self.batch(tokens);
+        let inputs = self.batch(tokens);
         let heads_per_kv = self.n_heads / self.n_kv_heads;
         let last = tokens.iter().map(|t| t.1).max().unwrap();
         let steps = AttentionCluster::blocks(last / 64 + 1, heads_per_kv).unwrap();
         let out = gpu.alloc("out", tokens.len() * self.d_q()).unwrap();
-        let attend = AttentionCluster {
-            qkv: rows.global(),
-            positions: positions.global(),
-            sequences: sequences.global(),
-            cos: self.tables[0].global(),
-            sin: self.tables[1].global(),
-            k_cache: self.k.global().cast(),
-            v_cache: self.v.global().cast(),
-            out: out.global(),
-            batch: tokens.len() as u32,
-            n_heads: self.n_heads,
-            n_kv_heads: self.n_kv_heads,
-            heads_per_kv,
-            head_dim: self.head_dim,
-            context: CONTEXT,
-            steps,
-            q_scale: q_scale(self.head_dim),
-        };
+        // No partial results are left.
+        let attend = self.attend(&inputs, steps, [&out, &out]);
+        let attend = AttentionCluster::of(&attend, out.global());
         let config = |launch| LaunchConfig::from(launch).programmatic_dependent().cluster(steps);
         // SAFETY: as in `prefill`.
         unsafe {

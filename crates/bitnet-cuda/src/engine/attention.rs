@@ -65,9 +65,7 @@ impl Engine {
 
     /// The steps of every token's attention, and their fold where a cluster can hold them.
     pub(super) fn attention_decode(&self, layer: usize, steps: usize) -> Result<()> {
-        if let Some(blocks) = self.cluster_blocks(steps) {
-            return self.attention_cluster(layer, blocks);
-        }
+        let blocks = self.cluster_blocks(steps);
         let (l, s, d) = (&self.layers[layer], &self.scratch, &self.dims);
         let decode = AttentionDecode {
             qkv: s.qkv.global(),
@@ -85,9 +83,12 @@ impl Engine {
             heads_per_kv: (d.n_heads / d.n_kv_heads) as u32,
             head_dim: d.head_dim as u32,
             context: self.limits.context as u32,
-            steps: steps as u32,
+            steps: blocks.unwrap_or(steps as u32),
             q_scale: rope::q_scale(d.head_dim as u32),
         };
+        if let Some(blocks) = blocks {
+            return self.attention_cluster(AttentionCluster::of(&decode, s.attention.global()), blocks);
+        }
         // SAFETY: positions and sequences were checked by `begin`, or advanced by the device within the steps that were
         // asked for; each sequence has one token. The embedding or the host's upload lies between
         // this launch and the kernels that wrote positions and the older part of the cache.
@@ -102,26 +103,7 @@ impl Engine {
     }
 
     /// Attention in clusters of `blocks` blocks, one for each step that there is room for.
-    fn attention_cluster(&self, layer: usize, blocks: u32) -> Result<()> {
-        let (l, s, d) = (&self.layers[layer], &self.scratch, &self.dims);
-        let cluster = AttentionCluster {
-            qkv: s.qkv.global(),
-            positions: s.positions.global(),
-            sequences: s.sequences.global(),
-            cos: self.cos.global(),
-            sin: self.sin.global(),
-            k_cache: l.k_cache.global(),
-            v_cache: l.v_cache.global(),
-            out: s.attention.global(),
-            batch: self.batch as u32,
-            n_heads: d.n_heads as u32,
-            n_kv_heads: d.n_kv_heads as u32,
-            heads_per_kv: (d.n_heads / d.n_kv_heads) as u32,
-            head_dim: d.head_dim as u32,
-            context: self.limits.context as u32,
-            steps: blocks,
-            q_scale: rope::q_scale(d.head_dim as u32),
-        };
+    fn attention_cluster(&self, cluster: AttentionCluster, blocks: u32) -> Result<()> {
         // SAFETY: as in `attention_decode`; `blocks` is what `cluster_blocks` allows.
         unsafe {
             match self.padded {

@@ -4,7 +4,7 @@
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
 
-use super::decode::{HEADS, WARPS, step_bytes};
+use super::decode::{AttentionDecode, HEADS, WARPS, step_bytes};
 use crate::{Global, Launch};
 
 kernels_by_width! {
@@ -67,6 +67,29 @@ kernels_by_width! {
 }
 
 impl AttentionCluster {
+    /// What `decode` computes, folded into `out`; its `steps` are blocks of a cluster, and its partial results are not touched.
+    #[must_use]
+    pub const fn of(decode: &AttentionDecode, out: Global<f32>) -> Self {
+        Self {
+            qkv: decode.qkv,
+            positions: decode.positions,
+            sequences: decode.sequences,
+            cos: decode.cos,
+            sin: decode.sin,
+            k_cache: decode.k_cache,
+            v_cache: decode.v_cache,
+            out,
+            batch: decode.batch,
+            n_heads: decode.n_heads,
+            n_kv_heads: decode.n_kv_heads,
+            heads_per_kv: decode.heads_per_kv,
+            head_dim: decode.head_dim,
+            context: decode.context,
+            steps: decode.steps,
+            q_scale: decode.q_scale,
+        }
+    }
+
     /// The power of two, of steps and of blocks of a cluster, that has room for `steps` steps; none where they are more than
     /// the 8 blocks that every GPU's clusters may have, or `heads_per_kv` more than 32, whose records always fit in shared
     /// memory. At least two: a block launched without a cluster cannot store to itself as to a cluster's (an illegal

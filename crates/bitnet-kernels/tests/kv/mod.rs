@@ -1,6 +1,7 @@
 //! Runs the kernels of attention as a model's back end does, over a cache that the test holds.
 
 use crate::common::Random;
+use bitnet_kernels::Global;
 use bitnet_kernels::attention::{
     AttentionCluster, AttentionCluster32, AttentionCluster64, AttentionCluster128, AttentionCluster256,
     AttentionCombine, AttentionDecode, AttentionDecode32, AttentionDecode64, AttentionDecode128,
@@ -236,6 +237,37 @@ pub(crate) fn prefill(
     Ok((emulator.read(params.out)?, cache))
 }
 
+/// Decoding of tokens (sequence, position), with room for partial results of `steps` steps.
+fn attend(
+    emulator: &mut Emulator,
+    shape: &Shape,
+    rows: &Rows,
+    cache: &Cache,
+    tokens: &[(u32, u32)],
+    steps: u32,
+    [values, sums]: [Global<f32>; 2],
+) -> AttentionDecode {
+    AttentionDecode {
+        qkv: emulator.constant(&rows.batch(shape, tokens)),
+        positions: emulator.constant(&tokens.iter().map(|t| t.1).collect::<Vec<_>>()),
+        sequences: emulator.constant(&tokens.iter().map(|t| t.0).collect::<Vec<_>>()),
+        cos: emulator.constant(&shape.cos),
+        sin: emulator.constant(&shape.sin),
+        k_cache: emulator.buffer(&cache.k).cast(),
+        v_cache: emulator.buffer(&cache.v).cast(),
+        values,
+        sums,
+        batch: tokens.len() as u32,
+        n_heads: shape.n_heads,
+        n_kv_heads: shape.n_kv_heads,
+        heads_per_kv: shape.n_heads / shape.n_kv_heads,
+        head_dim: shape.head_dim,
+        context: shape.context,
+        steps,
+        q_scale: q_scale(shape.head_dim),
+    }
+}
+
 /// Appends and attends tokens (sequence, position), one of a sequence: outputs, and the cache after.
 pub(crate) fn decode(
     emulator: &mut Emulator,
@@ -248,25 +280,9 @@ pub(crate) fn decode(
     // One more step than the positions need.
     let steps = tokens.iter().map(|t| t.1).max().unwrap() / 64 + 2;
     let partial = batch * shape.n_heads * steps;
-    let params = AttentionDecode {
-        qkv: emulator.constant(&rows.batch(shape, tokens)),
-        positions: emulator.constant(&tokens.iter().map(|t| t.1).collect::<Vec<_>>()),
-        sequences: emulator.constant(&tokens.iter().map(|t| t.0).collect::<Vec<_>>()),
-        cos: emulator.constant(&shape.cos),
-        sin: emulator.constant(&shape.sin),
-        k_cache: emulator.buffer(&cache.k).cast(),
-        v_cache: emulator.buffer(&cache.v).cast(),
-        values: emulator.uninit((partial * shape.padded) as usize),
-        sums: emulator.uninit(2 * partial as usize),
-        batch,
-        n_heads: shape.n_heads,
-        n_kv_heads: shape.n_kv_heads,
-        heads_per_kv: shape.n_heads / shape.n_kv_heads,
-        head_dim: shape.head_dim,
-        context: shape.context,
-        steps,
-        q_scale: q_scale(shape.head_dim),
-    };
+    let values = emulator.uninit((partial * shape.padded) as usize);
+    let sums = emulator.uninit(2 * partial as usize);
+    let params = attend(emulator, shape, rows, cache, tokens, steps, [values, sums]);
     macro_rules! launch {
         ($Params:ident) => {{
             let params = $Params::from(params);
@@ -313,24 +329,10 @@ pub(crate) fn decode_in_clusters(
     steps: u32,
 ) -> Result<(Vec<f32>, Cache), Fault> {
     let batch = tokens.len() as u32;
-    let params = AttentionCluster {
-        qkv: emulator.constant(&rows.batch(shape, tokens)),
-        positions: emulator.constant(&tokens.iter().map(|t| t.1).collect::<Vec<_>>()),
-        sequences: emulator.constant(&tokens.iter().map(|t| t.0).collect::<Vec<_>>()),
-        cos: emulator.constant(&shape.cos),
-        sin: emulator.constant(&shape.sin),
-        k_cache: emulator.buffer(&cache.k).cast(),
-        v_cache: emulator.buffer(&cache.v).cast(),
-        out: emulator.uninit((batch * shape.n_heads * shape.head_dim) as usize),
-        batch,
-        n_heads: shape.n_heads,
-        n_kv_heads: shape.n_kv_heads,
-        heads_per_kv: shape.n_heads / shape.n_kv_heads,
-        head_dim: shape.head_dim,
-        context: shape.context,
-        steps,
-        q_scale: q_scale(shape.head_dim),
-    };
+    let out = emulator.uninit((batch * shape.n_heads * shape.head_dim) as usize);
+    // No partial results are left.
+    let params = attend(emulator, shape, rows, cache, tokens, steps, [out, out]);
+    let params = AttentionCluster::of(&params, out);
     macro_rules! launch {
         ($Params:ident) => {{
             let params = $Params::from(params);

@@ -1,6 +1,6 @@
 //! The body of the decode kernels of short contexts.
 
-use super::super::decode::step::{Inputs, Parts, Results, Step};
+use super::super::decode::step::{Parts, Results, Step};
 use super::super::decode::{HEADS, WARPS};
 use super::super::math::{Factors, Fold};
 use super::{AttentionCluster, chunks_of_block, mbarrier_at, record_floats, records_at};
@@ -49,21 +49,6 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionCluster>) {
         chunks: padded / 8,
         own_chunks: chunks_of_block(padded, p.steps),
     };
-    let inputs = Inputs {
-        qkv: p.qkv,
-        positions: p.positions,
-        sequences: p.sequences,
-        cos: p.cos,
-        sin: p.sin,
-        k_cache: p.k_cache,
-        v_cache: p.v_cache,
-        n_heads: p.n_heads,
-        n_kv_heads: p.n_kv_heads,
-        heads_per_kv: p.heads_per_kv,
-        head_dim: p.head_dim,
-        context: p.context,
-        q_scale: p.q_scale,
-    };
     let heads = p.heads_per_kv;
     // SAFETY: the parameters are the launch's; every branch around a warp, block or cluster operation is uniform. A block
     // ends only when it has received all that is stored to it.
@@ -74,7 +59,7 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionCluster>) {
         }
         cluster_arrive_relaxed();
         grid_dependency_launch();
-        let attention = Step::<CHUNKS>::new(inputs, token, kv_head, rank);
+        let attention = Step::<CHUNKS>::new(p.into(), token, kv_head, rank);
         let steps = attention.position / BLOCK_KEYS + 1;
         if thread_idx_x() == 0 {
             exchange

@@ -1,7 +1,7 @@
 //! The body of the decode kernels: one step, left in global memory.
 
 use super::AttentionDecode;
-use super::step::{Inputs, Parts, Results, Step};
+use super::step::{Parts, Results, Step};
 use crate::Global;
 use crate::intrinsics::*;
 
@@ -19,24 +19,9 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionDecode>) {
     let p: AttentionDecode = p.into();
     grid_dependency_launch();
     let (kv_head, step, token) = (block_idx_x(), block_idx_y(), block_idx_z() as usize);
-    let inputs = Inputs {
-        qkv: p.qkv,
-        positions: p.positions,
-        sequences: p.sequences,
-        cos: p.cos,
-        sin: p.sin,
-        k_cache: p.k_cache,
-        v_cache: p.v_cache,
-        n_heads: p.n_heads,
-        n_kv_heads: p.n_kv_heads,
-        heads_per_kv: p.heads_per_kv,
-        head_dim: p.head_dim,
-        context: p.context,
-        q_scale: p.q_scale,
-    };
     // SAFETY: the parameters are the launch's; every branch around a warp or block operation is uniform.
     unsafe {
-        let attention = Step::<CHUNKS>::new(inputs, token, kv_head, step);
+        let attention = Step::<CHUNKS>::new(p.into(), token, kv_head, step);
         if !attention.has_keys() {
             return;
         }

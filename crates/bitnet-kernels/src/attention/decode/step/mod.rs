@@ -30,6 +30,33 @@ pub(crate) struct Inputs {
     pub(crate) q_scale: f32,
 }
 
+macro_rules! inputs_of {
+    ($($Params:ty),*) => {$(
+        impl From<$Params> for Inputs {
+            #[inline(always)]
+            fn from(p: $Params) -> Self {
+                Self {
+                    qkv: p.qkv,
+                    positions: p.positions,
+                    sequences: p.sequences,
+                    cos: p.cos,
+                    sin: p.sin,
+                    k_cache: p.k_cache,
+                    v_cache: p.v_cache,
+                    n_heads: p.n_heads,
+                    n_kv_heads: p.n_kv_heads,
+                    heads_per_kv: p.heads_per_kv,
+                    head_dim: p.head_dim,
+                    context: p.context,
+                    q_scale: p.q_scale,
+                }
+            }
+        }
+    )*};
+}
+
+inputs_of! { super::AttentionDecode, super::super::AttentionCluster }
+
 /// Where a block leaves the results of its step. `head` counts the query heads of the block's key head; the calling lane is
 /// in the group `head` modulo [`HEADS`] of its warp.
 pub(crate) trait Results {

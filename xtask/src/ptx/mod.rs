@@ -36,6 +36,8 @@ struct Target {
     /// PTX version to write, as a target feature. The lowest that has every instruction the kernels use, since it decides
     /// which drivers can load the module.
     ptx: &'static str,
+    /// Later GPUs on which the driver compiles the module too: `--check` assembles it for them.
+    later: [&'static str; 2],
 }
 
 const TARGETS: [Target; 2] = [
@@ -43,11 +45,13 @@ const TARGETS: [Target; 2] = [
         sm: "sm_80",
         sm_number: 80,
         ptx: "+ptx78",
+        later: ["sm_86", "sm_89"],
     },
     Target {
         sm: "sm_90",
         sm_number: 90,
         ptx: "+ptx81",
+        later: ["sm_100", "sm_120"],
     },
 ];
 
@@ -138,6 +142,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             local_memory.extend(spilling.map(|usage| format!("{} ({})", usage.name, target.sm)));
         }
         if args.check {
+            if let Some(ptxas) = &ptxas {
+                for later in target.later {
+                    ptxas::assemble(ptxas, &built, later)?;
+                    println!("assembles for {later} too");
+                }
+            }
             compare(target, &text)?;
         } else {
             let path = target.stored();

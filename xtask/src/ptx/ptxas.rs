@@ -65,7 +65,7 @@ pub(crate) fn assemble(ptxas: &Path, module: &Path, sm: &str) -> Result<Vec<Usag
     let text =
         String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
-        bail!("ptxas refuses {}:\n{text}", module.display());
+        bail!("ptxas refuses {} for {sm}:\n{text}", module.display());
     }
     Ok(parse(&text))
 }

@@ -32,7 +32,7 @@ macro_rules! decode_linear {
             #[doc = $what]
             ///
             /// - Shapes: `w` tiles of (n, k); `x`, `norm` (k); the rest as the fields say.
-            /// - Launch: [`launch`]; a block owns [`tile_rows`] rows of tiles, its warps split k,
+            /// - Launch: [`launch`]; a block owns two or four rows of tiles, its warps split k,
             #[doc = concat!(stringify!($kpw), " tiles a warp at a time.")]
             /// - Layout: [`bitnet_layout::mma_tile`]. Moves: `n k / 4` bytes of weights once; `x` once a block, from L2.
             /// - Bound: the latency of the dependent part, and DRAM for the largest matrix.

@@ -62,28 +62,3 @@ pub unsafe fn block_sum<const WARPS: u32>(value: f32, scratch: Shared<f32>) -> f
         total
     }
 }
-
-/// Maximum over a block, as [`block_sum`].
-///
-/// # Safety
-/// As for [`block_sum`].
-#[inline(always)]
-#[must_use]
-#[cfg_attr(feature = "emulator", track_caller)]
-pub unsafe fn block_max<const WARPS: u32>(value: f32, scratch: Shared<f32>) -> f32 {
-    // SAFETY: the caller's promise; the barrier orders the warps' stores before the loads.
-    unsafe {
-        let value = warp_max(value);
-        if lane_id() == 0 {
-            scratch.store(warp_id(), value);
-        }
-        sync_threads();
-        let mut total = scratch.load(0);
-        let mut warp = 1;
-        while warp < WARPS {
-            total = total.max(scratch.load(warp));
-            warp += 1;
-        }
-        total
-    }
-}

@@ -86,8 +86,8 @@ impl Engine {
             steps: blocks.unwrap_or(steps as u32),
             q_scale: rope::q_scale(d.head_dim as u32),
         };
-        if let Some(blocks) = blocks {
-            return self.attention_cluster(AttentionCluster::of(&decode, s.attention.global()), blocks);
+        if blocks.is_some() {
+            return self.attention_cluster(AttentionCluster::of(&decode, s.attention.global()));
         }
         // SAFETY: positions and sequences were checked by `begin`, or advanced by the device within the steps that were
         // asked for; each sequence has one token. The embedding or the host's upload lies between
@@ -102,31 +102,15 @@ impl Engine {
         }
     }
 
-    /// Attention in clusters of `blocks` blocks, one for each step that there is room for.
-    fn attention_cluster(&self, cluster: AttentionCluster, blocks: u32) -> Result<()> {
-        // SAFETY: as in `attention_decode`; `blocks` is what `cluster_blocks` allows.
+    /// Attention in clusters of a block for each step that there is room for.
+    fn attention_cluster(&self, cluster: AttentionCluster) -> Result<()> {
+        // SAFETY: as in `attention_decode`; the steps are what `cluster_blocks` allows.
         unsafe {
             match self.padded {
-                32 => self.launch_clusters(
-                    AttentionCluster32::from(cluster),
-                    AttentionCluster32::launch,
-                    blocks,
-                ),
-                64 => self.launch_clusters(
-                    AttentionCluster64::from(cluster),
-                    AttentionCluster64::launch,
-                    blocks,
-                ),
-                128 => self.launch_clusters(
-                    AttentionCluster128::from(cluster),
-                    AttentionCluster128::launch,
-                    blocks,
-                ),
-                _ => self.launch_clusters(
-                    AttentionCluster256::from(cluster),
-                    AttentionCluster256::launch,
-                    blocks,
-                ),
+                32 => self.launch_clusters(AttentionCluster32::from(cluster), AttentionCluster32::launch),
+                64 => self.launch_clusters(AttentionCluster64::from(cluster), AttentionCluster64::launch),
+                128 => self.launch_clusters(AttentionCluster128::from(cluster), AttentionCluster128::launch),
+                _ => self.launch_clusters(AttentionCluster256::from(cluster), AttentionCluster256::launch),
             }
         }
     }
@@ -196,14 +180,15 @@ impl Engine {
         }
     }
 
-    /// [`Engine::launch_width`] in clusters of `blocks` blocks.
+    /// [`Engine::launch_width`] in clusters that span the grid along x.
     ///
     /// # Safety
     /// As for [`launch`].
-    unsafe fn launch_clusters<K: Kernel>(&self, kernel: K, of: fn(&K) -> Launch, blocks: u32) -> Result<()> {
-        let config = LaunchConfig::from(of(&kernel))
+    unsafe fn launch_clusters<K: Kernel>(&self, kernel: K, of: fn(&K) -> Launch) -> Result<()> {
+        let launch = of(&kernel);
+        let config = LaunchConfig::from(launch)
             .programmatic_dependent()
-            .cluster(blocks);
+            .cluster(launch.grid[0]);
         // SAFETY: the caller's promise.
         unsafe { self.stream.launch(&kernel, config) }
     }

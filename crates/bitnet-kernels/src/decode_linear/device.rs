@@ -285,7 +285,7 @@ pub(super) unsafe fn run<P: Product, const EPILOGUE: u32, const T: usize, const 
 
         let me = thread_idx_x_again();
         let (out, writes) = output(me);
-        // Whole warps go on, so that they can reduce.
+        // Lanes of these warps that have no output go along and store nothing.
         if me < outputs.next_multiple_of(WARP_SIZE) {
             let row = if EPILOGUE == GATED {
                 me / 8 * 16 + me % 8

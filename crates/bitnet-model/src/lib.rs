@@ -21,7 +21,9 @@
 mod config;
 mod error;
 
-mod files;
+mod weights;
+
+mod source;
 
 mod tokenizer;
 
@@ -29,32 +31,16 @@ mod chat;
 mod detokenizer;
 mod sampler;
 mod transformer;
-mod weights;
 
 pub mod conformance;
 mod score;
 
-mod fields;
-mod storage;
-
-mod hf_config;
-mod tensors;
-
-mod projection;
-
-mod checkpoint;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod generate;
 
-mod staging;
-
 mod logits_file;
-
-mod convert;
-mod inspect;
-mod watched;
 
 mod model;
 
@@ -62,24 +48,21 @@ pub use bitnet_cpu::{KvType, Simd};
 #[cfg(feature = "cuda")]
 pub use bitnet_cuda::engine::{Part, PartTime, Profile};
 pub use chat::{ChatTemplate, Message};
-pub use checkpoint::Checkpoint;
 pub use config::{ActQuant, Activation, Config};
-pub use convert::{ConvertProgress, Converted, Existing, convert};
 pub use cpu::{CpuBackend, CpuOptions, LmHead};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBackend, CudaOptions, cuda_probe};
 pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
 pub use error::{Error, Result};
-pub use files::Files;
 pub use generate::{Event, FinishReason, GenerateOptions, Generation, Generator, Prompt, Timings};
-pub use inspect::{
-    Inspection, ScaleSummary, ShapeSummary, TensorSummary, TernaryCounts, Verification, inspect, verify,
-};
 pub use logits_file::write_logits;
 pub use model::{Device, LoadOptions, Model, open_backend};
 pub use sampler::{Sampler, Sampling};
 pub use score::{Chunking, Perplexity, each_logits, negative_log_likelihood};
+pub use source::{
+    Checkpoint, ConvertProgress, Converted, Existing, Files, Inspection, ScaleSummary, ShapeSummary,
+    TensorSummary, TernaryCounts, Verification, Watched, convert, inspect, verify,
+};
 pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, Tap, Token, check_batch};
-pub use watched::Watched;
 pub use weights::{Dense, DenseDtype, LayerWeights, Segment, TernaryTensor, WeightForm, WeightSource};

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::score::each_logits;
-use crate::staging::Staging;
+use crate::source::Staging;
 use crate::{Backend, Error, Result};
 
 /// Runs `ids` through slot 0 of `backend` and writes a safetensors file with one tensor: `logits`, F32, (tokens, vocab),

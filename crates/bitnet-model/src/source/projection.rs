@@ -12,8 +12,8 @@ use bitnet_layout::ternary::{WeightQuant, abs_sum};
 use bitnet_layout::words::{Shape, pack_row};
 use safetensors::Dtype;
 
-use crate::storage::Storage;
-use crate::tensors::{Tensor, TensorFiles};
+use super::safetensors::{Tensor, TensorFiles};
+use super::storage::Storage;
 use crate::{DenseDtype, Error, Result};
 
 /// Bytes a thread reads at a time: enough to pay for the call, little enough to stay in its cache.

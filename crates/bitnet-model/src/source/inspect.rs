@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use crate::checkpoint::{PROJECTIONS, check_finite};
-use crate::projection::Projection;
-use crate::storage::Storage;
-use crate::tensors::Tensor;
+use super::checkpoint::{PROJECTIONS, check_finite};
+use super::projection::Projection;
+use super::safetensors::Tensor;
+use super::storage::Storage;
 use crate::{ActQuant, Activation, Checkpoint, Config, Error, Result, WeightSource};
 
 /// A description of a checkpoint, for people and (as JSON) for programs.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::fields::Fields;
+use super::fields::Fields;
 use crate::{ActQuant, Result};
 
 /// `quant_method` of folders written by [`crate::convert`].

@@ -10,7 +10,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::files::Pieces;
+use super::files::Pieces;
 use crate::{DenseDtype, Error, Files, Result};
 
 /// A folder with one of these holds a model of one file, or of several.

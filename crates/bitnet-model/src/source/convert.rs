@@ -22,11 +22,11 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::checkpoint::{PROJECTIONS, check_finite, linear_norm};
-use crate::projection::Projection;
-use crate::staging::{Staging, is_vacant};
-use crate::storage::{WORDS_METHOD, WORDS_VERSION};
-use crate::tensors::{Tensor, checksum_key, checksum_text};
+use super::checkpoint::{PROJECTIONS, check_finite, linear_norm};
+use super::projection::Projection;
+use super::safetensors::{Tensor, checksum_key, checksum_text};
+use super::staging::{Staging, is_vacant};
+use super::storage::{WORDS_METHOD, WORDS_VERSION};
 use crate::{ActQuant, Checkpoint, Error, Files, Result, WeightSource};
 
 const WEIGHTS: &str = "model.safetensors";

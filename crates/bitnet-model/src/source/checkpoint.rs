@@ -6,9 +6,9 @@
 
 use bitnet_layout::words::Shape;
 
-use crate::hf_config::{self, HfConfig};
-use crate::projection::Projection;
-use crate::tensors::{Tensor, TensorFiles};
+use super::hf_config::{self, HfConfig};
+use super::projection::Projection;
+use super::safetensors::{Tensor, TensorFiles};
 use crate::{
     Config, Dense, DenseDtype, Error, Files, LayerWeights, Result, Segment, TernaryTensor, WeightSource,
 };

@@ -5,8 +5,8 @@
 
 use serde_json::{Map, Value};
 
-use crate::fields::Fields;
-use crate::storage::{Storage, quantization};
+use super::fields::Fields;
+use super::storage::{Storage, quantization};
 use crate::{Activation, Config, Error, Files, Result};
 
 /// Inputs of a ternary linear layer: sums of 8-bit products over more would not fit 32 bits.

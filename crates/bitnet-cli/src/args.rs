@@ -212,6 +212,7 @@ impl SamplingArgs {
             presence_penalty: self.presence_penalty.unwrap_or(model.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(model.frequency_penalty),
             logit_bias,
+            penalize_prompt: model.penalize_prompt,
             seed: self.seed.unwrap_or_else(random_seed),
         }
     }

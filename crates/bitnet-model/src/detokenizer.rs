@@ -30,8 +30,9 @@ pub enum SpecialTokens {
 /// assert_eq!(text, "a café");
 /// # Ok::<(), bitnet_model::Error>(())
 /// ```
-pub struct Detokenizer<'t> {
-    tokenizer: &'t Tokenizer,
+#[derive(Clone)]
+pub struct Detokenizer {
+    tokenizer: Tokenizer,
     special: SpecialTokens,
     /// Byte-level vocabularies: bytes of a character that is not complete.
     bytes: Vec<u8>,
@@ -42,12 +43,12 @@ pub struct Detokenizer<'t> {
     emitted: String,
 }
 
-impl<'t> Detokenizer<'t> {
+impl Detokenizer {
     /// A detokenizer at the start of a text.
     #[must_use]
-    pub fn new(tokenizer: &'t Tokenizer, special: SpecialTokens) -> Self {
+    pub fn new(tokenizer: &Tokenizer, special: SpecialTokens) -> Self {
         Self {
-            tokenizer,
+            tokenizer: tokenizer.clone(),
             special,
             bytes: Vec::new(),
             ids: Vec::new(),

@@ -57,7 +57,7 @@ pub use error::{Error, Result};
 pub use generate::{Event, FinishReason, GenerateOptions, Generation, Generator, Prompt, Timings};
 pub use logits_file::write_logits;
 pub use model::{Device, LoadOptions, Model, open_backend};
-pub use sampler::{Sampler, Sampling};
+pub use sampler::{Choice, Chosen, Logprob, Sampler, Sampling};
 pub use score::{Chunking, Perplexity, each_logits, negative_log_likelihood};
 pub use source::{
     Checkpoint, ConvertProgress, Converted, Existing, Files, Inspection, ScaleSummary, ShapeSummary,

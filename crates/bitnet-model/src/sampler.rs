@@ -30,6 +30,8 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Taken from the logit of every recent token, times how often it occurs.
     pub frequency_penalty: f32,
+    /// Whether presence and frequency count the tokens of the prompt too, as llama.cpp does; OpenAI's count the answer's alone.
+    pub penalize_prompt: bool,
     /// Added to the logits of these tokens first of all; negative infinity forbids a token.
     pub logit_bias: Vec<(u32, f32)>,
     /// Seed of the draws.
@@ -48,6 +50,7 @@ impl Default for Sampling {
             repeat_last_n: 64,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            penalize_prompt: true,
             logit_bias: Vec::new(),
             seed: 0,
         }
@@ -80,6 +83,18 @@ impl Sampling {
             temperature: 0.0,
             ..Self::default()
         }
+    }
+
+    /// The settings of answer `choice` of a request for several: the first one's are these; each other one's have a seed of its own,
+    /// made of this seed and the number.
+    #[must_use]
+    pub fn of_choice(&self, choice: usize) -> Self {
+        let seed = match choice as u64 {
+            0 => self.seed,
+            // 53 bits of a draw that no answer comes to, since draws count from 0.
+            n => (uniform(self.seed, u64::MAX - n) * (1u64 << 53) as f64) as u64,
+        };
+        Self { seed, ..self.clone() }
     }
 
     /// The model's own settings: the fields that `generation_config.json` of `folder` sets, the default for the others.
@@ -163,6 +178,35 @@ impl Sampling {
     }
 }
 
+/// What is asked of one choice beside the settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choice<'a> {
+    /// Bit `id % 32` of word `id / 32` says whether `id` may be chosen, and a token past its end may not; `None` allows all.
+    pub mask: Option<&'a [u32]>,
+    /// Tokens that may not be chosen.
+    pub forbidden: &'a [u32],
+    /// Asks for the token's log-probability, and those of so many most likely tokens.
+    pub logprobs: Option<usize>,
+}
+
+/// A token that was chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chosen {
+    /// Its id.
+    pub id: u32,
+    /// How likely it was, where that was asked for.
+    pub logprob: Option<Logprob>,
+}
+
+/// How likely a token was: the log-softmax of the logits after bias and penalties, before temperature, cuts and masks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprob {
+    /// Natural logarithm of its probability; negative infinity where the bias forbids it.
+    pub logprob: f32,
+    /// The most likely tokens and their log-probabilities, best first, the lower id of equals first.
+    pub top: Vec<(u32, f32)>,
+}
+
 /// A token that may be drawn.
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
@@ -187,6 +231,8 @@ struct Candidate {
 pub struct Sampler {
     sampling: Sampling,
     recent: VecDeque<u32>,
+    /// Tokens accepted since the prompt.
+    answered: usize,
     draws: u64,
     logits: Vec<f32>,
     candidates: Vec<Candidate>,
@@ -202,6 +248,7 @@ impl Sampler {
         Ok(Self {
             sampling,
             recent: VecDeque::new(),
+            answered: 0,
             draws: 0,
             logits: Vec::new(),
             candidates: Vec::new(),
@@ -211,11 +258,17 @@ impl Sampler {
     /// Tells the penalties of a token of the text: each of the prompt, then each that was chosen.
     pub fn accept(&mut self, id: u32) {
         if self.penalizes() {
+            self.answered += 1;
             self.recent.push_back(id);
             if self.recent.len() > self.sampling.repeat_last_n {
                 self.recent.pop_front();
             }
         }
+    }
+
+    /// Says that all of the prompt was accepted, and that what follows is the answer: see [`Sampling::penalize_prompt`].
+    pub fn begin_answer(&mut self) {
+        self.answered = 0;
     }
 
     /// The settings.
@@ -249,6 +302,14 @@ impl Sampler {
     /// # Errors
     /// When a logit is NaN or infinite, when every token is forbidden, or when a biased token is not in the vocabulary.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        Ok(self.choose(logits, &Choice::default())?.id)
+    }
+
+    /// As [`Self::sample`], and with what `choice` asks for.
+    ///
+    /// # Errors
+    /// As for [`Self::sample`].
+    pub fn choose(&mut self, logits: &[f32], choice: &Choice<'_>) -> Result<Chosen> {
         if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
             return Err(Error::Request(format!(
                 "the model gave {} as the logit of token {id}: its weights are damaged or a device failed",
@@ -259,6 +320,15 @@ impl Sampler {
         self.logits.extend_from_slice(logits);
         self.bias()?;
         self.penalize();
+        let likely = choice.logprobs.map(|n| Likely::new(&self.logits, n));
+        self.forbid(choice);
+        let id = self.pick()?;
+        let logprob = likely.map(|likely| likely.of(self.logits[id as usize]));
+        Ok(Chosen { id, logprob })
+    }
+
+    /// Takes the best of `self.logits`, or draws from them.
+    fn pick(&mut self) -> Result<u32> {
         let s = &self.sampling;
         if s.temperature == 0.0 {
             let best = best(&self.logits).filter(|&id| self.logits[id as usize] > f32::NEG_INFINITY);
@@ -311,11 +381,38 @@ impl Sampler {
         Ok(())
     }
 
+    fn forbid(&mut self, choice: &Choice<'_>) {
+        for &id in choice.forbidden {
+            if let Some(logit) = self.logits.get_mut(id as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+        if let Some(mask) = choice.mask {
+            for (i, logits) in self.logits.chunks_mut(32).enumerate() {
+                let word = mask.get(i).copied().unwrap_or(0);
+                if word != u32::MAX {
+                    for (bit, logit) in logits.iter_mut().enumerate() {
+                        if word >> bit & 1 == 0 {
+                            *logit = f32::NEG_INFINITY;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     fn penalize(&mut self) {
-        let mut recent: Vec<u32> = self.recent.iter().copied().collect();
+        let prompt = if self.sampling.penalize_prompt {
+            0
+        } else {
+            self.recent.len().saturating_sub(self.answered)
+        };
+        // (token, whether presence and frequency count it)
+        let recent = self.recent.iter().enumerate();
+        let mut recent: Vec<(u32, bool)> = recent.map(|(i, &id)| (id, i >= prompt)).collect();
         recent.sort_unstable();
-        for run in recent.chunk_by(|a, b| a == b) {
-            let Some(logit) = self.logits.get_mut(run[0] as usize) else {
+        for run in recent.chunk_by(|a, b| a.0 == b.0) {
+            let Some(logit) = self.logits.get_mut(run[0].0 as usize) else {
                 continue;
             };
             let s = &self.sampling;
@@ -324,13 +421,54 @@ impl Sampler {
             } else {
                 *logit * s.repeat_penalty
             };
-            *logit = scaled - s.presence_penalty - s.frequency_penalty * run.len() as f32;
+            let counted = run.iter().filter(|(_, counted)| *counted).count();
+            *logit = if counted > 0 {
+                scaled - s.presence_penalty - s.frequency_penalty * counted as f32
+            } else {
+                scaled
+            };
+        }
+    }
+}
+
+/// The log-softmax of some logits.
+struct Likely {
+    max: f32,
+    /// Logarithm of the sum of `exp(logit - max)`, summed in f64 from the lowest id.
+    log_sum: f64,
+    top: Vec<Candidate>,
+}
+
+impl Likely {
+    fn new(logits: &[f32], n: usize) -> Self {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|&logit| weight(logit, max, 1.0)).sum();
+        let mut top = Vec::new();
+        if n > 0 {
+            top_k(logits, n.min(logits.len()), &mut top);
+        }
+        Self {
+            max,
+            log_sum: sum.ln(),
+            top,
+        }
+    }
+
+    fn logprob(&self, logit: f32) -> f32 {
+        (f64::from(logit) - f64::from(self.max) - self.log_sum) as f32
+    }
+
+    /// For the chosen token, whose logit is `logit`.
+    fn of(&self, logit: f32) -> Logprob {
+        Logprob {
+            logprob: self.logprob(logit),
+            top: self.top.iter().map(|c| (c.id, self.logprob(c.logit))).collect(),
         }
     }
 }
 
 fn all_forbidden() -> Error {
-    Error::Request("logit-bias forbids every token; leave at least one".to_owned())
+    Error::Request("every token is forbidden, by logit-bias or by a mask; leave at least one".to_owned())
 }
 
 /// The lowest id of the largest logit.

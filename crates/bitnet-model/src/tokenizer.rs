@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -10,7 +11,7 @@ use tokenizers::DecoderWrapper;
 
 use crate::{Error, Files, Result};
 
-/// The tokenizer of a model folder.
+/// The tokenizer of a model folder. A clone is cheap and shares the vocabulary, so that a stream of text can own one.
 ///
 /// ```
 /// use bitnet_model::Tokenizer;
@@ -22,11 +23,12 @@ use crate::{Error, Files, Result};
 /// assert_eq!(tokenizer.decode(&ids[1..])?, "What is 17 + 25?");
 /// # Ok::<(), bitnet_model::Error>(())
 /// ```
+#[derive(Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
     path: PathBuf,
     bos: Option<u32>,
-    special: HashSet<u32>,
+    special: Arc<HashSet<u32>>,
     byte_level: bool,
 }
 
@@ -98,10 +100,10 @@ impl Tokenizer {
             None => bos.filter(|id| !eos.contains(id)),
         };
         Ok(Self {
-            inner,
+            inner: Arc::new(inner),
             path: path.to_owned(),
             bos,
-            special,
+            special: Arc::new(special),
             byte_level,
         })
     }

@@ -13,24 +13,24 @@ pub(super) struct Rules<'o> {
 }
 
 /// One of them.
-pub(super) struct Sequence<'t> {
+pub(super) struct Sequence {
     slot: usize,
     pub(super) run: Generation,
     /// Most tokens to generate.
     pub(super) limit: usize,
-    writer: Option<Writer<'t>>,
+    writer: Option<Writer>,
     /// The token chosen last, which is computed next.
     last: u32,
     finished: Option<FinishReason>,
 }
 
-impl<'t> Sequence<'t> {
+impl Sequence {
     pub(super) fn new(
         slot: usize,
         prompt_ids: Vec<u32>,
         reused_tokens: usize,
         limit: usize,
-        writer: Option<Writer<'t>>,
+        writer: Option<Writer>,
     ) -> Self {
         Self {
             slot,
@@ -110,18 +110,18 @@ impl<'t> Sequence<'t> {
 
 /// All of them: those that go on, with their samplers, and the results of the others.
 #[derive(Default)]
-pub(super) struct Many<'t> {
-    sequences: Vec<Sequence<'t>>,
+pub(super) struct Many {
+    sequences: Vec<Sequence>,
     samplers: Vec<Sampler>,
     /// By slot.
     results: Vec<Option<Generation>>,
 }
 
-impl<'t> Many<'t> {
+impl Many {
     /// Adds the sequence of the next slot, which may be finished.
     pub(super) fn add(
         &mut self,
-        sequence: Sequence<'t>,
+        sequence: Sequence,
         sampler: Sampler,
         on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<()> {
@@ -165,7 +165,7 @@ impl<'t> Many<'t> {
 
     /// The tokens to compute next.
     fn tokens(&self, generator: &Generator<'_>) -> Vec<Token> {
-        let token = |s: &Sequence<'_>| Token {
+        let token = |s: &Sequence| Token {
             id: s.last,
             pos: u32::try_from(generator.cached[s.slot].len()).unwrap_or(u32::MAX),
             seq: s.slot as u32,

@@ -329,7 +329,7 @@ impl<'m> Generator<'m> {
     }
 
     /// A sequence in `slot`, whose cache keeps what it has of the prompt.
-    fn begin(&mut self, slot: usize, prompt_ids: Vec<u32>, options: &GenerateOptions) -> Sequence<'m> {
+    fn begin(&mut self, slot: usize, prompt_ids: Vec<u32>, options: &GenerateOptions) -> Sequence {
         // The last prompt token is computed even if it is cached: its logits are not.
         let cached = &mut self.cached[slot];
         let same = cached.iter().zip(&prompt_ids).take_while(|(a, b)| a == b);
@@ -425,12 +425,12 @@ impl<'m> Generator<'m> {
 }
 
 /// Tokens to text, stop strings taken out.
-struct Writer<'t> {
-    detokenizer: Detokenizer<'t>,
+struct Writer {
+    detokenizer: Detokenizer,
     stops: StopStrings,
 }
 
-impl Writer<'_> {
+impl Writer {
     fn push(&mut self, id: u32) -> Result<(String, bool)> {
         Ok(self.stops.push(&self.detokenizer.push(id)?))
     }

@@ -129,7 +129,7 @@ fn unusable_numbers_are_errors() {
                 .sample(&[1.0])
                 .unwrap_err()
                 .to_string()
-                .contains("forbids every token")
+                .contains("every token is forbidden")
         );
         assert!(sampler.sample(&[]).is_err());
     }
@@ -203,4 +203,152 @@ proptest! {
 
 fn mass_of(candidates: &[Candidate], max: f32) -> f64 {
     candidates.iter().map(|c| weight(c.logit, max, 1.0)).sum()
+}
+
+#[test]
+fn log_probabilities_are_of_the_logits_after_bias_and_penalties() {
+    let logits = [1.0f32, 3.0, 2.0, 0.5];
+    let mut sampler = sampler(|s| {
+        (s.temperature, s.top_k) = (0.0, 1);
+        s.logit_bias = vec![(0, 4.0), (3, f32::NEG_INFINITY)];
+        (s.repeat_penalty, s.presence_penalty) = (2.0, 0.5);
+    });
+    sampler.accept(1);
+    let choice = Choice {
+        logprobs: Some(4),
+        ..Choice::default()
+    };
+    let chosen = sampler.choose(&logits, &choice).unwrap();
+    let after = [5.0f64, 1.0, 2.0];
+    let log_sum = after.iter().map(|x| x.exp()).sum::<f64>().ln();
+    let expected = after.map(|x| (x - log_sum) as f32);
+    let logprob = chosen.logprob.unwrap();
+    assert_eq!((chosen.id, logprob.logprob), (0, expected[0]));
+    let top = [
+        (0, expected[0]),
+        (2, expected[2]),
+        (1, expected[1]),
+        (3, f32::NEG_INFINITY),
+    ];
+    assert_eq!(logprob.top, top);
+    // Asking for them, for none or for more than there are changes no choice.
+    let none = sampler
+        .choose(
+            &logits,
+            &Choice {
+                logprobs: Some(0),
+                ..choice
+            },
+        )
+        .unwrap();
+    assert_eq!(
+        none.logprob.unwrap(),
+        Logprob {
+            logprob: expected[0],
+            top: vec![]
+        }
+    );
+    let many = sampler
+        .choose(
+            &logits,
+            &Choice {
+                logprobs: Some(9),
+                ..choice
+            },
+        )
+        .unwrap();
+    assert_eq!(many.logprob.unwrap().top, top);
+    assert_eq!(sampler.choose(&logits, &Choice::default()).unwrap().logprob, None);
+}
+
+#[test]
+fn masks_and_forbidden_tokens_are_not_chosen_and_change_no_log_probability() {
+    let logits = logits(70, 11);
+    let mut greedy = sampler(|s| s.temperature = 0.0);
+    let all = Choice {
+        logprobs: Some(0),
+        ..Choice::default()
+    };
+    let best = greedy.choose(&logits, &all).unwrap();
+    let forbidden = [best.id];
+    let second = greedy
+        .choose(
+            &logits,
+            &Choice {
+                forbidden: &forbidden,
+                ..all
+            },
+        )
+        .unwrap();
+    assert_ne!(second.id, best.id);
+    assert!(second.logprob.unwrap().logprob < best.logprob.unwrap().logprob);
+    // One token of each word; the last word is missing, which forbids its tokens.
+    let mask = [1u32 << 5, 1 << 31];
+    for temperature in [0.0, 3.0] {
+        let mut sampler = sampler(|s| s.temperature = temperature);
+        for _ in 0..20 {
+            let id = sampler
+                .choose(
+                    &logits,
+                    &Choice {
+                        mask: Some(&mask),
+                        ..all
+                    },
+                )
+                .unwrap()
+                .id;
+            assert!([5, 63].contains(&id), "{id}");
+        }
+        let nothing = Choice {
+            mask: Some(&mask),
+            forbidden: &[5, 63],
+            ..all
+        };
+        let error = sampler.choose(&logits, &nothing).unwrap_err().to_string();
+        assert!(error.contains("every token is forbidden"), "{error}");
+    }
+}
+
+#[test]
+fn penalties_can_leave_the_prompt_alone() {
+    let mut counted = sampler(|s| {
+        (s.temperature, s.penalize_prompt) = (0.0, false);
+        (s.frequency_penalty, s.presence_penalty, s.repeat_penalty) = (1.0, 0.25, 2.0);
+        s.repeat_last_n = usize::MAX;
+    });
+    [0, 0, 0, 1].iter().for_each(|&id| counted.accept(id));
+    counted.begin_answer();
+    [1, 2, 2].iter().for_each(|&id| counted.accept(id));
+    let choice = Choice {
+        logprobs: Some(3),
+        ..Choice::default()
+    };
+    let chosen = counted.choose(&[8.0, 8.0, 8.0], &choice).unwrap();
+    // The repetition penalty halves all three; the answer has token 1 once and token 2 twice.
+    let after = [4.0f32, 4.0 - 0.25 - 1.0, 4.0 - 0.25 - 2.0];
+    let top = chosen.logprob.unwrap().top;
+    assert_eq!(top.iter().map(|t| t.0).collect::<Vec<_>>(), [0, 1, 2]);
+    for (i, (_, logprob)) in top.iter().enumerate() {
+        assert!(
+            (logprob - top[0].1 - (after[i] - after[0])).abs() < 1e-6,
+            "{top:?}"
+        );
+    }
+}
+
+#[test]
+fn each_answer_of_a_request_has_a_seed_of_its_own() {
+    let of = |seed, choice| {
+        Sampling {
+            seed,
+            ..Sampling::default()
+        }
+        .of_choice(choice)
+        .seed
+    };
+    let seeds: std::collections::BTreeSet<u64> = (0..4)
+        .flat_map(|seed| (0..16).map(move |choice| of(seed, choice)))
+        .collect();
+    assert_eq!(seeds.len(), 64);
+    assert_eq!(of(7, 0), 7);
 }

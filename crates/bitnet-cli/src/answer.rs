@@ -5,9 +5,9 @@ use std::ops::ControlFlow;
 
 use bitnet_model::{Event, GenerateOptions, Generation, Generator, Prompt};
 
-use crate::interrupt::Answering;
+use crate::interrupt::Guard;
 use crate::report::{self, Facts};
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, width};
 
 /// What all the answers of a run of the program share.
 pub(crate) struct Answerer<'m> {
@@ -22,16 +22,16 @@ pub(crate) struct Answerer<'m> {
 impl Answerer<'_> {
     /// Generates without printing.
     pub(crate) fn collect(&mut self, prompt: Prompt<'_>) -> anyhow::Result<Generation> {
-        let answering = Answering::begin();
+        let answering = Guard::answering();
         let generation = self
             .generator
-            .generate(prompt, &self.options, |_| flow(&answering))?;
+            .generate(prompt, &self.options, |_| answering.flow())?;
         Ok(generation)
     }
 
     /// Generates and prints the text as it comes.
     pub(crate) fn stream(&mut self, prompt: Prompt<'_>) -> anyhow::Result<Generation> {
-        let (answering, terminal) = (Answering::begin(), self.terminal);
+        let (answering, terminal) = (Guard::answering(), self.terminal);
         let spinner = terminal.spinner("reading the prompt".to_owned());
         let mut out = std::io::stdout().lock();
         let mut written = Ok(());
@@ -49,7 +49,7 @@ impl Answerer<'_> {
             if written.is_err() {
                 ControlFlow::Break(())
             } else {
-                flow(&answering)
+                answering.flow()
             }
         });
         spinner.finish_and_clear();
@@ -61,15 +61,8 @@ impl Answerer<'_> {
     /// The statistics of an answer, if they are wanted.
     pub(crate) fn report(&self, generation: &Generation) {
         if self.statistics {
-            eprintln!("{}", self.terminal.dim(&report::line(generation, &self.facts)));
+            self.terminal
+                .note(&report::line(generation, &self.facts, width()));
         }
-    }
-}
-
-fn flow(answering: &Answering) -> ControlFlow<()> {
-    if answering.stopped() {
-        ControlFlow::Break(())
-    } else {
-        ControlFlow::Continue(())
     }
 }

@@ -1,14 +1,16 @@
 //! Flags that several subcommands share.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::io::{IsTerminal, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use bitnet_model::{Device, Files, KvType, LmHead, LoadOptions, Sampling, Simd};
+use bitnet_model::{Device, Files, KvType, LmHead, LoadOptions, Sampling, Simd, read_file};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use crate::demo;
 use crate::failure::hinted;
+use crate::terminal::say;
 
 /// Which model.
 #[derive(Debug, clap::Args)]
@@ -28,7 +30,7 @@ impl ModelArgs {
     /// Says which model it is, where nobody named one.
     pub(crate) fn introduce(&self) {
         if self.model.is_none() {
-            eprintln!("{}", demo::INTRODUCTION);
+            say!("{}", demo::INTRODUCTION);
         }
     }
 }
@@ -37,16 +39,16 @@ impl ModelArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct DeviceArgs {
     /// Where to run: auto, cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Device")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = DeviceParser, help_heading = "Device")]
     device: Device,
     /// Run on the processor, whatever --device and the environment say
     #[arg(long, help_heading = "Device")]
     cpu: bool,
     /// Processor threads [default: all cores]
-    #[arg(short, long, value_name = "N", value_parser = at_least_one, help_heading = "Device")]
+    #[arg(short, long, value_name = "N", value_parser = threads, help_heading = "Device")]
     threads: Option<usize>,
-    /// Processor instruction set: scalar, avx2, avx-vnni, avx512-vnni, amx, neon, neon-dotprod [default: the best there is]
-    #[arg(long, value_name = "PATH", help_heading = "Device")]
+    /// Processor instruction set [default: the best there is]
+    #[arg(long, value_name = "PATH", value_parser = simd(), help_heading = "Device")]
     simd: Option<Simd>,
     /// Most prompt tokens computed at once; changes speed and memory, never the result
     #[arg(short, long, value_name = "N", default_value = "512", value_parser = at_least_one, help_heading = "Device")]
@@ -56,7 +58,7 @@ pub(crate) struct DeviceArgs {
         long,
         value_name = "TYPE",
         default_value = "stored",
-        value_parser = lm_head,
+        value_parser = one_of(&LM_HEADS),
         help_heading = "Device"
     )]
     lm_head: LmHead,
@@ -98,7 +100,7 @@ pub(crate) struct CacheArgs {
         visible_alias = "kv-cache-dtype",
         value_name = "TYPE",
         default_value = "bf16",
-        value_parser = kv_type,
+        value_parser = one_of(&KV_TYPES),
         help_heading = "Device"
     )]
     pub(crate) kv_type: KvType,
@@ -121,8 +123,12 @@ impl PromptArgs {
         match (&self.prompt, &self.file) {
             (Some(text), _) => Ok(Some(text.clone())),
             (None, Some(path)) => {
-                let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-                Ok(Some(text))
+                let bytes = match is_open_already(path) {
+                    true => bounded(std::fs::File::open(path), path)?,
+                    false => read_file(path, MAX_PROMPT)?,
+                };
+                let text = String::from_utf8(bytes);
+                Ok(Some(text.with_context(|| path.display().to_string())?))
             }
             (None, None) => Ok(None),
         }
@@ -136,10 +142,31 @@ impl PromptArgs {
         if std::io::stdin().is_terminal() {
             return Err(hinted("no prompt given", hint));
         }
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("stdin")?;
-        Ok(text)
+        let bytes = bounded(Ok(std::io::stdin().lock()), Path::new("stdin"))?;
+        String::from_utf8(bytes).context("stdin")
     }
+}
+
+/// Most bytes of a prompt; the longest context has room for fewer, but texts that are scored are longer than a context.
+const MAX_PROMPT: u64 = 1 << 30;
+
+/// Whether the path names what the program was started with, such as the pipe of a shell's `<(command)`. Only such a pipe
+/// is known to have another end.
+fn is_open_already(path: &Path) -> bool {
+    path.starts_with("/dev/fd") || path.starts_with("/proc/self/fd") || path == Path::new("/dev/stdin")
+}
+
+/// All bytes of what may never end.
+fn bounded(open: std::io::Result<impl Read>, name: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open.and_then(|input| input.take(MAX_PROMPT + 1).read_to_end(&mut bytes))
+        .with_context(|| name.display().to_string())?;
+    anyhow::ensure!(
+        bytes.len() as u64 <= MAX_PROMPT,
+        "{}: has more than {MAX_PROMPT} bytes, which no prompt has",
+        name.display()
+    );
+    Ok(bytes)
 }
 
 /// How tokens are chosen. What is not given comes from the model's generation_config.json, else from the defaults named.
@@ -153,8 +180,8 @@ pub(crate) struct SamplingArgs {
         help_heading = "Sampling"
     )]
     temp: Option<f32>,
-    /// Draw from the K most likely tokens; 0 from all [default: the model's own, else 40]
-    #[arg(long, value_name = "K", help_heading = "Sampling")]
+    /// Draw from the K most likely tokens; 0 or -1 from all [default: the model's own, else 40]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = top_k, help_heading = "Sampling")]
     top_k: Option<usize>,
     /// Draw from the most likely tokens that together have probability P; 1 from all [default: the model's own, else 0.95]
     #[arg(long, value_name = "P", help_heading = "Sampling")]
@@ -192,9 +219,9 @@ pub(crate) struct SamplingArgs {
     /// Change the logit of a token, such as 15043+1.5, 15043-2 or 15043-inf (never); may be repeated
     #[arg(short, long, value_name = "ID(+/-)BIAS", value_parser = logit_bias, help_heading = "Sampling")]
     logit_bias: Vec<(u32, f32)>,
-    /// Seed; the same seed gives the same text [default: a new one each time]
-    #[arg(short, long, value_name = "N", help_heading = "Sampling")]
-    seed: Option<u64>,
+    /// Seed; the same seed gives the same text, and -1 is a new one each time [default: -1]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = seed, help_heading = "Sampling")]
+    seed: Option<Seed>,
 }
 
 impl SamplingArgs {
@@ -213,17 +240,34 @@ impl SamplingArgs {
             frequency_penalty: self.frequency_penalty.unwrap_or(model.frequency_penalty),
             logit_bias,
             penalize_prompt: model.penalize_prompt,
-            seed: self.seed.unwrap_or_else(random_seed),
+            seed: match self.seed {
+                Some(Seed::Fixed(seed)) => seed,
+                Some(Seed::Random) | None => random_seed(),
+            },
         }
     }
 }
 
-/// llama.cpp's flags of several letters after one dash, which clap would read as several flags.
-pub(crate) fn expand(arg: OsString) -> OsString {
-    match arg.to_str() {
-        Some("-sys") => "--system".into(),
-        Some("-ctk") => "--kv-type".into(),
-        _ => arg,
+/// Where draws begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seed {
+    Random,
+    Fixed(u64),
+}
+
+fn seed(text: &str) -> Result<Seed, String> {
+    match (text, text.parse()) {
+        ("-1", _) => Ok(Seed::Random),
+        (_, Ok(seed)) => Ok(Seed::Fixed(seed)),
+        _ => Err("expected a whole number, or -1 for a new seed each time".to_owned()),
+    }
+}
+
+fn top_k(text: &str) -> Result<usize, String> {
+    match (text, text.parse()) {
+        ("-1", _) => Ok(0),
+        (_, Ok(k)) => Ok(k),
+        _ => Err("expected a whole number, 0 or -1 for all tokens".to_owned()),
     }
 }
 
@@ -271,21 +315,63 @@ fn last_n(text: &str) -> Result<usize, String> {
     }
 }
 
-pub(crate) fn kv_type(text: &str) -> Result<KvType, String> {
-    match text {
-        "bf16" => Ok(KvType::Bf16),
-        "f32" => Ok(KvType::F32),
-        _ => Err("expected bf16 or f32".to_owned()),
+/// The element types of keys and values.
+pub(crate) const KV_TYPES: [(&str, KvType); 2] = [("bf16", KvType::Bf16), ("f32", KvType::F32)];
+
+const LM_HEADS: [(&str, LmHead); 2] = [("stored", LmHead::Stored), ("int8", LmHead::Int8)];
+
+/// A value with a name of its own, which completions offer and messages list.
+pub(crate) fn one_of<T: Copy + Send + Sync + 'static>(
+    values: &'static [(&'static str, T)],
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(values.iter().map(|(name, _)| *name)).map(move |name| {
+        let found = values.iter().find(|(known, _)| *known == name);
+        found.expect("the parser lets only known names pass").1
+    })
+}
+
+/// An instruction set.
+pub(crate) fn simd() -> impl TypedValueParser<Value = Simd> {
+    PossibleValuesParser::new(Simd::ALL.map(Simd::name)).try_map(|name| name.parse::<Simd>())
+}
+
+/// Reads a device. Completions offer the names that have no number.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceParser;
+
+impl TypedValueParser for DeviceParser {
+    type Value = Device;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<Device, clap::Error> {
+        let parse = |text: &str| text.parse::<Device>();
+        TypedValueParser::parse_ref(&parse, command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let names = ["auto", "cpu", "cuda"];
+        Some(Box::new(names.into_iter().map(PossibleValue::new)))
     }
 }
 
-fn lm_head(text: &str) -> Result<LmHead, String> {
-    match text {
-        "stored" => Ok(LmHead::Stored),
-        "int8" => Ok(LmHead::Int8),
-        _ => Err("expected stored or int8".to_owned()),
+/// A number of threads. More than can be useful on any machine would only run out of memory.
+pub(crate) fn threads(text: &str) -> Result<usize, String> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    match text.parse::<u128>() {
+        Ok(n @ 1..=MAX_THREADS) => Ok(n as usize),
+        Ok(0) | Err(_) => Err(format!("expected a whole number from 1 to {MAX_THREADS}")),
+        Ok(_) => Err(format!(
+            "at most {MAX_THREADS} threads; this machine has {cores} cores"
+        )),
     }
 }
+
+/// Most threads.
+const MAX_THREADS: u128 = 1024;
 
 fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     let parse = || {
@@ -310,6 +396,20 @@ mod tests {
         );
         assert_eq!(last_n("-1"), Ok(usize::MAX));
         assert!(last_n("-2").is_err());
+        assert_eq!((top_k("-1"), top_k("0"), top_k("7")), (Ok(0), Ok(0), Ok(7)));
+        assert!(top_k("-2").is_err() && seed("-2").is_err() && seed("x").is_err());
+        assert_eq!((seed("-1"), seed("7")), (Ok(Seed::Random), Ok(Seed::Fixed(7))));
+        assert_eq!(threads("1024"), Ok(1024));
+        for text in [
+            "0",
+            "-1",
+            "x",
+            "1025",
+            "1000000000000000000",
+            "99999999999999999999999999",
+        ] {
+            assert!(threads(text).unwrap_err().contains("1024"), "{text}");
+        }
         assert_eq!(logit_bias("15043+1"), Ok((15043, 1.0)));
         assert_eq!(logit_bias("2-inf"), Ok((2, f32::NEG_INFINITY)));
         assert!(logit_bias("2").is_err() && logit_bias("+1").is_err() && logit_bias("é+1").is_err());

@@ -6,12 +6,14 @@ use std::time::Instant;
 
 use bitnet_model::{Checkpoint, Existing, convert};
 
+use crate::interrupt::{self, Guard};
 use crate::progress;
+use crate::terminal::say;
 
 /// Convert a Hugging Face checkpoint to packed 2-bit weights
 ///
 /// Writes one model.safetensors with a checksum for each tensor, the configuration and the tokenizer: everything that the
-/// other commands need. Nothing is left behind when it fails.
+/// other commands need. Nothing is left behind when it fails or is interrupted.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The folder to convert, with config.json and the safetensors files
@@ -34,13 +36,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         Existing::Keep
     };
+    interrupt::install()?;
+    let working = Guard::working();
     let bar = progress::Bar::bytes("converting");
     let converted = convert(&source, &args.out, existing, |progress| {
         bar.set(progress.done_bytes, progress.total_bytes);
         bar.say(progress.tensor);
+        working.flow()
     })?;
     drop(bar);
-    eprintln!(
+    say!(
         "wrote {}: {} of weights, from {}, in {:.1} s",
         args.out.display(),
         progress::human_bytes(converted.written_bytes),

@@ -1,7 +1,7 @@
 //! The demo model: its files are part of the program, so that it answers wherever the program runs. `demo-model/README.md`
 //! tells what it knows and how it was made.
 
-use bitnet_model::Files;
+use bitnet_model::{Files, MemoryFiles};
 
 /// A file of the folder with the model.
 macro_rules! file {
@@ -30,8 +30,10 @@ pub(crate) const ANSWER: &str = "17 + 25 = 42";
 
 /// The model's files.
 pub(crate) fn files() -> Files {
-    Files::Embedded {
-        name: "demo-model",
-        files: FILES,
-    }
+    let files = FILES
+        .iter()
+        .fold(MemoryFiles::new("demo-model"), |files, (name, content)| {
+            files.with(*name, *content)
+        });
+    files.into()
 }

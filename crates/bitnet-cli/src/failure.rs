@@ -1,4 +1,5 @@
-//! How a command ends that could not do its work: `error:` and, where one helps, `hint:` on stderr, exit status 1.
+//! How a command ends that could not do its work: `error:` and, where one helps, `hint:` on stderr, exit status 1; for what
+//! the command line asks for and is not possible, 2; for a signal, 128 and its number.
 
 use std::fmt;
 use std::io::{ErrorKind, Write as _};
@@ -6,14 +7,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
-/// Exit status of a program that Ctrl-C ended: 128 + SIGINT, as shells report it.
-pub(crate) const INTERRUPTED: u8 = 130;
+use crate::interrupt;
+use crate::terminal::say;
 
 /// An error that comes with advice.
 #[derive(Debug)]
 struct Hinted {
+    /// Nothing where the advice is on another error.
     message: String,
     hint: String,
+    /// That error.
+    source: Option<anyhow::Error>,
 }
 
 impl fmt::Display for Hinted {
@@ -22,34 +26,80 @@ impl fmt::Display for Hinted {
     }
 }
 
-impl std::error::Error for Hinted {}
+impl std::error::Error for Hinted {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(AsRef::as_ref)
+    }
+}
 
 /// An error with a `hint:` line of its own.
 pub(crate) fn hinted(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Hinted {
         message: message.into(),
         hint: hint.into(),
+        source: None,
     })
+}
+
+/// The error with one more `hint:` line.
+pub(crate) fn also_hinted(error: anyhow::Error, hint: String) -> anyhow::Error {
+    anyhow::Error::new(Hinted {
+        message: String::new(),
+        hint,
+        source: Some(error),
+    })
+}
+
+/// A mistake in what was asked for, on the command line or by a variable.
+#[derive(Debug)]
+struct Usage(String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// An error of what was asked for, with a `hint:` line of its own; the exit status is 2.
+pub(crate) fn usage(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    also_hinted(anyhow::Error::new(Usage(message.into())), hint.into())
 }
 
 /// Runs a command, prints its failure and gives its exit status. A reader that closed the pipe (`| head`) is no failure.
 pub(crate) fn report(command: impl FnOnce() -> anyhow::Result<ExitCode>) -> ExitCode {
-    let error = match catch(command) {
-        Ok(code) => return code,
-        Err(error) => error,
-    };
-    let closed_pipe = |e: &(dyn std::error::Error + 'static)| {
-        e.downcast_ref::<std::io::Error>()
-            .is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
-    };
-    if error.chain().any(closed_pipe) {
+    let result = catch(|| {
+        let code = command()?;
+        // What is still buffered may not fit the disk either.
+        std::io::stdout().flush()?;
+        Ok(code)
+    });
+    match result {
+        Ok(code) => code,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Prints a failure and gives its exit status.
+pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
+    // Only stdout gives such an error without the name of a file around it.
+    let stdout = error.downcast_ref::<std::io::Error>();
+    if error.chain().count() == 1 && stdout.is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    // stderr may be closed as well; there is nobody left to tell.
-    let mut stderr = std::io::stderr().lock();
-    let _ = writeln!(stderr, "error: {}", message(&error));
-    if let Some(hinted) = error.chain().find_map(|e| e.downcast_ref::<Hinted>()) {
-        let _ = writeln!(stderr, "hint: {}", hinted.hint);
+    say!("error: {}", message(error));
+    for hinted in error.chain().filter_map(|e| e.downcast_ref::<Hinted>()) {
+        say!("hint: {}", hinted.hint);
+    }
+    if error.chain().any(|e| e.is::<Usage>()) {
+        return ExitCode::from(2);
+    }
+    let cancelled = |e: &(dyn std::error::Error + 'static)| {
+        matches!(e.downcast_ref(), Some(bitnet_model::Error::Cancelled))
+    };
+    if error.chain().any(cancelled) {
+        return interrupt::status();
     }
     ExitCode::FAILURE
 }
@@ -80,7 +130,8 @@ fn catch(command: impl FnOnce() -> anyhow::Result<ExitCode>) -> anyhow::Result<E
 fn message(error: &anyhow::Error) -> String {
     let mut message = String::new();
     for cause in error.chain() {
-        let text = cause.to_string();
+        // A message is one line, whatever the file or library has put into it.
+        let text = cause.to_string().replace(['\n', '\r'], " ");
         if message.is_empty() {
             message = text;
         } else if !message.contains(&text) {

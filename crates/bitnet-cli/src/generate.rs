@@ -8,9 +8,9 @@ use bitnet_model::{ChatTemplate, FinishReason, GenerateOptions, Message, Model, 
 
 use crate::answer::Answerer;
 use crate::args::{self, CacheArgs, DeviceArgs, ModelArgs, PromptArgs, SamplingArgs};
-use crate::failure::{INTERRUPTED, hinted};
+use crate::failure::hinted;
 use crate::report::{self, Facts};
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, say};
 use crate::{interrupt, model, repl};
 
 /// For those who gave none at a terminal.
@@ -115,6 +115,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "add --chat-format, or put it into the prompt",
         ));
     }
+    if text.chat_template_file.is_some() && !args.chat_format {
+        return Err(hinted(
+            "--chat-template-file has no place in plain text",
+            "add --chat-format, which puts the prompt into the template",
+        ));
+    }
     if args.interactive {
         return converse(text, args.chat_format);
     }
@@ -142,7 +148,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let generation = if args.json {
         let generation = answerer.collect(prompt)?;
         let object = report::object(&generation, &answerer.facts);
-        writeln!(std::io::stdout(), "{object}")?;
+        report::print(&object)?;
         generation
     } else {
         if args.echo {
@@ -159,7 +165,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     answerer.report(&generation);
     Ok(match generation.finish_reason {
-        FinishReason::Cancelled => ExitCode::from(INTERRUPTED),
+        FinishReason::Cancelled => interrupt::status(),
         _ => ExitCode::SUCCESS,
     })
 }
@@ -218,7 +224,7 @@ impl TextArgs {
             )),
             Some(template) => {
                 if template.is_built_in() {
-                    eprintln!(
+                    say!(
                         "warning: the model has no chat template; using the one of BitNet b1.58 2B-4T \
                          (--chat-template-file names another)"
                     );

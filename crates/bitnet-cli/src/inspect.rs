@@ -11,6 +11,8 @@ use serde_json::json;
 
 use crate::args::ModelArgs;
 use crate::progress::{self, human_bytes};
+use crate::report;
+use crate::terminal::visible;
 
 /// Show what is in a model folder: architecture, tensors, sizes, scales, ternary values
 #[derive(Debug, clap::Args)]
@@ -51,12 +53,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let bar = progress::Bar::bytes("reading");
     let inspection = inspect(&checkpoint, |done, total| bar.set(done, total))?;
     drop(bar);
-    let mut out = std::io::stdout().lock();
     if args.json {
         let mut object = serde_json::to_value(&inspection).context("the report")?;
         object["verification"] = json!(verification);
-        writeln!(out, "{object}")?;
+        report::print(&object)?;
     } else {
+        let mut out = std::io::stdout().lock();
         summary(&mut out, &inspection, verification)?;
         writeln!(out)?;
         tensors(&mut out, &inspection, args.tensors)?;
@@ -70,7 +72,8 @@ fn summary(
     verification: Option<Verification>,
 ) -> std::io::Result<()> {
     let shape = &found.shape;
-    let mut line = |name: &str, value: String| writeln!(out, "{name:<14}{value}");
+    // Names are what the file says.
+    let mut line = |name: &str, value: String| writeln!(out, "{name:<14}{}", visible(&value));
     line("architecture", found.architecture.clone())?;
     line("weights", found.storage.into())?;
     line(
@@ -173,9 +176,9 @@ fn tensors(out: &mut impl Write, found: &Inspection, each: bool) -> std::io::Res
     let mut groups: BTreeMap<(String, String), Group> = BTreeMap::new();
     for tensor in &found.tensors {
         let name = if each {
-            tensor.name.clone()
+            visible(&tensor.name).into_owned()
         } else {
-            without_layer(&tensor.name)
+            without_layer(&visible(&tensor.name))
         };
         let kind = format!("{} {:?}", tensor.dtype, tensor.shape);
         groups.entry((name, kind)).or_default().add(tensor);

@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use bitnet_model::write_logits;
 
+use crate::interrupt::{self, Guard};
 use crate::measure::{MeasureArgs, Subject};
 use crate::progress::{self, Bar};
+use crate::terminal::say;
 
 /// Write the logits of every position of a text to a file
 ///
@@ -27,14 +29,17 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Subject { mut backend, ids, .. } = args.measure.open(|_, n_tokens| n_tokens)?;
     let start = Instant::now();
+    interrupt::install()?;
+    let working = Guard::working();
     let bar = Bar::tokens("computing");
     write_logits(backend.as_mut(), &ids, &args.out, |n_rows| {
         bar.set(n_rows as u64, ids.len() as u64);
+        working.flow()
     })?;
     drop(bar);
     let vocab = backend.config().vocab;
     let plural = if ids.len() == 1 { "" } else { "s" };
-    eprintln!(
+    say!(
         "wrote {}: {} token{plural} x {vocab} logits, {}, in {:.1} s on {}",
         args.out.display(),
         ids.len(),

@@ -1,5 +1,7 @@
 //! The `bitnet` program: chat with, convert, inspect and measure BitNet b1.58 models.
 #![forbid(unsafe_code)]
+// These panic when their output is closed or full; `terminal::say` and `write!` do not.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod answer;
 mod args;
@@ -8,6 +10,7 @@ mod convert;
 mod demo;
 mod doctor;
 mod failure;
+mod flags;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -36,7 +39,9 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
     name = "bitnet",
     version,
     max_term_width = 100,
-    after_help = "New here? `bitnet chat` talks to the demo model inside this program; -m names another one."
+    after_help = "New here? `bitnet chat` talks to the demo model inside this program; -m names another one.\n\n\
+        Exit status: 0 when the work is done, 1 when it failed (a line that begins with error: says why), 2 when a flag or \
+        variable is not understood, 128 + N when signal N ended it (130 for Ctrl-C)."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -71,8 +76,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let args = std::env::args_os().map(args::expand);
-    failure::report(|| run(&settings::parse(args)?))
+    failure::report(|| match settings::parse(std::env::args_os())? {
+        settings::Asked::Run(cli, origins) => run(&cli).map_err(|error| settings::explain(error, &origins)),
+        settings::Asked::Done(code) => Ok(code),
+    })
 }
 
 fn run(cli: &Cli) -> anyhow::Result<ExitCode> {

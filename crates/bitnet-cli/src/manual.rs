@@ -1,14 +1,16 @@
 //! `bitnet completions` and `bitnet man`: what shells and `man` know of the program, made from its flags.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use bitnet_model::replace_file;
 use clap_complete::Shell;
 
 use crate::failure::hinted;
 use crate::settings;
+use crate::terminal::say;
 
 /// Print the completions for a shell
 ///
@@ -41,14 +43,26 @@ pub(crate) fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Writes the page of a command and those of the commands inside it.
+fn pages(command: &clap::Command, dir: &Path) -> anyhow::Result<()> {
+    for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
+        pages(inner, dir)?;
+    }
+    let page = clap_mangen::Man::new(command.clone());
+    let mut text = Vec::new();
+    page.render(&mut text)?;
+    replace_file(&dir.join(page.get_filename()), &text)?;
+    Ok(())
+}
+
 /// Runs `bitnet man`.
 pub(crate) fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
     let mut command = settings::command();
     if let Some(dir) = &args.dir {
-        let doing = || format!("cannot write to {}", dir.display());
-        std::fs::create_dir_all(dir).with_context(doing)?;
-        clap_mangen::generate_to(command, dir).with_context(doing)?;
-        eprintln!("wrote the manual pages to {}", dir.display());
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot write to {}", dir.display()))?;
+        command.build();
+        pages(&command, dir)?;
+        say!("wrote the manual pages to {}", dir.display());
         return Ok(ExitCode::SUCCESS);
     }
     command.build();

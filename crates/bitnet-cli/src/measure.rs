@@ -26,7 +26,7 @@ pub(crate) struct MeasureArgs {
         long,
         visible_alias = "kv-cache-dtype",
         value_name = "TYPE",
-        value_parser = args::kv_type,
+        value_parser = args::one_of(&args::KV_TYPES),
         help_heading = "Device"
     )]
     kv_type: Option<KvType>,

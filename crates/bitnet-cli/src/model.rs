@@ -4,7 +4,7 @@ use bitnet_model::{Backend, Checkpoint, Config, Files, LoadOptions, Model, Watch
 
 use crate::failure::hinted;
 use crate::progress::Bar;
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, say};
 
 /// Loads the model of `files`, with a progress bar on a terminal, and prints what the user should know about it.
 pub(crate) fn load(files: &Files, options: LoadOptions, terminal: Terminal) -> anyhow::Result<Model> {
@@ -41,7 +41,7 @@ pub(crate) fn require(files: &Files) -> anyhow::Result<()> {
 pub(crate) fn warn_past_training(context: usize, config: &Config) {
     let trained = config.max_context;
     if context > trained {
-        eprintln!(
+        say!(
             "warning: the model was trained for {trained} tokens of context; beyond them it may write nonsense"
         );
     }

@@ -10,6 +10,8 @@ use serde_json::json;
 use crate::args;
 use crate::measure::{MeasureArgs, Subject};
 use crate::progress::Bar;
+use crate::report;
+use crate::terminal::say;
 
 /// Tokens of a chunk unless something else is asked for, as in llama.cpp: figures with this size can be compared.
 const DEFAULT_CHUNK: usize = 512;
@@ -74,7 +76,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let seconds = start.elapsed().as_secs_f64();
     let rate = n_computed as f64 / seconds.max(1e-9);
     let left_out = ids.len() - n_computed;
-    let mut out = std::io::stdout().lock();
     if args.json {
         let object = json!({
             "perplexity": result.value(),
@@ -91,14 +92,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "device": backend.name(),
             "memory_bytes": backend.memory_bytes(),
         });
-        writeln!(out, "{object}")?;
+        report::print(&object)?;
     } else {
+        let mut out = std::io::stdout().lock();
         match result.value_error() {
             Some(error) => writeln!(out, "perplexity = {:.4} +/- {error:.4}", result.value())?,
             None => writeln!(out, "perplexity = {:.4}", result.value())?,
         }
         let plural = if n_chunks == 1 { "" } else { "s" };
-        eprintln!(
+        say!(
             "{} tokens: {n_chunks} chunk{plural} of {len}, {} tokens scored, {left_out} left out | {seconds:.1} s, \
              {rate:.1} tokens/s | {}",
             ids.len(),

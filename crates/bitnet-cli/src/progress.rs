@@ -6,7 +6,7 @@ use std::time::Duration;
 use bitnet_model::Files;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, visible};
 
 /// A bar; dropping it clears it. Where stderr is not a terminal it draws nothing.
 pub(crate) struct Bar(ProgressBar);
@@ -19,7 +19,7 @@ impl Bar {
             return Self(ProgressBar::hidden());
         }
         let bar = Self::new(
-            format!("loading {files}"),
+            format!("loading {}", visible(&files.to_string())),
             "{spinner} {prefix} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} eta {eta}",
         );
         bar.0.enable_steady_tick(Duration::from_millis(100));
@@ -62,7 +62,7 @@ impl Bar {
 
     /// Shows what was last done.
     pub(crate) fn say(&self, message: impl Into<String>) {
-        self.0.set_message(message.into());
+        self.0.set_message(visible(&message.into()).into_owned());
     }
 }
 

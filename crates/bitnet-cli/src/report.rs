@@ -1,7 +1,11 @@
 //! Numbers about a generation: the line after an answer, and the JSON object.
 
+use std::io::Write;
+
 use bitnet_model::{Generation, Model, Timings};
 use serde_json::{Value, json};
+
+use crate::terminal::harmless_json;
 
 /// What a command knows beside the generation.
 #[derive(Clone, Debug)]
@@ -24,30 +28,52 @@ impl Facts {
     }
 }
 
-/// The line after an answer.
-pub(crate) fn line(generation: &Generation, facts: &Facts) -> String {
+/// The line after an answer: of its parts, the first ones, as many as fit a terminal of `width` columns.
+pub(crate) fn line(generation: &Generation, facts: &Facts, width: Option<usize>) -> String {
     let Timings {
         prefill_tokens,
         reused_tokens,
+        first_token,
         ..
     } = generation.timings;
     let reused = match reused_tokens {
         0 => String::new(),
         n => format!(" (+{n} reused)"),
     };
+    let prompt_rate = rate(generation.timings.prefill_rate());
+    let answer = format!(
+        "answer {} tokens, {} tokens/s",
+        generation.ids.len(),
+        rate(generation.timings.decode_rate())
+    );
     let memory = match peak_resident_bytes() {
         Some(peak) => format!("{} (process at most {})", size(facts.memory_bytes), size(peak)),
         None => size(facts.memory_bytes),
     };
-    format!(
-        "prompt {prefill_tokens} tokens{reused}, {:.1} tokens/s | first token {:.2} s | answer {} tokens, {:.1} tokens/s \
-         | memory {memory} | {}",
-        generation.timings.prefill_rate(),
-        generation.timings.first_token.as_secs_f64(),
-        generation.ids.len(),
-        generation.timings.decode_rate(),
+    let whole = format!(
+        "prompt {prefill_tokens} tokens{reused}, {prompt_rate} tokens/s | first token {:.2} s | {answer} | memory \
+         {memory} | {}",
+        first_token.as_secs_f64(),
         facts.device,
-    )
+    );
+    let short = format!("prompt {prefill_tokens} tokens{reused}, {prompt_rate} tokens/s | {answer}");
+    let shorter = format!("prompt {prefill_tokens} tokens{reused} | {answer}");
+    let fits = |line: &String| width.is_none_or(|width| line.chars().count() <= width);
+    [whole, short, shorter].into_iter().find(fits).unwrap_or(answer)
+}
+
+/// A rate with the digits that a measurement has.
+fn rate(per_second: f64) -> String {
+    if per_second < 1000.0 {
+        format!("{per_second:.1}")
+    } else {
+        format!("{per_second:.0}")
+    }
+}
+
+/// Prints a value as one line of JSON.
+pub(crate) fn print(value: &Value) -> std::io::Result<()> {
+    writeln!(std::io::stdout(), "{}", harmless_json(&value.to_string()))
 }
 
 /// The one object that `--json` prints.

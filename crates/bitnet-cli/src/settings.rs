@@ -5,14 +5,18 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::Context;
+use bitnet_model::read_file;
 use clap::builder::BoolishValueParser;
-use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use toml::{Table, Value};
 
 use crate::Cli;
-use crate::failure::hinted;
+use crate::failure::{also_hinted, hinted, usage};
+use crate::flags;
 
 /// Flags that belong to one run: what to do it with, where its results go, what it prints.
 const OF_ONE_RUN: [&str; 21] = [
@@ -42,47 +46,205 @@ const OF_ONE_RUN: [&str; 21] = [
 
 /// Flags that mean something else in a command than the setting of the same name in others: a default for those would be an
 /// order here.
-const OF_ONE_RUN_OF: [(&str, &str); 3] = [
+const OF_ONE_RUN_OF: [(&str, &str); 4] = [
     ("doctor", "device"),
+    ("generate", "chat-template-file"),
     ("generate", "system"),
     ("perplexity", "ctx-size"),
 ];
 
 /// The program's command line, with the environment variables.
 pub(crate) fn command() -> Command {
+    with_variables(&mut |_| true)
+}
+
+/// The command line with those variables that `wanted` takes. One that is empty is as one that is not set.
+fn with_variables(wanted: &mut dyn FnMut(&str) -> bool) -> Command {
     each_setting(Cli::command(), &mut |_, arg, name| {
         let arg = match arg.get_action() {
             ArgAction::SetTrue => arg.value_parser(BoolishValueParser::new()),
-            _ => arg,
+            // What looks like a number is never a flag: the value is then what is wrong with it.
+            _ => arg.allow_negative_numbers(true),
         };
-        arg.env(variable(name))
+        let name = variable(name);
+        let empty = std::env::var_os(&name).is_some_and(|value| value.is_empty());
+        match (empty, wanted(&name)) {
+            (false, true) => arg.env(name),
+            (true, _) => {
+                let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+                arg.help(format!("{help} [env: {name}=]"))
+            }
+            (false, false) => arg,
+        }
     })
 }
 
-/// Reads flags, environment and file. What is wrong on the command line ends the program with usage and exit status 2.
-pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Cli> {
-    let args: Vec<OsString> = args.into_iter().collect();
+/// What the command line asks for.
+pub(crate) enum Asked {
+    /// To run.
+    Run(Box<Cli>, Vec<Origin>),
+    /// For something that has been printed, such as the help.
+    Done(ExitCode),
+}
+
+/// Reads flags, environment and file. What is wrong on the command line is printed with the usage; the exit status is 2.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Asked> {
+    let mut root = command();
+    root.build();
+    let args = flags::translate(&root, args.into_iter().collect())?;
     // Without the file first: it is named on the command line, and its own mistakes can then be told from others.
-    let matches = command().get_matches_from(&args);
-    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let read = |command: Command| -> Result<(Cli, ArgMatches), clap::Error> {
+        let matches = command.try_get_matches_from(&args)?;
+        Ok((Cli::from_arg_matches(&matches)?, matches))
+    };
+    let (mut cli, matches) = match read(command()) {
+        Ok(read) => read,
+        Err(error) if !error.use_stderr() => {
+            error.print()?;
+            return Ok(Asked::Done(ExitCode::SUCCESS));
+        }
+        Err(error) => {
+            if let Some(name) = guilty_variable(&error, &args) {
+                return Err(of_variable(&name, &error));
+            }
+            // A closed stderr has nobody to tell.
+            let _ = error.print();
+            return Ok(Asked::Done(ExitCode::from(2)));
+        }
+    };
+    contradictions(&matches)?;
     let path = match cli.config.take() {
         // An empty name asks for none.
-        Some(path) if path.as_os_str().is_empty() => return Ok(cli),
-        Some(path) => path,
-        None => match default_file().filter(|path| path.exists()) {
-            Some(path) => path,
-            None => return Ok(cli),
-        },
+        Some(path) if path.as_os_str().is_empty() => None,
+        Some(path) => Some(path),
+        None => default_file().filter(|path| path.symlink_metadata().is_ok()),
     };
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let Some(path) = path else {
+        let origins = origins(&matches, None);
+        return Ok(Asked::Run(Box::new(cli), origins));
+    };
+    let text = String::from_utf8(read_file(&path, MAX_FILE)?).with_context(|| path.display().to_string())?;
     let table: Table = text.parse().map_err(|error| syntax(&path, &text, &error))?;
     let command = with_defaults(command(), &table).with_context(|| path.display().to_string())?;
-    let mut cli = command
-        .try_get_matches_from(&args)
-        .and_then(|matches| Cli::from_arg_matches(&matches))
-        .map_err(|error| refused(&path, &error))?;
+    let (mut cli, matches) = read(command).map_err(|error| refused(&path, &error))?;
+    let origins = origins(&matches, Some((&path, &table)));
     cli.config = Some(path);
-    Ok(cli)
+    Ok(Asked::Run(Box::new(cli), origins))
+}
+
+/// Most bytes of the file.
+const MAX_FILE: u64 = 1 << 20;
+
+/// A setting that was not given on the command line: where it is set, its flag's name and its value.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    place: String,
+    name: String,
+    value: String,
+}
+
+/// The settings that come from the environment or the file.
+fn origins(matches: &ArgMatches, file: Option<(&Path, &Table)>) -> Vec<Origin> {
+    let mut command = Cli::command();
+    command.build();
+    let (mut command, mut matches, mut path) = (&command, matches, Vec::new());
+    while let Some((name, inner)) = matches.subcommand() {
+        let Some(found) = command.find_subcommand(name) else {
+            break;
+        };
+        path.push(name.to_owned());
+        (command, matches) = (found, inner);
+    }
+    let mut origins = Vec::new();
+    for arg in command.get_arguments() {
+        let Some(name) = arg.get_long().filter(|name| is_setting(&path, name)) else {
+            continue;
+        };
+        let id = arg.get_id().as_str();
+        let place = match (matches.value_source(id), file) {
+            (Some(ValueSource::EnvVariable), _) => variable(name),
+            (Some(ValueSource::DefaultValue), Some((file, table)))
+                if lookup(table, &path, name).is_some() =>
+            {
+                format!("{name} in {}", file.display())
+            }
+            _ => continue,
+        };
+        let values = matches.get_raw(id).into_iter().flatten();
+        let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
+        origins.push(Origin {
+            place,
+            name: name.to_owned(),
+            value: values.join(","),
+        });
+    }
+    origins
+}
+
+/// Says of an error that quotes a setting, by its name or its value, where that is set.
+pub(crate) fn explain(error: anyhow::Error, origins: &[Origin]) -> anyhow::Error {
+    let text: Vec<String> = error.chain().map(ToString::to_string).collect();
+    let text = text.join(": ");
+    let quoted = |origin: &&Origin| {
+        text.contains(&origin.name)
+            || text.contains(&origin.name.replace('-', " "))
+            || (origin.value.len() > 2 && text.contains(&origin.value))
+    };
+    let places: Vec<String> = origins
+        .iter()
+        .filter(quoted)
+        .map(|origin| format!("{}={}", origin.place, origin.value))
+        .collect();
+    match places.is_empty() {
+        true => error,
+        false => also_hinted(error, format!("that is a setting: {}", places.join(", "))),
+    }
+}
+
+/// Flags that say two things at once. clap would count variables and the file as well, which are outranked instead.
+const CONTRADICTIONS: [(&str, &str, &str); 1] = [("inspect", "folder", "model")];
+
+fn contradictions(matches: &ArgMatches) -> anyhow::Result<()> {
+    let Some((name, inner)) = matches.subcommand() else {
+        return Ok(());
+    };
+    let given = |id| inner.value_source(id) == Some(ValueSource::CommandLine);
+    for (command, a, b) in CONTRADICTIONS {
+        if command == name && given(a) && given(b) {
+            return Err(usage(
+                format!("{} and --{b} are both given", a.to_uppercase()),
+                "leave one of them out",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The variable whose value is what clap refuses, if it is one: without it, the error is another or none.
+fn guilty_variable(error: &clap::Error, args: &[OsString]) -> Option<String> {
+    let mut names = Vec::new();
+    drop(with_variables(&mut |name| {
+        if std::env::var_os(name).is_some_and(|value| !value.is_empty()) && !names.contains(&name.to_owned())
+        {
+            names.push(name.to_owned());
+        }
+        false
+    }));
+    names.into_iter().find(|name| {
+        let command = with_variables(&mut |other| other != name);
+        let without = command.try_get_matches_from(args);
+        without.map_or_else(|other| other.to_string() != error.to_string(), |_| true)
+    })
+}
+
+/// What clap says of a value, told of the variable that holds it.
+fn of_variable(name: &str, error: &clap::Error) -> anyhow::Error {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    usage(
+        format!("{name}: {}", first.strip_prefix("error: ").unwrap_or(first)),
+        "change it in the environment, or unset it",
+    )
 }
 
 /// What the flag `name` is called in the environment.

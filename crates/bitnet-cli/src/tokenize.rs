@@ -7,6 +7,8 @@ use bitnet_model::Tokenizer;
 use serde_json::json;
 
 use crate::args::{self, ModelArgs, PromptArgs};
+use crate::report;
+use crate::terminal::Terminal;
 
 /// Print the token ids of a text, or the text of token ids
 #[derive(Debug, clap::Args)]
@@ -19,7 +21,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "IDS", conflicts_with_all = ["prompt", "file"])]
     ids: Option<String>,
     /// Add no beginning-of-sequence token
-    #[arg(long)]
+    #[arg(long, conflicts_with = "ids")]
     no_bos: bool,
     /// Print one JSON object: ids, tokens, text
     #[arg(long)]
@@ -43,16 +45,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             }
         }
     };
-    let mut out = std::io::stdout().lock();
     if args.json {
         let tokens: Vec<_> = ids.iter().map(|&id| tokenizer.id_to_token(id)).collect();
         let text = tokenizer.decode(&ids)?;
-        writeln!(out, "{}", json!({ "ids": ids, "tokens": tokens, "text": text }))?;
+        report::print(&json!({ "ids": ids, "tokens": tokens, "text": text }))?;
     } else if args.ids.is_some() {
-        writeln!(out, "{}", tokenizer.decode(&ids)?)?;
+        let text = tokenizer.decode(&ids)?;
+        writeln!(std::io::stdout(), "{}", Terminal::detect(false).printable(&text))?;
     } else {
         let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
-        writeln!(out, "{}", ids.join(","))?;
+        writeln!(std::io::stdout(), "{}", ids.join(","))?;
     }
     Ok(ExitCode::SUCCESS)
 }

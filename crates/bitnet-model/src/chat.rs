@@ -9,6 +9,7 @@ use minijinja::{Environment, ErrorKind, Output, State, context};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::source::{MAX_TEXT, read_file};
 use crate::tokenizer::{TokenizerConfig, read_object};
 use crate::{Error, Files, Result, Tokenizer};
 
@@ -113,7 +114,7 @@ impl ChatTemplate {
     /// When a file cannot be read or is malformed, or the template does not compile.
     pub fn from_file(path: &Path, folder: impl Into<Files>) -> Result<Self> {
         let config = TokenizerConfig::from_files(&folder.into())?.unwrap_or_default();
-        let source = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let source = read_file(path, MAX_TEXT)?;
         Self::from_bytes(&source, path, config)
     }
 

@@ -33,6 +33,9 @@ pub enum Error {
     /// A request that cannot be carried out: too long, out of range, contradictory.
     #[error("{0}")]
     Request(String),
+    /// The caller broke the work off.
+    #[error("interrupted; nothing of it was kept")]
+    Cancelled,
     /// A device is missing, unsuitable, out of memory or failed.
     #[error("{0}")]
     Device(String),

@@ -60,8 +60,9 @@ pub use model::{Device, LoadOptions, Model, open_backend};
 pub use sampler::{Choice, Chosen, Logprob, Sampler, Sampling};
 pub use score::{Chunking, Perplexity, each_logits, negative_log_likelihood};
 pub use source::{
-    Checkpoint, ConvertProgress, Converted, Existing, Files, Inspection, ScaleSummary, ShapeSummary,
-    TensorSummary, TernaryCounts, Verification, Watched, convert, inspect, verify,
+    Checkpoint, ConvertProgress, Converted, Existing, Files, Inspection, MemoryFiles, ScaleSummary,
+    ShapeSummary, TensorSummary, TernaryCounts, Verification, Watched, convert, inspect, read_file,
+    replace_file, verify,
 };
 pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, Tap, Token, check_batch};

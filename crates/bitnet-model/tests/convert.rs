@@ -2,6 +2,7 @@
 
 mod folder;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use bitnet_model::{Checkpoint, Dense, Error, Existing, WeightSource, convert, inspect, verify};
@@ -9,7 +10,10 @@ use folder::{Array, Folder, LAYERS, PROJECTIONS, numbers, ternary};
 use safetensors::{Dtype, SafeTensors};
 
 fn convert_to(source: &Path, out: &Path, existing: Existing) -> bitnet_model::Result<()> {
-    convert(&Checkpoint::open(source)?, out, existing, |_| ()).map(drop)
+    convert(&Checkpoint::open(source)?, out, existing, |_| {
+        ControlFlow::Continue(())
+    })
+    .map(drop)
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -70,6 +74,7 @@ fn every_form_converts_to_the_same_model() {
                 seen.last().map_or(progress.total_bytes, |&(_, total)| total)
             );
             seen.push((progress.done_bytes, progress.total_bytes));
+            ControlFlow::Continue(())
         })
         .unwrap();
         assert!(seen.is_sorted() && seen.last().is_some_and(|(done, total)| done == total));
@@ -279,4 +284,24 @@ fn inspection_counts_what_is_there() {
     let json = serde_json::to_value(&found).unwrap();
     assert_eq!(json["values"]["zero"], count(0));
     assert_eq!(json["tensors"].as_array().unwrap().len(), folder.tensors.len());
+}
+
+#[test]
+fn one_that_is_broken_off_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::create_dir(at("hf")).unwrap();
+    Folder::online(Dtype::BF16).write(&at("hf"));
+    let source = Checkpoint::open(at("hf")).unwrap();
+    let mut calls = 0;
+    let result = convert(&source, &at("out"), Existing::Keep, |_| {
+        calls += 1;
+        if calls < 5 {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    });
+    assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
+    assert_eq!((calls, at("out").exists()), (5, false));
 }

@@ -268,7 +268,7 @@ fn paths_that_are_something_else() {
     check(
         "a folder for a file",
         refusal(dir.path()),
-        "model.safetensors: is not a file",
+        "model.safetensors: is a folder, where a file is expected",
     );
 
     std::fs::remove_file(at("config.json")).unwrap();

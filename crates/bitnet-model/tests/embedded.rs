@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use bitnet_model::{Checkpoint, Device, Existing, Files, Message, Model, Prompt, convert};
+use bitnet_model::{Checkpoint, Device, Existing, Files, MemoryFiles, Message, Model, Prompt, convert};
 
 macro_rules! file {
     ($name:literal) => {
@@ -19,8 +19,13 @@ const FILES: &[(&str, &[u8])] = &[
     file!("tokenizer_config.json"),
 ];
 
-fn embedded(files: &'static [(&'static str, &'static [u8])]) -> Files {
-    Files::Embedded { name: "tiny", files }
+/// The files, copied to the heap as those of a program that reads or downloads them.
+fn embedded(files: &[(&str, &[u8])]) -> Files {
+    let mut memory = MemoryFiles::new("tiny");
+    for (name, content) in files {
+        memory = memory.with(*name, content.to_vec());
+    }
+    memory.into()
 }
 
 fn answer(files: Files) -> String {
@@ -44,16 +49,19 @@ fn it_answers_as_from_its_folder() {
 fn it_can_be_converted() {
     let folder = tempfile::tempdir().unwrap();
     let source = Checkpoint::open(embedded(FILES)).unwrap();
-    convert(&source, folder.path(), Existing::Keep, |_| ()).unwrap();
+    convert(&source, folder.path(), Existing::Keep, |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     assert_eq!(answer(folder.path().into()), answer(embedded(FILES)));
 }
 
 #[test]
 fn what_is_missing_or_cut_off_is_named() {
-    let error = |files| Checkpoint::open(embedded(files)).unwrap_err().to_string();
+    let error = |files: &[(&str, &[u8])]| Checkpoint::open(embedded(files)).unwrap_err().to_string();
     assert!(error(&[]).contains("tiny: holds no config.json"));
     assert!(error(FILES.split_at(1).0).contains("tiny: holds neither model.safetensors nor"));
     let cut = FILES[2].1.split_at(1000).0;
-    let files = vec![FILES[0], ("model.safetensors", cut)].leak();
-    assert!(error(files).starts_with("tiny/model.safetensors: claims a header of"));
+    let files = [FILES[0], ("model.safetensors", cut)];
+    assert!(error(&files).starts_with("tiny/model.safetensors: claims a header of"));
 }

@@ -1,15 +1,12 @@
 //! `bitnet bench kernels`: the products of a decoded token, one shape after the other.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
-use bitnet_model::{Device, Simd};
+use bitnet_model::{Device, Simd, replace_file};
 
 use super::report::{Format, Report};
 use super::{cpu, plot};
-use crate::args::at_least_one;
 use crate::failure::hinted;
 
 /// Time the matrix products of a decoded token: ternary, reference layout and bfloat16
@@ -20,13 +17,13 @@ use crate::failure::hinted;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Where to run: auto, cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = crate::args::DeviceParser)]
     device: Device,
     /// Processor threads [default: all cores]
-    #[arg(short, long, value_name = "N", value_parser = at_least_one)]
+    #[arg(short, long, value_name = "N", value_parser = crate::args::threads)]
     threads: Option<usize>,
     /// Processor instruction set [default: the best there is]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = crate::args::simd())]
     simd: Option<Simd>,
     /// What to print
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
@@ -82,7 +79,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     );
     if let Some(path) = &args.plot {
         let chart = plot::bars(&report)?;
-        fs::write(path, chart).with_context(|| format!("cannot write {}", path.display()))?;
+        replace_file(path, chart.as_bytes())?;
     }
     super::publish(&|format| report.text(format), args.output, &saves)?;
     Ok(ExitCode::SUCCESS)

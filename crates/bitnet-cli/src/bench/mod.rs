@@ -12,13 +12,13 @@ mod model;
 #[cfg(feature = "cuda")]
 mod step;
 
-use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
-use bitnet_model::{Device, LoadOptions};
+use bitnet_model::{Device, LoadOptions, replace_file};
 
+use crate::terminal::{harmless_json, visible};
 use report::Format;
 
 /// Measure speed
@@ -52,9 +52,15 @@ fn publish(
     saves: &[(&PathBuf, Format)],
 ) -> anyhow::Result<()> {
     for (path, format) in saves {
-        fs::write(path, text(*format)).with_context(|| format!("cannot write {}", path.display()))?;
+        replace_file(path, text(*format).as_bytes())?;
     }
-    print!("{}", text(output));
+    // Model and device names stand in the table.
+    let text = text(output);
+    let text = match output {
+        Format::Json => harmless_json(&text),
+        Format::Md | Format::Csv => visible(&text),
+    };
+    write!(std::io::stdout(), "{text}")?;
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use bitnet_model::Device;
 use serde_json::json;
 
-use crate::terminal::Terminal;
+use crate::terminal::{Terminal, harmless_json};
 use check::{Check, Verdict};
 
 /// Check this machine: processor, memory, GPU, and a self-test of all of them
@@ -25,10 +25,10 @@ use check::{Check, Verdict};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// What to check: auto is the processor and every GPU there is; cpu, cuda or cuda:N is that alone, which must work
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = crate::args::DeviceParser)]
     device: Device,
     /// Processor threads [default: all cores]
-    #[arg(short, long, value_name = "N", value_parser = crate::args::at_least_one)]
+    #[arg(short, long, value_name = "N", value_parser = crate::args::threads)]
     threads: Option<usize>,
     /// Print one JSON object: ok, version, commit, checks
     #[arg(long)]
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args, settings: Option<&Path>) -> anyhow::Result<ExitCo
             "commit": env!("BITNET_COMMIT"),
             "checks": checks,
         });
-        writeln!(out, "{object:#}")?;
+        writeln!(out, "{}", harmless_json(&format!("{object:#}")))?;
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

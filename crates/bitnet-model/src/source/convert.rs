@@ -16,6 +16,7 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use safetensors::Dtype;
@@ -75,18 +76,20 @@ pub struct Converted {
     pub written_bytes: u64,
 }
 
-/// Writes `source` to the folder `out` and calls `progress` as it goes on.
+/// Writes `source` to the folder `out` and calls `progress` as it goes on, which may break off.
 ///
-/// Tensors pass one at a time. The files appear under their names when all are complete and on the disk; after a failure
-/// nothing of them is left.
+/// Tensors pass one at a time. The files appear under their names when all are complete and on the disk; after a failure,
+/// or when it was broken off, nothing of them is left. Of several that write into one folder at once one goes on, and the
+/// others fail.
 ///
 /// ```
+/// use std::ops::ControlFlow;
 /// use bitnet_model::{Checkpoint, Existing, convert, verify};
 ///
 /// # let folder = "../bitnet-cli/demo-model";
 /// # let out = std::env::temp_dir().join(format!("bitnet-doc-{}", std::process::id()));
 /// let source = Checkpoint::open(folder)?;
-/// let converted = convert(&source, &out, Existing::Keep, |_| ())?;
+/// let converted = convert(&source, &out, Existing::Keep, |_| ControlFlow::Continue(()))?;
 /// assert!(converted.written_bytes > 0);
 /// // Each tensor of the result has a checksum.
 /// let verification = verify(&Checkpoint::open(&out)?, |_, _| ())?;
@@ -97,31 +100,41 @@ pub struct Converted {
 ///
 /// # Errors
 /// When `out` is the source's folder, is not a folder or (with [`Existing::Keep`]) is not empty; when a tensor of the source
-/// is damaged; when a file cannot be read or written.
+/// is damaged; when a file cannot be read or written; [`Error::Cancelled`] when `progress` broke off.
 pub fn convert(
     source: &Checkpoint,
     out: &Path,
     existing: Existing,
-    mut progress: impl FnMut(ConvertProgress<'_>),
+    mut progress: impl FnMut(ConvertProgress<'_>) -> ControlFlow<()>,
 ) -> Result<Converted> {
-    check_output(source.files(), out, existing)?;
+    check_output(source.files(), out)?;
     let parts = parts(source)?;
     let mut staging = Staging::begin(out)?;
+    // Asked while no other run can write to the folder.
+    if existing == Existing::Keep && !is_vacant(out)? {
+        let message = "is not empty; name a new folder, or replace the model in it with --force";
+        return Err(Error::Request(format!("{}: {message}", out.display())));
+    }
     let file = staging.create(WEIGHTS)?;
     let written_bytes = Writer::new(file, &parts)
         .and_then(|mut writer| {
             let total_bytes = parts.iter().map(Part::source_bytes).sum();
             let mut done_bytes = 0;
             for part in &parts {
-                let mut add = |bytes| {
+                let mut add = |bytes| -> Result<()> {
                     done_bytes += bytes;
-                    progress(ConvertProgress {
+                    let flow = progress(ConvertProgress {
                         tensor: part.tensor().name(),
                         done_bytes,
                         total_bytes,
                     });
+                    if flow.is_break() {
+                        Err(Error::Cancelled)
+                    } else {
+                        Ok(())
+                    }
                 };
-                add(0);
+                add(0)?;
                 writer.part(part, &mut add)?;
             }
             writer.finish()
@@ -143,7 +156,7 @@ pub fn convert(
     })
 }
 
-fn check_output(source: &Files, out: &Path, existing: Existing) -> Result<()> {
+fn check_output(source: &Files, out: &Path) -> Result<()> {
     let Ok(attributes) = std::fs::metadata(out) else {
         return Ok(());
     };
@@ -156,9 +169,6 @@ fn check_output(source: &Files, out: &Path, existing: Existing) -> Result<()> {
         && canonical(source)? == canonical(out)?
     {
         return refuse("is the folder to convert; name another one to write to");
-    }
-    if existing == Existing::Keep && !is_vacant(out)? {
-        return refuse("is not empty; name a new folder, or replace the model in it with --force");
     }
     Ok(())
 }
@@ -315,7 +325,7 @@ impl Writer {
     }
 
     /// Writes a tensor, and calls `add` with the bytes of the source that are done.
-    fn part(&mut self, part: &Part<'_>, add: &mut dyn FnMut(u64)) -> Result<(), Failure> {
+    fn part(&mut self, part: &Part<'_>, add: &mut dyn FnMut(u64) -> Result<()>) -> Result<(), Failure> {
         match part {
             Part::Dense(tensor) => self.dense(tensor, add),
             Part::Ternary(projection) => {
@@ -331,20 +341,20 @@ impl Writer {
                 self.written += 1;
                 self.append(&scale.to_le_bytes())?;
                 self.written += 1;
-                add(part.source_bytes());
+                add(part.source_bytes())?;
                 Ok(())
             }
         }
     }
 
-    fn dense(&mut self, tensor: &Tensor<'_>, add: &mut dyn FnMut(u64)) -> Result<(), Failure> {
+    fn dense(&mut self, tensor: &Tensor<'_>, add: &mut dyn FnMut(u64) -> Result<()>) -> Result<(), Failure> {
         let dtype = tensor.float_dtype()?;
         let mut done = 0;
         tensor.read_all(|bytes| {
             check_finite(tensor, dtype, done, bytes)?;
             done += bytes.len();
             self.append(bytes).map_err(Failure::Output)?;
-            add(bytes.len() as u64);
+            add(bytes.len() as u64)?;
             Ok::<(), Failure>(())
         })?;
         self.written += 1;

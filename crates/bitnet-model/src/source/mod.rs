@@ -23,9 +23,11 @@ mod watched;
 
 pub use checkpoint::Checkpoint;
 pub use convert::{ConvertProgress, Converted, Existing, convert};
-pub use files::Files;
+pub(crate) use files::MAX_TEXT;
+pub use files::{Files, MemoryFiles, read_file};
 pub use inspect::{
     Inspection, ScaleSummary, ShapeSummary, TensorSummary, TernaryCounts, Verification, inspect, verify,
 };
-pub(crate) use staging::Staging;
+pub(crate) use staging::StagedFile;
+pub use staging::replace_file;
 pub use watched::Watched;

@@ -14,7 +14,7 @@ use report::{Report, Run};
 
 use super::limits;
 use super::report::Format;
-use crate::args::{DeviceArgs, ModelArgs};
+use crate::args::{DeviceArgs, ModelArgs, one_of};
 
 /// Time a model: prompts (pp), decoded tokens (tg), at a depth of context, several sequences at once
 ///
@@ -54,7 +54,7 @@ pub(crate) struct Args {
     )]
     batch: Vec<usize>,
     /// ternary, or bf16: time the same model with bf16 weights too, as the baseline (GPU only, eight times the memory)
-    #[arg(long, value_name = "FORM", default_value = "ternary", value_parser = weights)]
+    #[arg(long, value_name = "FORM", default_value = "ternary", value_parser = one_of(&WEIGHTS))]
     weights: WeightForm,
     /// Repetitions of each test
     #[arg(short, long, value_name = "N", default_value = "5", value_parser = crate::args::at_least_one)]
@@ -159,13 +159,7 @@ fn tests(args: &Args) -> Vec<Test> {
     tests
 }
 
-fn weights(text: &str) -> Result<WeightForm, String> {
-    match text {
-        "ternary" => Ok(WeightForm::Ternary),
-        "bf16" => Ok(WeightForm::Bf16),
-        _ => Err("expected ternary or bf16".to_owned()),
-    }
-}
+const WEIGHTS: [(&str, WeightForm); 2] = [("ternary", WeightForm::Ternary), ("bf16", WeightForm::Bf16)];
 
 /// Weights of all linear layers, in elements.
 fn linear(c: &Config) -> u64 {

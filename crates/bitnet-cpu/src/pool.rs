@@ -6,8 +6,9 @@
 //! A loop ends when every chunk is done, not when every thread has come: a worker that the system runs late, or not at
 //! all, costs nothing, so two threads on a busy machine are no slower than one. Only a chunk that was begun is waited for.
 
+use std::any::Any;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -42,7 +43,6 @@ struct Shared {
     job: AtomicPtr<Job<'static>>,
     /// Chunks not yet finished.
     pending: AtomicUsize,
-    panicked: AtomicBool,
     stop: AtomicBool,
     /// Threads asleep, or about to be: they count themselves before they look at the ticket for the last time.
     sleepers: AtomicUsize,
@@ -59,6 +59,8 @@ struct Ticket(AtomicU64);
 struct Job<'a> {
     n_chunks: usize,
     body: &'a (dyn Fn(usize, usize) + Sync),
+    /// What the first chunk that panicked did so with. The loop's own, so that no other caller can be given it.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 impl Pool {
@@ -68,7 +70,6 @@ impl Pool {
             tickets: (0..n_threads.max(1)).map(|_| Ticket(AtomicU64::new(0))).collect(),
             job: AtomicPtr::new(std::ptr::null_mut()),
             pending: AtomicUsize::new(0),
-            panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
             owner_sleeps: AtomicBool::new(false),
@@ -101,10 +102,11 @@ impl Pool {
     }
 
     /// Calls `body(chunk, thread)` once for every chunk below `n_chunks`, on any thread in any order, and returns when
-    /// all calls have. Two calls at one time have different `thread`s, below [`Pool::n_threads`].
+    /// all calls have. Two calls at one time have different `thread`s, below [`Pool::n_threads`], those of other callers'
+    /// loops among them: loops of one pool run one after the other. A chunk must not begin another loop of its pool.
     ///
     /// # Panics
-    /// When a call panicked.
+    /// As the first of this loop's calls that panicked did, after all others have returned.
     pub(crate) fn run(&self, n_chunks: usize, body: &(dyn Fn(usize, usize) + Sync)) {
         if n_chunks > MAX_CHUNKS {
             let per_claim = n_chunks.div_ceil(MAX_CHUNKS);
@@ -113,13 +115,17 @@ impl Pool {
                 (first..n_chunks.min(first + per_claim)).for_each(|chunk| body(chunk, thread));
             });
         }
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if self.workers.is_empty() || n_chunks < 2 {
             (0..n_chunks).for_each(|chunk| body(chunk, 0));
             return;
         }
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
-        let job = Job { n_chunks, body };
+        let job = Job {
+            n_chunks,
+            body,
+            panic: Mutex::new(None),
+        };
         // The lifetime ends here, at the end of this function: it waits until no claim is left.
         shared
             .job
@@ -139,10 +145,9 @@ impl Pool {
         shared.run_chunks(epoch, 0);
         shared.wait_until_done();
         drop(turn);
-        assert!(
-            !shared.panicked.swap(false, Ordering::Relaxed),
-            "a chunk of a parallel loop panicked"
-        );
+        if let Some(panic) = job.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            resume_unwind(panic);
+        }
     }
 }
 
@@ -212,8 +217,9 @@ impl Shared {
             // lives, until this chunk is taken off `pending` below.
             let job = unsafe { &*job };
             let chunk = self.share(share, job.n_chunks).end - left;
-            if catch_unwind(AssertUnwindSafe(|| (job.body)(chunk, thread))).is_err() {
-                self.panicked.store(true, Ordering::Relaxed);
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (job.body)(chunk, thread))) {
+                let mut first = job.panic.lock().unwrap_or_else(PoisonError::into_inner);
+                first.get_or_insert(panic);
             }
             // SeqCst against `owner_sleeps`, as for `sleepers` in `run`; Release publishes what the chunk wrote.
             if self.pending.fetch_sub(1, Ordering::SeqCst) == 1 && self.owner_sleeps.load(Ordering::SeqCst) {
@@ -348,12 +354,59 @@ mod tests {
     fn a_panic_in_a_chunk_reaches_the_caller_and_the_pool_survives() {
         let pool = Pool::new(2).unwrap();
         let run = || pool.run(16, &|chunk, _| assert_ne!(chunk, 11, "on purpose"));
-        assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        let panic = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+        let message = panic.downcast_ref::<String>().unwrap();
+        assert!(message.contains("on purpose"), "{message}");
         let count = AtomicUsize::new(0);
         pool.run(16, &|_, _| {
             count.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(count.into_inner(), 16);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_whose_chunk_it_was() {
+        let pool = Pool::new(2).unwrap();
+        std::thread::scope(|scope| {
+            for caller in 0..4 {
+                let pool = &pool;
+                scope.spawn(move || {
+                    let panics = caller == 0;
+                    for _ in 0..500 {
+                        // Without the message that a panic prints.
+                        let body = |chunk, _| {
+                            if panics && chunk == 1 {
+                                resume_unwind(Box::new(()));
+                            }
+                        };
+                        let run = catch_unwind(AssertUnwindSafe(|| pool.run(3, &body)));
+                        assert_eq!(run.is_err(), panics, "caller {caller}");
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn no_two_callers_are_the_same_thread_at_one_time() {
+        for n_threads in [1, 3] {
+            let pool = Pool::new(n_threads).unwrap();
+            let busy: Vec<AtomicBool> = (0..n_threads).map(|_| AtomicBool::new(false)).collect();
+            std::thread::scope(|scope| {
+                for n_chunks in [1, 1, 5] {
+                    let (pool, busy) = (&pool, &busy);
+                    scope.spawn(move || {
+                        for _ in 0..20 {
+                            pool.run(n_chunks, &|_, thread| {
+                                assert!(!busy[thread].swap(true, Ordering::Relaxed));
+                                std::thread::sleep(SPIN);
+                                busy[thread].store(false, Ordering::Relaxed);
+                            });
+                        }
+                    });
+                }
+            });
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Tasks of this workspace: `cargo xtask <task>`.
 
+#[cfg(test)]
+mod file_order;
 mod fixtures;
 mod gpu_check;
 mod ptx;

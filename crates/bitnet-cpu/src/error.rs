@@ -1,6 +1,6 @@
 //! The crate's error type.
 
-use crate::Simd;
+use crate::simd::Simd;
 
 /// What can go wrong while setting up; the arithmetic itself does not fail.
 #[derive(Debug, thiserror::Error)]
@@ -13,12 +13,6 @@ pub enum Error {
         wanted: Simd,
         /// The ones this processor has.
         available: Vec<Simd>,
-    },
-    /// A name that is no instruction set.
-    #[error("unknown instruction set {found:?}; known are {}", Simd::names(&Simd::ALL))]
-    SimdName {
-        /// What was given.
-        found: String,
     },
     /// The system did not give memory.
     #[error("memory for {what} cannot be had: {}", size(*bytes))]

@@ -20,11 +20,11 @@
 //! # }
 //! ```
 //!
-//! A file may use only files whose `mod` line stands above its own, so the list below is also the reading order; the
-//! exception is that [`Error`] names [`Simd`], which asks `integer` for AMX.
+//! A file may use only files whose `mod` line stands above its own, so the list below is also the reading order.
+
+mod simd;
 
 mod error;
-mod simd;
 
 mod memory;
 mod pool;
@@ -54,4 +54,4 @@ pub use kv::{KvCache, KvRows, KvShape, KvType, Place, Queries};
 pub use matmul::Output;
 pub use matrix::{DenseMatrix, DenseType, TernaryMatrix};
 pub use memory::Rows;
-pub use simd::Simd;
+pub use simd::{Simd, UnknownSimd};

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::str::FromStr;
-
-use crate::{Error, Result};
+#[cfg(target_arch = "x86_64")]
+use std::sync::OnceLock;
 
 /// A code path. All paths give the same bits; they differ in speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Simd {
                     && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Amx => Self::Avx512Vnni.is_available() && crate::integer::amx::is_available(),
+            Self::Amx => Self::Avx512Vnni.is_available() && has_amx(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "aarch64")]
@@ -102,13 +102,48 @@ impl fmt::Display for Simd {
     }
 }
 
-impl FromStr for Simd {
-    type Err = Error;
+/// A name that is no instruction set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown instruction set {found:?}; known are {}", Simd::names(&Simd::ALL))]
+pub struct UnknownSimd {
+    /// What was given.
+    pub found: String,
+}
 
-    fn from_str(name: &str) -> Result<Self> {
+impl FromStr for Simd {
+    type Err = UnknownSimd;
+
+    fn from_str(name: &str) -> Result<Self, UnknownSimd> {
         let found = Self::ALL.into_iter().find(|simd| simd.name() == name);
-        found.ok_or_else(|| Error::SimdName {
+        found.ok_or_else(|| UnknownSimd {
             found: name.to_owned(),
         })
     }
+}
+
+/// Whether the processor has AMX with 8-bit integers and the system lets this process use it.
+#[cfg(target_arch = "x86_64")]
+fn has_amx() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        /// EDX of CPUID leaf 7: AMX tiles, and their 8-bit products.
+        const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
+        let has_leaf = __cpuid(0).eax >= 7;
+        has_leaf && __cpuid_count(7, 0).edx & TILE_AND_INT8 == TILE_AND_INT8 && permit_amx()
+    })
+}
+
+/// Asks Linux for the tile registers: their state is large, so a process gets it only on request.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn permit_amx() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
+    const TILE_DATA: libc::c_ulong = 18;
+    // SAFETY: the call takes two integers and touches no memory of ours; an old kernel refuses it.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn permit_amx() -> bool {
+    false
 }

@@ -21,10 +21,12 @@
 //!
 //! Nothing in that folder is used: this crate's build script puts an empty `libcuda.so` on the link path. Linux only.
 
-mod launch;
 mod library;
-mod probe;
+
+mod launch;
 mod symbols;
+
+mod probe;
 
 pub use cust;
 pub use launch::{Launch, LaunchAttribute, launch_kernel};

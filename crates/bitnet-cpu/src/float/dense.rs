@@ -4,8 +4,9 @@
     reason = "counted loops over arrays are what becomes registers and vectors"
 )]
 
+use super::Element;
 use super::isa::Isa;
-use super::{Bf16, Element, F16};
+use super::number::{Bf16, F16};
 use crate::integer::AHEAD;
 
 /// Rows of activations that share one pass over the weights.

@@ -1,6 +1,7 @@
-//! Element types of dense matrices and caches.
+//! What dense matrices and caches may hold, and how the lanes of an instruction set load it.
 
 use super::isa::Isa;
+use super::number::{Bf16, F16};
 use crate::memory::Plain;
 
 /// A number as it is stored.
@@ -17,25 +18,10 @@ pub(crate) trait Narrow: Element {
     fn narrow(x: f32) -> Self;
 }
 
-/// bfloat16: the upper half of an f32.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(transparent)]
-pub(crate) struct Bf16(pub(crate) u16);
-
-/// IEEE half precision.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(transparent)]
-pub(crate) struct F16(pub(crate) u16);
-
-// SAFETY: a transparent wrapper of a plain type.
-unsafe impl Plain for Bf16 {}
-// SAFETY: a transparent wrapper of a plain type.
-unsafe impl Plain for F16 {}
-
 impl Element for Bf16 {
     #[inline(always)]
     fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.0) << 16)
+        Bf16::widen(self)
     }
 
     #[inline(always)]
@@ -47,25 +33,14 @@ impl Element for Bf16 {
 impl Narrow for Bf16 {
     #[inline(always)]
     fn narrow(x: f32) -> Self {
-        let bits = x.to_bits();
-        // Rounding must not carry a NaN's mantissa into infinity: keep it quiet instead.
-        let nan = (bits >> 16) as u16 | 0x40;
-        let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
-        Self(if x.is_nan() { nan } else { rounded })
+        Bf16::narrow(x)
     }
 }
 
 impl Element for F16 {
-    /// Without a branch: exponent and mantissa are moved into place, and a product corrects the bias of the exponent,
-    /// subnormal numbers included.
     #[inline(always)]
     fn widen(self) -> f32 {
-        /// 2^112: the exponent bias of f32 less that of f16.
-        const BIAS: f32 = f32::from_bits((112 + 127) << 23);
-        let bits = u32::from(self.0);
-        let magnitude = f32::from_bits((bits & 0x7fff) << 13) * BIAS;
-        let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
-        f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
+        F16::widen(self)
     }
 
     #[inline(always)]
@@ -90,30 +65,5 @@ impl Narrow for f32 {
     #[inline(always)]
     fn narrow(x: f32) -> Self {
         x
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_16_bit_value_widens_exactly() {
-        for bits in 0..=u16::MAX {
-            let (bf16, f16) = (half::bf16::from_bits(bits), half::f16::from_bits(bits));
-            let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
-            assert!(same(Bf16(bits).widen(), bf16.to_f32()), "bf16 {bits:#x}");
-            assert!(same(F16(bits).widen(), f16.to_f32()), "f16 {bits:#x}");
-        }
-    }
-
-    #[test]
-    fn narrowing_rounds_to_even() {
-        for high in (0..=u16::MAX).step_by(7) {
-            for low in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
-                let x = f32::from_bits(u32::from(high) << 16 | low);
-                assert_eq!(Bf16::narrow(x).0, half::bf16::from_f32(x).to_bits(), "{x:e}");
-            }
-        }
     }
 }

@@ -4,12 +4,16 @@
 //! one rounding, it is on every path, and where with two, too; so every path and every batch gives the same bits. NaN
 //! and infinity are carried, not hidden: they reach the logits.
 
-mod attend;
-mod dense;
+mod number;
+
+mod isa;
+
 mod element;
 mod exp;
+
+mod attend;
+mod dense;
 mod finish;
-mod isa;
 mod norm;
 mod read;
 mod ternary;
@@ -18,9 +22,10 @@ use bitnet_layout::row_tiles::Group;
 
 pub(crate) use attend::{Attend, QUERIES, ROOM};
 pub(crate) use dense::{TOKENS, Weights};
-pub(crate) use element::{Bf16, Element, F16, Narrow};
+pub(crate) use element::{Element, Narrow};
 pub(crate) use finish::{Finish, Sums};
 pub use finish::{Gate, Write};
+pub(crate) use number::{Bf16, F16};
 
 use crate::Simd;
 use isa::Portable;

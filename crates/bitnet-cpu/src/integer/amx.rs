@@ -3,35 +3,8 @@
 //! A piece of the activations is the first operand as it lies in memory, 16 unpacked quads are the second. The intrinsics are not stable, so this is assembly.
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid, __cpuid_count};
-use std::sync::OnceLock;
 
 use super::{Block, Piece, Quad, Spun, TOKEN_STEP};
-
-/// Whether the processor has AMX with 8-bit integers and the system lets this process use it.
-pub(crate) fn is_available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        /// EDX of CPUID leaf 7: AMX tiles, and their 8-bit products.
-        const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
-        let has_leaf = __cpuid(0).eax >= 7;
-        has_leaf && __cpuid_count(7, 0).edx & TILE_AND_INT8 == TILE_AND_INT8 && permit()
-    })
-}
-
-/// Asks Linux for the tile registers: their state is large, so a process gets it only on request.
-#[cfg(target_os = "linux")]
-fn permit() -> bool {
-    const ARCH_REQ_XCOMP_PERM: libc::c_ulong = 0x1023;
-    const TILE_DATA: libc::c_ulong = 18;
-    // SAFETY: the call takes two integers and touches no memory of ours; an old kernel refuses it.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn permit() -> bool {
-    false
-}
 
 /// Bytes of a row of every operand: 64 activations, a quad, 16 sums.
 const ROW: usize = 64;
@@ -58,7 +31,7 @@ static SHAPES: Shapes = Shapes {
 /// See [`super::Integer`].
 ///
 /// # Safety
-/// - [`is_available`] is true.
+/// - [`crate::Simd::Amx`] is available.
 pub(super) unsafe fn multiply(block: &mut Block<'_>) {
     block.check();
     let [low, high] = &mut block.sums;
@@ -109,7 +82,7 @@ pub(super) unsafe fn multiply(block: &mut Block<'_>) {
 /// See [`super::Integer`].
 ///
 /// # Safety
-/// - [`is_available`] is true.
+/// - [`crate::Simd::Amx`] is available.
 pub(super) unsafe fn spin(n: usize, out: &mut Spun) {
     // As much as other sets do.
     let n = 20 * n.max(1);

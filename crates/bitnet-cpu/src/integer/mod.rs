@@ -4,12 +4,14 @@
 //! Every instruction set multiplies the codes as they stand (0, 1, 2), so its sums exceed the ternary ones by the sum of
 //! the activations, which the caller takes off once a row. Sums are exact: at most `2 * 128 * k` in an i32.
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod amx;
+mod isa;
+
 mod block;
 mod dot;
-mod isa;
 mod spin;
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
 
 use bitnet_layout::row_tiles::Group;
 

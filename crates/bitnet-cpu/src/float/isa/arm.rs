@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::{Bf16, Element, F16, Isa};
+use super::{Bf16, F16, Isa};
 
 /// Quadruples of 128-bit vectors.
 #[derive(Clone, Copy)]
@@ -51,7 +51,7 @@ impl Isa for Neon {
 
     #[inline(always)]
     fn load_f16(self, x: &[F16; 16]) -> [float32x4_t; 4] {
-        self.load(&x.map(Element::widen))
+        self.load(&x.map(F16::widen))
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@ pub(super) mod arm;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
 
-use super::element::{Bf16, Element, F16};
+use super::number::{Bf16, F16};
 
 /// Proof that an instruction set may be used here, and its operations on 16 lanes. Every operation rounds once, so all
 /// implementations give the same bits.
@@ -81,12 +81,12 @@ impl Isa for Portable {
 
     #[inline(always)]
     fn load_bf16(self, x: &[Bf16; 16]) -> [f32; 16] {
-        x.map(Element::widen)
+        x.map(Bf16::widen)
     }
 
     #[inline(always)]
     fn load_f16(self, x: &[F16; 16]) -> [f32; 16] {
-        x.map(Element::widen)
+        x.map(F16::widen)
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 //! `cargo run --release --example sampler [-- <model folder> "<question>"]`.
 
 use bitnet_examples::{model_folder, text_or};
-use bitnet_model::{Device, Message, Model, Prompt, Token, negative_log_likelihood};
+use bitnet_model::{Device, Message, Model, Prompt, Session, Want, negative_log_likelihood};
 
 /// A probability below which the answer ends.
 const SURE: f64 = 0.5;
@@ -15,16 +15,13 @@ fn main() -> anyhow::Result<()> {
     let room = generator.context().saturating_sub(prompt.len());
     let end = model.config().eos.clone();
 
-    // A step computes tokens at their positions, and gives the logits of the rows that are asked for.
-    let backend = model.backend_mut();
+    // A step computes tokens that follow on those of a sequence, and gives the logits of the rows that are asked for.
+    let mut session = Session::new(model.backend_mut());
     let mut answer = Vec::new();
     let mut logits = Vec::new();
-    let mut pos = 0;
-    for part in prompt.chunks(backend.max_batch()) {
-        logits = backend
-            .step(&Token::run(part, pos, 0), &[part.len() - 1])?
-            .to_vec();
-        pos += part.len();
+    for part in prompt.chunks(session.spec().max_batch) {
+        let last = [part.len() - 1];
+        logits = session.step(&[(0, part)], Want::Logits(&last))?.to_vec();
     }
     let mut sure = true;
     while answer.len() < room {
@@ -39,8 +36,7 @@ fn main() -> anyhow::Result<()> {
             break;
         }
         answer.push((id, probability));
-        logits = backend.step(&Token::run(&[id], pos, 0), &[0])?.to_vec();
-        pos += 1;
+        logits = session.step(&[(0, &[id])], Want::Logits(&[0]))?.to_vec();
     }
 
     let generator = model.generator();

@@ -2,7 +2,7 @@
 //! `cargo run --release --example score [-- <model folder> "<question>" "<answer>" ...]`.
 
 use bitnet_examples::{model_folder, text_or};
-use bitnet_model::{Device, LoadOptions, Message, Model, Prompt, Token, negative_log_likelihood};
+use bitnet_model::{Device, LoadOptions, Message, Model, Prompt, Session, Want, negative_log_likelihood};
 
 /// Tokens of a question and an answer.
 const CONTEXT: usize = 256;
@@ -31,18 +31,21 @@ fn main() -> anyhow::Result<()> {
 
     // A sequence an answer. Row i of its logits predicts token i + 1, so the last token of the prompt predicts the first one
     // of the answer.
-    let mut batch = Vec::new();
+    let mut texts = Vec::new();
+    let mut n_tokens = 0;
     let mut rows = Vec::new();
     let mut predicted = Vec::new();
-    for (seq, answer) in (0..).zip(&answers) {
+    for answer in &answers {
         let ids = [prompt.clone(), tokenizer.encode_plain(answer)?].concat();
-        let start = batch.len() + prompt.len() - 1;
-        rows.extend(start..batch.len() + ids.len() - 1);
+        rows.extend(n_tokens + prompt.len() - 1..n_tokens + ids.len() - 1);
+        n_tokens += ids.len();
         predicted.push(ids[prompt.len()..].to_vec());
-        batch.extend(Token::run(&ids, 0, seq));
+        texts.push(ids);
     }
     let vocab = model.config().vocab;
-    let logits = model.backend_mut().step(&batch, &rows)?;
+    let runs: Vec<(usize, &[u32])> = texts.iter().map(|ids| &ids[..]).enumerate().collect();
+    let mut session = Session::new(model.backend_mut());
+    let logits = session.step(&runs, Want::Logits(&rows))?;
     let mut logits = logits.chunks_exact(vocab);
     for (answer, ids) in answers.iter().zip(predicted) {
         let scores = ids.iter().zip(&mut logits);

@@ -186,8 +186,8 @@ fn converse(text: &TextArgs, chat_format: bool) -> anyhow::Result<ExitCode> {
     let welcome = format!(
         "{} on {}, context {}",
         model.files(),
-        model.backend().name(),
-        model.backend().context()
+        model.backend().spec().name,
+        model.backend().spec().context
     );
     let answerer = text.answerer(&mut model, terminal);
     repl::run(

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         working.flow()
     })?;
     drop(bar);
-    let vocab = backend.config().vocab;
+    let vocab = backend.spec().config.vocab;
     let plural = if ids.len() == 1 { "" } else { "s" };
     say!(
         "wrote {}: {} token{plural} x {vocab} logits, {}, in {:.1} s on {}",
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         ids.len(),
         progress::human_bytes((ids.len() * vocab * 4) as u64),
         start.elapsed().as_secs_f64(),
-        backend.name()
+        backend.spec().name
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -89,8 +89,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "chunk_tokens": len,
             "seconds": seconds,
             "tokens_per_s": rate,
-            "device": backend.name(),
-            "memory_bytes": backend.memory_bytes(),
+            "device": backend.spec().name,
+            "memory_bytes": backend.spec().memory_bytes,
         });
         report::print(&object)?;
     } else {
@@ -105,7 +105,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
              {rate:.1} tokens/s | {}",
             ids.len(),
             result.n_scored,
-            backend.name()
+            backend.spec().name
         );
     }
     Ok(ExitCode::SUCCESS)

@@ -21,8 +21,8 @@ pub(crate) struct Facts {
 impl Facts {
     pub(crate) fn new(model: &Model, seed: u64) -> Self {
         Self {
-            device: model.backend().name(),
-            memory_bytes: model.backend().memory_bytes(),
+            device: model.backend().spec().name.clone(),
+            memory_bytes: model.backend().spec().memory_bytes,
             seed,
         }
     }

@@ -4,7 +4,7 @@ mod program;
 
 use std::path::{Path, PathBuf};
 
-use bitnet_model::{Device, LoadOptions, Message, Model, Token};
+use bitnet_model::{Device, LoadOptions, Message, Model, Session, Want};
 use program::{run, run_with_input, stdout};
 
 /// Prompts side by side.
@@ -77,25 +77,24 @@ fn answer_group(model: &mut Model, questions: &[String]) -> Vec<String> {
         .collect();
     let prompts: Vec<usize> = ids.iter().map(Vec::len).collect();
     let (end, vocab) = (model.config().eos.clone(), model.config().vocab);
-    let backend = model.backend_mut();
-    let mut chosen: Vec<u32> = ids
-        .iter()
-        .zip(0..)
-        .map(|(ids, seq)| arg_max(backend.step(&Token::run(ids, 0, seq), &[ids.len() - 1]).unwrap()))
-        .collect();
+    let mut session = Session::new(model.backend_mut());
+    let mut first = |(seq, ids): (usize, &Vec<u32>)| {
+        let logits = session.step(&[(seq, ids)], Want::Logits(&[ids.len() - 1]));
+        arg_max(logits.unwrap())
+    };
+    let mut chosen: Vec<u32> = ids.iter().enumerate().map(&mut first).collect();
     let mut open: Vec<usize> = (0..ids.len()).collect();
     loop {
         open.retain(|&i| !end.contains(&chosen[i]) && ids[i].len() < CONTEXT);
         if open.is_empty() {
             break;
         }
-        let mut batch = Vec::new();
+        let runs: Vec<(usize, &[u32])> = open.iter().map(|&i| (i, &chosen[i..=i])).collect();
+        let rows: Vec<usize> = (0..open.len()).collect();
+        let logits = session.step(&runs, Want::Logits(&rows)).unwrap().to_vec();
         for &i in &open {
-            batch.extend(Token::run(&[chosen[i]], ids[i].len(), i as u32));
             ids[i].push(chosen[i]);
         }
-        let rows: Vec<usize> = (0..open.len()).collect();
-        let logits = backend.step(&batch, &rows).unwrap();
         for (&i, logits) in open.iter().zip(logits.chunks_exact(vocab)) {
             chosen[i] = arg_max(logits);
         }
@@ -117,7 +116,7 @@ fn check(model: &mut Model, subject: &str, least: f64, questions: &[(String, Str
         .filter(|((_, right), answer)| right != *answer)
         .collect();
     let share = 1.0 - wrong.len() as f64 / questions.len() as f64;
-    let name = model.backend().name();
+    let name = model.backend().spec().name.clone();
     println!(
         "{name}: {subject}: {} questions, {share:.4} right",
         questions.len()

@@ -7,6 +7,7 @@
 
 pub mod draw;
 pub mod ternary;
+mod token;
 
 pub mod act;
 pub mod random;
@@ -17,6 +18,8 @@ pub mod mma_tile;
 pub mod reference;
 pub mod reference_tile;
 pub mod row_tiles;
+
+pub use token::Token;
 
 #[cfg(test)]
 extern crate std;

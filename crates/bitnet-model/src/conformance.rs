@@ -5,12 +5,13 @@
 //!
 //! ```
 //! use bitnet_model::conformance::compare;
-//! use bitnet_model::{Checkpoint, CpuBackend, CpuOptions, Simd, Token};
+//! use bitnet_model::{Checkpoint, CpuBackend, CpuOptions, Simd};
 //!
 //! # let folder = "../bitnet-cli/demo-model";
 //! let checkpoint = Checkpoint::open(folder)?;
 //! let on = |simd| CpuBackend::new(&checkpoint, CpuOptions { simd, ..CpuOptions::default() });
-//! let batches = [Token::run(&[752, 54, 71], 0, 0), Token::run(&[64], 3, 0)];
+//! // Three tokens of sequence 0, then one more.
+//! let batches = [vec![(0, vec![752, 54, 71])], vec![(0, vec![64])]];
 //! let report = compare(&mut on(Some(Simd::Scalar))?, &mut on(None)?, &batches)?;
 //! assert!(report.is_identical(), "{report}");
 //! # Ok::<(), bitnet_model::Error>(())
@@ -18,24 +19,26 @@
 
 use std::fmt;
 
-use crate::{Backend, Error, Result, Tap, Token};
+use bitnet_layout::Token;
 
-/// A verb of [`Backend`].
+use crate::{Backend, Batch, Error, Result, Session, Tap, Verbs, Want};
+
+/// A part of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
-    /// [`Backend::embed`].
-    Embed,
-    /// [`Backend::qkv`] of a layer.
+    /// [`Verbs::begin`].
+    Begin,
+    /// [`Verbs::qkv`] of a layer.
     Qkv(usize),
-    /// [`Backend::attention`] of a layer.
+    /// [`Verbs::attention`] of a layer.
     Attention(usize),
-    /// [`Backend::out_proj`] of a layer.
+    /// [`Verbs::out_proj`] of a layer.
     OutProj(usize),
-    /// [`Backend::up_gate`] of a layer.
+    /// [`Verbs::up_gate`] of a layer.
     UpGate(usize),
-    /// [`Backend::down`] of a layer.
+    /// [`Verbs::down`] of a layer.
     Down(usize),
-    /// [`Backend::logits`].
+    /// [`Verbs::head`].
     Logits,
 }
 
@@ -63,6 +66,8 @@ pub struct Comparison {
 pub struct Difference {
     /// Index of the batch.
     pub batch: usize,
+    /// The sequence.
+    pub seq: usize,
     /// Its token.
     pub token: Token,
     /// Column of the intermediate.
@@ -90,9 +95,9 @@ pub struct TopOne {
 /// What [`compare`] found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// [`Backend::name`] of the reference.
+    /// [`crate::Spec::name`] of the reference.
     pub reference: String,
-    /// [`Backend::name`] of the candidate.
+    /// [`crate::Spec::name`] of the candidate.
     pub candidate: String,
     /// In the order of computation.
     pub comparisons: Vec<Comparison>,
@@ -100,60 +105,106 @@ pub struct Report {
     pub top_one: TopOne,
 }
 
-/// Runs `batches` on both back ends, one verb of each at a time, and compares everything that can be read.
+/// Runs `batches` on both back ends, one verb of each at a time, and compares everything that can be read; the logits
+/// alone, where one of them has no verbs. A batch is the tokens that some sequences, counted from 0, go on with.
 ///
 /// The logits of every token of a batch are held twice, (tokens, vocab) f32: cut long prompts into batches.
 ///
 /// # Errors
-/// When the back ends hold models of different shape, or one of them fails or does not keep an intermediate.
+/// When the back ends hold models of different shape, a batch does not fit one of them, or one of them fails.
 pub fn compare(
     reference: &mut dyn Backend,
     candidate: &mut dyn Backend,
-    batches: &[Vec<Token>],
+    batches: &[Vec<(usize, Vec<u32>)>],
 ) -> Result<Report> {
-    if reference.config() != candidate.config() {
+    let (a, b) = (reference.spec(), candidate.spec());
+    if a.config != b.config {
         return Err(Error::Request(format!(
             "{} and {} hold models of different shapes; load the same folder into both",
-            reference.name(),
-            candidate.name()
+            a.name, b.name
         )));
     }
-    let (n_layers, vocab) = (reference.config().n_layers, reference.config().vocab);
+    let (n_layers, vocab) = (a.config.n_layers, a.config.vocab);
     let mut report = Report {
-        reference: reference.name(),
-        candidate: candidate.name(),
+        reference: a.name.clone(),
+        candidate: b.name.clone(),
         comparisons: comparisons(n_layers),
         top_one: TopOne {
             min_margin: f32::INFINITY,
             ..TopOne::default()
         },
     };
-    for (index, batch) in batches.iter().enumerate() {
-        let rows: Vec<usize> = (0..batch.len()).collect();
-        let mut ran = None;
-        for comparison in &mut report.comparisons {
-            // Several intermediates of one verb stand in a row.
-            if ran.replace(comparison.verb) != Some(comparison.verb) {
-                comparison.verb.run(reference, batch)?;
-                comparison.verb.run(candidate, batch)?;
+    let (mut reference, mut candidate) = (Session::new(reference), Session::new(candidate));
+    for (index, runs) in batches.iter().enumerate() {
+        let runs: Vec<(usize, &[u32])> = runs.iter().map(|(seq, ids)| (*seq, &ids[..])).collect();
+        let (a, b) = (reference.batch(&runs)?, candidate.batch(&runs)?);
+        let rows: Vec<usize> = (0..a.tokens().len()).collect();
+        let seqs: Vec<usize> = runs
+            .iter()
+            .flat_map(|(seq, ids)| ids.iter().map(|_| *seq))
+            .collect();
+        let at = At {
+            batch: index,
+            tokens: a.tokens(),
+            seqs: &seqs,
+        };
+        let want = Want::Logits(&rows);
+        let (expected, found) = match (reference.backend().verbs(), candidate.backend().verbs()) {
+            (Some(reference), Some(candidate)) => {
+                report.compare_verbs(reference, &a, candidate, &b, at)?;
+                (reference.head(want)?, candidate.head(want)?)
             }
-            if let Some(tap) = comparison.tap {
-                // A back end that fuses verbs does not keep all of them.
-                if let (Some(expected), Some(found)) = (reference.read(tap)?, candidate.read(tap)?) {
-                    comparison.add(index, batch, &expected, &found)?;
-                }
-            } else {
-                let (expected, found) = (reference.logits(&rows)?, candidate.logits(&rows)?);
-                comparison.add(index, batch, expected, found)?;
-                let rows = expected.chunks_exact(vocab).zip(found.chunks_exact(vocab));
-                rows.for_each(|(expected, found)| report.top_one.add(expected, found));
-            }
+            _ => (
+                reference.backend().step(&a, want)?,
+                candidate.backend().step(&b, want)?,
+            ),
+        };
+        if let Some(logits) = report.comparisons.last_mut() {
+            logits.add(at, expected, found)?;
         }
+        let rows = expected.chunks_exact(vocab).zip(found.chunks_exact(vocab));
+        rows.for_each(|(expected, found)| report.top_one.add(expected, found));
     }
     Ok(report)
 }
 
-/// Everything to compare, in the order of [`Backend::step`].
+/// Where values that are compared belong.
+#[derive(Clone, Copy)]
+struct At<'a> {
+    batch: usize,
+    tokens: &'a [Token],
+    /// By token.
+    seqs: &'a [usize],
+}
+
+impl Report {
+    /// Runs a batch verb by verb, up to the head.
+    fn compare_verbs(
+        &mut self,
+        reference: &mut dyn Verbs,
+        a: &Batch,
+        candidate: &mut dyn Verbs,
+        b: &Batch,
+        at: At<'_>,
+    ) -> Result<()> {
+        let mut ran = None;
+        for comparison in &mut self.comparisons {
+            let Some(tap) = comparison.tap else { continue };
+            // Several intermediates of one verb stand in a row.
+            if ran.replace(comparison.verb) != Some(comparison.verb) {
+                comparison.verb.run(reference, a)?;
+                comparison.verb.run(candidate, b)?;
+            }
+            // A back end that fuses verbs does not keep all of them.
+            if let (Some(expected), Some(found)) = (reference.read(tap)?, candidate.read(tap)?) {
+                comparison.add(at, &expected, &found)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Everything to compare, in the order of [`crate::transformer`].
 fn comparisons(n_layers: usize) -> Vec<Comparison> {
     let layer = |l| {
         [
@@ -166,7 +217,7 @@ fn comparisons(n_layers: usize) -> Vec<Comparison> {
             (Verb::Down(l), Tap::Residual),
         ]
     };
-    let taps = [(Verb::Embed, Tap::Residual)]
+    let taps = [(Verb::Begin, Tap::Residual)]
         .into_iter()
         .chain((0..n_layers).flat_map(layer))
         .map(|(verb, tap)| (verb, Some(tap)));
@@ -185,21 +236,22 @@ fn comparisons(n_layers: usize) -> Vec<Comparison> {
 
 impl Verb {
     /// Runs it; the logits apart, which are read as they are computed.
-    fn run(self, backend: &mut dyn Backend, batch: &[Token]) -> Result<()> {
+    fn run(self, verbs: &mut dyn Verbs, batch: &Batch) -> Result<()> {
         match self {
-            Self::Embed => backend.embed(batch),
-            Self::Qkv(layer) => backend.qkv(layer),
-            Self::Attention(layer) => backend.attention(layer),
-            Self::OutProj(layer) => backend.out_proj(layer),
-            Self::UpGate(layer) => backend.up_gate(layer),
-            Self::Down(layer) => backend.down(layer),
+            Self::Begin => verbs.begin(batch),
+            Self::Qkv(layer) => verbs.qkv(layer),
+            Self::Attention(layer) => verbs.attention(layer),
+            Self::OutProj(layer) => verbs.out_proj(layer),
+            Self::UpGate(layer) => verbs.up_gate(layer),
+            Self::Down(layer) => verbs.down(layer),
             Self::Logits => Ok(()),
         }
     }
 }
 
 impl Comparison {
-    fn add(&mut self, batch: usize, tokens: &[Token], expected: &[f32], found: &[f32]) -> Result<()> {
+    fn add(&mut self, at: At<'_>, expected: &[f32], found: &[f32]) -> Result<()> {
+        let At { batch, tokens, seqs } = at;
         if expected.len() != found.len()
             || expected.is_empty()
             || !expected.len().is_multiple_of(tokens.len())
@@ -214,7 +266,7 @@ impl Comparison {
         }
         let width = expected.len() / tokens.len();
         let rows = expected.chunks_exact(width).zip(found.chunks_exact(width));
-        for (&token, (expected, found)) in tokens.iter().zip(rows) {
+        for ((&token, &seq), (expected, found)) in tokens.iter().zip(seqs).zip(rows) {
             let squares: f64 = expected.iter().map(|&x| f64::from(x).powi(2)).sum();
             let rms = (squares / width as f64).sqrt() as f32;
             for (col, (&expected, &found)) in expected.iter().zip(found).enumerate() {
@@ -225,6 +277,7 @@ impl Comparison {
                 self.n_different += 1;
                 self.first.get_or_insert(Difference {
                     batch,
+                    seq,
                     token,
                     col,
                     expected,
@@ -245,7 +298,7 @@ impl Comparison {
     /// `layer 3 qkv, key`.
     fn label(&self) -> String {
         let (verb, layer) = match self.verb {
-            Verb::Embed => ("embed", None),
+            Verb::Begin => ("embed", None),
             Verb::Qkv(layer) => ("qkv", Some(layer)),
             Verb::Attention(layer) => ("attention", Some(layer)),
             Verb::OutProj(layer) => ("out_proj", Some(layer)),
@@ -328,6 +381,7 @@ impl fmt::Display for Report {
             )?,
             Some((comparison, first)) => {
                 let Difference {
+                    seq,
                     token,
                     expected,
                     found,
@@ -338,7 +392,7 @@ impl fmt::Display for Report {
                     "first difference: {}, batch {}, sequence {}, position {}, column {}: {found:e}, expected {expected:e}",
                     comparison.label(),
                     first.batch,
-                    token.seq,
+                    seq,
                     token.pos,
                     first.col
                 )?;

@@ -9,9 +9,11 @@ mod tests;
 use bitnet_cpu::{
     Angles, Cpu, DenseMatrix, Heads, KvCache, KvRows, KvShape, KvType, Norm, Place, Queries, Simd, Write,
 };
+use bitnet_layout::Token;
 
-use crate::transformer::check_batch;
-use crate::{Backend, Config, Error, LayerWeights, Result, Tap, Token, WeightSource};
+use crate::{
+    Backend, Batch, Config, Error, LayerWeights, Result, Spec, Tap, Verbs, Want, WeightSource, transformer,
+};
 use head::{Head, dense};
 use linear::{Input, Linear};
 use scratch::Scratch;
@@ -63,8 +65,7 @@ impl Default for CpuOptions {
 /// rest of the batch, or how a prompt was cut.
 pub struct CpuBackend {
     cpu: Cpu,
-    config: Config,
-    max_batch: usize,
+    spec: Spec,
     embedding: DenseMatrix,
     layers: Vec<Layer>,
     final_norm: Vec<f32>,
@@ -73,8 +74,6 @@ pub struct CpuBackend {
     scratch: Scratch,
     /// Where the tokens of the batch stand.
     places: Vec<Place>,
-    /// By slot, positions that hold a token.
-    filled: Vec<usize>,
     /// The layer whose verb ran last.
     layer: usize,
 }
@@ -125,15 +124,29 @@ impl CpuBackend {
         let scratch = Scratch::new(&config, &cpu, options.max_batch)?;
         let expected = (config.vocab, config.d_model);
         let embedding = dense(&*source.embedding()?, "the embedding", expected)?;
-        let layers = (0..config.n_layers)
+        let layers: Vec<_> = (0..config.n_layers)
             .map(|index| Layer::new(&config, index, source.layer(index)?))
             .collect::<Result<_>>()?;
         let final_norm = source.final_norm()?;
         check_len("the final norm", final_norm.len(), config.d_model)?;
         let head = Head::new(&cpu, source, &embedding, &options)?;
+        let threads = cpu.n_threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        let layer_bytes: u64 = layers.iter().map(Layer::bytes).sum();
+        let spec = Spec {
+            name: format!("cpu ({}, {threads} thread{plural})", cpu.simd()),
+            page: options.context,
+            n_pages: options.n_seqs,
+            max_seqs: options.n_seqs,
+            context: options.context,
+            max_batch: options.max_batch,
+            kv_type: options.kv_type,
+            memory_bytes: embedding.bytes() + layer_bytes + head.bytes() + kv.bytes() + scratch.bytes(),
+            config,
+        };
         Ok(Self {
             cpu,
-            max_batch: options.max_batch,
+            spec,
             embedding,
             layers,
             final_norm,
@@ -141,36 +154,8 @@ impl CpuBackend {
             kv,
             scratch,
             places: Vec::with_capacity(options.max_batch),
-            filled: vec![0; options.n_seqs],
             layer: 0,
-            config,
         })
-    }
-
-    /// Checks that the tokens of each sequence follow each other, the first of them at or before the end of what the
-    /// slot holds, and notes where they stand.
-    fn place(&mut self, batch: &[Token]) -> Result<()> {
-        self.places.clear();
-        for token in batch {
-            let (seq, pos) = (token.seq as usize, token.pos as usize);
-            let before = self.places.iter().rev().find(|place| place.seq == seq);
-            let legal = match before {
-                Some(before) => pos == before.pos + 1,
-                None => pos <= self.filled[seq],
-            };
-            if !legal {
-                let next = before.map_or(self.filled[seq], |before| before.pos + 1);
-                self.places.clear();
-                return Err(Error::Request(format!(
-                    "position {pos} of sequence {seq}: the next one to compute is {next}"
-                )));
-            }
-            self.places.push(Place { seq, pos });
-        }
-        for place in &self.places {
-            self.filled[place.seq] = place.pos + 1;
-        }
-        Ok(())
     }
 
     fn start_layer(&mut self, layer: usize) -> Result<()> {
@@ -183,39 +168,43 @@ impl CpuBackend {
 }
 
 impl Backend for CpuBackend {
-    fn config(&self) -> &Config {
-        &self.config
+    fn spec(&self) -> &Spec {
+        &self.spec
     }
 
-    fn name(&self) -> String {
-        let threads = self.cpu.n_threads();
-        let plural = if threads == 1 { "" } else { "s" };
-        format!("cpu ({}, {threads} thread{plural})", self.cpu.simd())
+    fn step(&mut self, batch: &Batch, want: Want<'_>) -> Result<&[f32]> {
+        self.spec.check(batch, want)?;
+        transformer(self, batch, want)
     }
 
-    fn n_seqs(&self) -> usize {
-        self.kv.shape().n_seqs
+    fn verbs(&mut self) -> Option<&mut dyn Verbs> {
+        Some(self)
+    }
+}
+
+impl Verbs for CpuBackend {
+    fn n_layers(&self) -> usize {
+        self.layers.len()
     }
 
-    fn context(&self) -> usize {
-        self.kv.shape().context
-    }
-
-    fn max_batch(&self) -> usize {
-        self.max_batch
-    }
-
-    fn memory_bytes(&self) -> u64 {
-        let layers: u64 = self.layers.iter().map(Layer::bytes).sum();
-        self.embedding.bytes() + layers + self.head.bytes() + self.kv.bytes() + self.scratch.bytes()
-    }
-
-    fn embed(&mut self, batch: &[Token]) -> Result<()> {
-        check_batch(self, batch)?;
-        self.place(batch)?;
+    fn begin(&mut self, batch: &Batch) -> Result<()> {
+        self.spec.check(batch, Want::Nothing)?;
+        if !batch.copies().is_empty() {
+            let message = "this back end keeps a sequence in one page and cannot fork it";
+            return Err(Error::Request(message.to_owned()));
+        }
+        self.places.clear();
+        // A page holds a whole sequence.
+        let place = |(token, &row): (&Token, &u32)| Place {
+            seq: batch.table(row as usize)[0] as usize,
+            pos: token.pos as usize,
+        };
+        self.places
+            .extend(batch.tokens().iter().zip(batch.rows()).map(place));
+        let batch = batch.tokens();
         let s = &mut self.scratch;
         let ids = batch.iter().map(|token| token.id as usize);
-        let residual = &mut s.residual[..batch.len() * self.config.d_model];
+        let residual = &mut s.residual[..batch.len() * self.spec.config.d_model];
         self.cpu.gather(&self.embedding, ids, residual);
         let angles = s
             .cos
@@ -233,7 +222,7 @@ impl Backend for CpuBackend {
 
     fn qkv(&mut self, layer: usize) -> Result<()> {
         self.start_layer(layer)?;
-        let (c, s, n_tokens) = (&self.config, &mut self.scratch, self.places.len());
+        let (c, s, n_tokens) = (&self.spec.config, &mut self.scratch, self.places.len());
         let Layer { attn_norm, qkv, .. } = &self.layers[layer];
         let input = Input {
             x: &s.residual[..n_tokens * c.d_model],
@@ -267,7 +256,7 @@ impl Backend for CpuBackend {
 
     fn attention(&mut self, layer: usize) -> Result<()> {
         self.start_layer(layer)?;
-        let (c, s, n_tokens) = (&self.config, &mut self.scratch, self.places.len());
+        let (c, s, n_tokens) = (&self.spec.config, &mut self.scratch, self.places.len());
         let queries = Queries {
             q: &s.qkv,
             stride: self.layers[layer].qkv.n,
@@ -280,7 +269,7 @@ impl Backend for CpuBackend {
 
     fn out_proj(&mut self, layer: usize) -> Result<()> {
         self.start_layer(layer)?;
-        let (c, s, n_tokens) = (&self.config, &mut self.scratch, self.places.len());
+        let (c, s, n_tokens) = (&self.spec.config, &mut self.scratch, self.places.len());
         let Layer { attn_sub_norm, o, .. } = &self.layers[layer];
         let input = Input {
             x: &s.attention[..n_tokens * c.d_q()],
@@ -293,7 +282,7 @@ impl Backend for CpuBackend {
 
     fn up_gate(&mut self, layer: usize) -> Result<()> {
         self.start_layer(layer)?;
-        let (c, s, n_tokens) = (&self.config, &mut self.scratch, self.places.len());
+        let (c, s, n_tokens) = (&self.spec.config, &mut self.scratch, self.places.len());
         let Layer {
             ffn_norm, gate_up, ..
         } = &self.layers[layer];
@@ -314,7 +303,7 @@ impl Backend for CpuBackend {
 
     fn down(&mut self, layer: usize) -> Result<()> {
         self.start_layer(layer)?;
-        let (c, s, n_tokens) = (&self.config, &mut self.scratch, self.places.len());
+        let (c, s, n_tokens) = (&self.spec.config, &mut self.scratch, self.places.len());
         let Layer {
             ffn_sub_norm, down, ..
         } = &self.layers[layer];
@@ -327,11 +316,12 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn logits(&mut self, rows: &[usize]) -> Result<&[f32]> {
-        let (c, s, n_tokens) = (&self.config, &mut self.scratch, self.places.len());
+    fn head(&mut self, want: Want<'_>) -> Result<&[f32]> {
+        let (c, s, n_tokens) = (&self.spec.config, &mut self.scratch, self.places.len());
+        let rows = want.rows();
         if rows.len() > n_tokens || rows.iter().any(|&row| row >= n_tokens) {
             return Err(Error::Request(format!(
-                "logits of rows {rows:?} of a batch of {n_tokens} tokens"
+                "results of rows {rows:?} of a batch of {n_tokens} tokens"
             )));
         }
         let last = &mut s.last[..rows.len() * c.d_model];
@@ -343,6 +333,9 @@ impl Backend for CpuBackend {
             eps: c.rms_eps,
         };
         self.cpu.rms_norm(last, norm);
+        if let Want::Nothing | Want::Hidden(_) = want {
+            return Ok(last);
+        }
         let len = rows.len() * c.vocab;
         if s.logits.len() < len {
             s.logits.resize(len, 0.0);
@@ -353,7 +346,7 @@ impl Backend for CpuBackend {
     }
 
     fn read(&mut self, tap: Tap) -> Result<Option<Vec<f32>>> {
-        let (c, s, n_tokens) = (&self.config, &self.scratch, self.places.len());
+        let (c, s, n_tokens) = (&self.spec.config, &self.scratch, self.places.len());
         let cached = || self.places.iter().map(|&place| self.kv.load(self.layer, place));
         Ok(Some(match tap {
             Tap::Residual => s.residual[..n_tokens * c.d_model].to_vec(),

@@ -1,5 +1,6 @@
 //! The CUDA back end: a model's weights in the hands of [`bitnet_cuda`], which knows no model.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use bitnet_cuda::engine::{
@@ -8,10 +9,11 @@ use bitnet_cuda::engine::{
 };
 use bitnet_cuda::{Gpu, Reporting};
 
-use crate::transformer::check_batch;
+use bitnet_layout::Token;
+
 use crate::{
-    ActQuant, Activation, Backend, Config, Dense, DenseDtype, Error, LmHead, Result, Sampler, Tap,
-    TernaryTensor, Token, WeightForm, WeightSource,
+    ActQuant, Activation, Backend, Batch, Decoder, Dense, DenseDtype, Error, KvType, LmHead, Result, Sampler,
+    Spec, Start, Tap, TernaryTensor, Verbs, Want, WeightForm, WeightSource, transformer,
 };
 
 /// Values of `activation` in the kernels.
@@ -40,11 +42,20 @@ pub struct CudaOptions {
 /// A model on a GPU. Its results depend on the request alone: not on the rest of the batch, or how a prompt was cut.
 pub struct CudaBackend {
     engine: Engine,
-    config: Config,
-    name: String,
-    max_batch: usize,
-    batch: usize,
+    spec: Spec,
     logits: Vec<f32>,
+    seats: Vec<Option<Seat>>,
+    /// Steps that were computed and not read: the tokens of each, by seat.
+    ready: VecDeque<Vec<(usize, u32)>>,
+}
+
+/// A sequence that the device decodes.
+struct Seat {
+    /// What is computed next.
+    next: Token,
+    /// The only page of its table.
+    page: u32,
+    sampler: Sampler,
 }
 
 impl CudaBackend {
@@ -143,26 +154,36 @@ impl CudaBackend {
         if let Some(head) = head {
             upload(head.as_ref(), |start, words| engine.set_head(start, words))?;
         }
-        Ok(Self {
-            engine,
+        let spec = Spec {
             config,
             name,
+            page: options.context,
+            n_pages: options.n_seqs,
+            max_seqs: options.n_seqs,
+            context: options.context,
             max_batch,
-            batch: 0,
+            kv_type: KvType::Bf16,
+            memory_bytes: engine.memory_bytes(),
+        };
+        let seats = engine.decode_batch().min(options.n_seqs);
+        Ok(Self {
+            engine,
+            spec,
             logits: Vec::new(),
+            seats: (0..seats).map(|_| None).collect(),
+            ready: VecDeque::new(),
         })
     }
 }
 
 impl CudaBackend {
-    /// Measures the parts of a greedy decode step from these tokens of different sequences.
+    /// Measures the parts of a greedy decode step of a batch of one token of each of some sequences.
     ///
     /// # Errors
-    /// When a token is out of range, the context has no room for the steps that are measured, or the device fails.
-    pub fn profile(&mut self, first: &[Token]) -> Result<Profile> {
-        check_batch(self, first)?;
-        let first: Vec<Input> = first.iter().map(input).collect();
-        self.engine.profile(&first).map_err(device)
+    /// When the context has no room for the steps that are measured, or the device fails.
+    pub fn profile(&mut self, batch: &Batch) -> Result<Profile> {
+        self.spec.check(batch, Want::Nothing)?;
+        self.engine.profile(&inputs(batch)?).map_err(device)
     }
 
     /// How the GPU chooses as `sampler` does; `None` where it cannot: with a bias, or more candidates than it sorts.
@@ -179,7 +200,7 @@ impl CudaBackend {
         } else {
             u32::try_from(s.top_k).ok()?
         };
-        let can_sort = is_greedy || ((1..=MAX_TOP_K).contains(&top_k) && s.top_k < self.config.vocab);
+        let can_sort = is_greedy || ((1..=MAX_TOP_K).contains(&top_k) && s.top_k < self.spec.config.vocab);
         (can_sort && s.logit_bias.is_empty() && recent.len() <= last_n).then_some(Choice {
             settings: Settings {
                 temperature: s.temperature,
@@ -256,44 +277,53 @@ fn upload(dense: &dyn Dense, mut to: impl FnMut(usize, &[u32]) -> bitnet_cuda::R
     Ok(())
 }
 
-fn input(token: &Token) -> Input {
+/// The tokens of a batch as the engine takes them. A page holds a whole sequence, so that it is the engine's slot.
+fn inputs(batch: &Batch) -> Result<Vec<Input>> {
+    if !batch.copies().is_empty() {
+        let message = "this back end keeps a sequence in one page and cannot fork it";
+        return Err(Error::Request(message.to_owned()));
+    }
+    let tokens = batch.tokens().iter().zip(batch.rows());
+    let input = |(token, &row): (&Token, &u32)| input(*token, batch.table(row as usize)[0]);
+    Ok(tokens.map(input).collect())
+}
+
+fn input(token: Token, page: u32) -> Input {
     Input {
         id: token.id,
         position: token.pos,
-        sequence: token.seq,
+        sequence: page,
     }
 }
 
 impl Backend for CudaBackend {
-    fn config(&self) -> &Config {
-        &self.config
+    fn spec(&self) -> &Spec {
+        &self.spec
     }
 
-    fn name(&self) -> String {
-        self.name.clone()
+    fn step(&mut self, batch: &Batch, want: Want<'_>) -> Result<&[f32]> {
+        self.spec.check(batch, want)?;
+        transformer(self, batch, want)
     }
 
-    fn n_seqs(&self) -> usize {
-        self.engine.limits().n_seqs
+    fn decoder(&mut self) -> Option<&mut dyn Decoder> {
+        Some(self)
     }
 
-    fn context(&self) -> usize {
-        self.engine.limits().context
+    fn verbs(&mut self) -> Option<&mut dyn Verbs> {
+        Some(self)
+    }
+}
+
+impl Verbs for CudaBackend {
+    fn n_layers(&self) -> usize {
+        self.spec.config.n_layers
     }
 
-    fn max_batch(&self) -> usize {
-        self.max_batch
-    }
-
-    fn memory_bytes(&self) -> u64 {
-        self.engine.memory_bytes()
-    }
-
-    fn embed(&mut self, batch: &[Token]) -> Result<()> {
-        check_batch(self, batch)?;
-        self.batch = batch.len();
-        let batch: Vec<Input> = batch.iter().map(input).collect();
-        self.engine.begin(&batch).map_err(device)
+    fn begin(&mut self, batch: &Batch) -> Result<()> {
+        self.spec.check(batch, Want::Nothing)?;
+        let inputs = inputs(batch)?;
+        self.engine.begin(&inputs).map_err(device)
     }
 
     fn qkv(&mut self, layer: usize) -> Result<()> {
@@ -316,44 +346,18 @@ impl Backend for CudaBackend {
         self.engine.down(layer).map_err(device)
     }
 
-    fn logits(&mut self, rows: &[usize]) -> Result<&[f32]> {
-        self.logits.resize(rows.len() * self.config.vocab, 0.0);
+    fn head(&mut self, want: Want<'_>) -> Result<&[f32]> {
+        let rows = match want {
+            Want::Nothing => &[],
+            Want::Logits(rows) => rows,
+            Want::Hidden(_) => {
+                let message = "this back end gives logits alone, not the hidden states before them";
+                return Err(Error::Request(message.to_owned()));
+            }
+        };
+        self.logits.resize(rows.len() * self.spec.config.vocab, 0.0);
         self.engine.logits(rows, &mut self.logits).map_err(device)?;
         Ok(&self.logits)
-    }
-
-    fn decode(
-        &mut self,
-        first: &[Token],
-        samplers: &mut [Sampler],
-        n: usize,
-        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
-    ) -> Result<bool> {
-        if first.len() > self.engine.decode_batch() {
-            return Ok(false);
-        }
-        check_batch(self, first)?;
-        let recent: Vec<Vec<u32>> = samplers.iter().map(|s| s.recent().collect()).collect();
-        let choices: Option<Vec<Choice<'_>>> = samplers
-            .iter()
-            .zip(&recent)
-            .map(|(sampler, recent)| self.choice(sampler, recent))
-            .collect();
-        let Some(choices) = choices else {
-            return Ok(false);
-        };
-        let is_plain = samplers.iter().all(|s| s.sampling().is_plain_greedy());
-        let choices = (!is_plain).then_some(choices);
-        let inputs: Vec<Input> = first.iter().map(input).collect();
-        self.engine
-            .decode(&inputs, choices.as_deref(), n, &mut |tokens| {
-                for (sampler, &id) in samplers.iter_mut().zip(tokens) {
-                    sampler.chosen(id);
-                }
-                on_tokens(tokens)
-            })
-            .map_err(device)?;
-        Ok(true)
     }
 
     fn read(&mut self, tap: Tap) -> Result<Option<Vec<f32>>> {
@@ -365,5 +369,105 @@ impl Backend for CudaBackend {
             Tap::Query | Tap::Key | Tap::Value => return Ok(None),
         };
         self.engine.read(what).map(Some).map_err(device)
+    }
+}
+
+/// Steps that [`Decoder::ahead`] takes at a time.
+const LOOKAHEAD: usize = 16;
+
+impl Decoder for CudaBackend {
+    fn seats(&self) -> usize {
+        self.seats.len()
+    }
+
+    fn lookahead(&self) -> usize {
+        LOOKAHEAD
+    }
+
+    fn seat(&mut self, seat: usize, start: Start<'_>, sampler: &Sampler) -> Result<bool> {
+        self.spec.check_limits(start.limits())?;
+        let recent: Vec<u32> = sampler.recent().collect();
+        if self.choice(sampler, &recent).is_none() {
+            return Ok(false);
+        }
+        let n_seats = self.seats.len();
+        match self.seats.get_mut(seat) {
+            Some(free @ None) => {
+                *free = Some(Seat {
+                    next: start.token(),
+                    page: start.pages()[0],
+                    sampler: sampler.clone(),
+                });
+                Ok(true)
+            }
+            _ => Err(Error::Request(format!(
+                "seat {seat} of {n_seats}: there is no such seat, or it is taken"
+            ))),
+        }
+    }
+
+    fn pages(&mut self, seat: usize, pages: &[u32]) -> Result<()> {
+        let taken = self.seats.get(seat).and_then(Option::as_ref);
+        // A page holds a whole sequence: its table never grows.
+        match taken {
+            Some(taken) if pages == [taken.page] => Ok(()),
+            _ => Err(Error::Request(format!("pages {pages:?} for seat {seat}"))),
+        }
+    }
+
+    fn leave(&mut self, seat: usize) {
+        if let Some(taken) = self.seats.get_mut(seat) {
+            *taken = None;
+        }
+        for step in &mut self.ready {
+            step.retain(|&(of, _)| of != seat);
+        }
+    }
+
+    fn ahead(&mut self, steps: usize) -> Result<()> {
+        let unread = self.ready.len() + steps;
+        if unread > LOOKAHEAD {
+            return Err(Error::Request(format!(
+                "{unread} steps ahead; a device takes {LOOKAHEAD}"
+            )));
+        }
+        let taken: Vec<(usize, &Seat)> = (0..)
+            .zip(&self.seats)
+            .filter_map(|(seat, taken)| Some((seat, taken.as_ref()?)))
+            .collect();
+        let inputs: Vec<Input> = taken.iter().map(|(_, s)| input(s.next, s.page)).collect();
+        let recent: Vec<Vec<u32>> = taken.iter().map(|(_, s)| s.sampler.recent().collect()).collect();
+        let choices = taken.iter().zip(&recent);
+        let choices = choices.filter_map(|((_, s), recent)| self.choice(&s.sampler, recent));
+        let choices: Vec<Choice<'_>> = choices.collect();
+        let is_plain = taken.iter().all(|(_, s)| s.sampler.sampling().is_plain_greedy());
+        let choices = (!is_plain).then_some(&choices[..]);
+        let seats: Vec<usize> = taken.iter().map(|&(seat, _)| seat).collect();
+        let ready = &mut self.ready;
+        self.engine
+            .decode(&inputs, choices, steps, &mut |tokens| {
+                ready.push_back(seats.iter().copied().zip(tokens.iter().copied()).collect());
+                ControlFlow::Continue(())
+            })
+            .map_err(device)?;
+        for step in self.ready.iter().rev().take(steps).rev() {
+            for &(seat, id) in step {
+                if let Some(taken) = &mut self.seats[seat] {
+                    taken.next.id = id;
+                    taken.next.pos += 1;
+                    taken.sampler.chosen(id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&mut self, out: &mut Vec<(usize, u32)>) -> Result<()> {
+        let step = self
+            .ready
+            .pop_front()
+            .ok_or_else(|| Error::Request("no step was given to the device that is not read".to_owned()))?;
+        out.extend(step);
+        Ok(())
     }
 }

@@ -36,6 +36,26 @@ pub enum Error {
     /// The caller broke the work off.
     #[error("interrupted; nothing of it was kept")]
     Cancelled,
+    /// A sequence would have more tokens than the context holds.
+    #[error(
+        "the context holds {have} tokens, and {needed} are needed; shorten the prompt, or load the model for a longer context"
+    )]
+    ContextFull {
+        /// Tokens that the sequence would have.
+        needed: usize,
+        /// Tokens that it can have.
+        have: usize,
+    },
+    /// The cache of keys and values has no room now; there may be when other sequences end.
+    #[error(
+        "{needed} pages of keys and values are needed and {available} are free: too many sequences at once, or too long ones"
+    )]
+    OutOfPages {
+        /// Pages that were to be taken.
+        needed: usize,
+        /// Pages that nobody holds.
+        available: usize,
+    },
     /// A device is missing, unsuitable, out of memory or failed.
     #[error("{0}")]
     Device(String),

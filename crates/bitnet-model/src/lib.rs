@@ -29,8 +29,11 @@ mod tokenizer;
 
 mod chat;
 mod detokenizer;
+mod pages;
 mod sampler;
 mod transformer;
+
+mod session;
 
 pub mod conformance;
 mod score;
@@ -47,6 +50,7 @@ mod model;
 pub use bitnet_cpu::{KvType, Simd};
 #[cfg(feature = "cuda")]
 pub use bitnet_cuda::engine::{Part, PartTime, Profile};
+pub use bitnet_layout::Token;
 pub use chat::{ChatTemplate, Message};
 pub use config::{ActQuant, Activation, Config};
 pub use cpu::{CpuBackend, CpuOptions, LmHead};
@@ -57,13 +61,15 @@ pub use error::{Error, Result};
 pub use generate::{Event, FinishReason, GenerateOptions, Generation, Generator, Prompt, Timings};
 pub use logits_file::write_logits;
 pub use model::{Device, LoadOptions, Model, open_backend};
+pub use pages::{Batch, Limits, PageCopy, Pages, Run, Seq, Start};
 pub use sampler::{Choice, Chosen, Logprob, Sampler, Sampling};
 pub use score::{Chunking, Perplexity, each_logits, negative_log_likelihood};
+pub use session::Session;
 pub use source::{
     Checkpoint, ConvertProgress, Converted, Existing, Files, Inspection, MemoryFiles, ScaleSummary,
     ShapeSummary, TensorSummary, TernaryCounts, Verification, Watched, convert, inspect, read_file,
     replace_file, verify,
 };
 pub use tokenizer::Tokenizer;
-pub use transformer::{Backend, Tap, Token, check_batch};
+pub use transformer::{Backend, Decoder, Spec, Tap, Verbs, Want, transformer};
 pub use weights::{Dense, DenseDtype, LayerWeights, Segment, TernaryTensor, WeightForm, WeightSource};

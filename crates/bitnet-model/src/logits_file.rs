@@ -26,7 +26,7 @@ pub fn write_logits(
     let io = |source| Error::io(path, source);
     let mut staged = StagedFile::begin(path)?;
     let mut file = BufWriter::with_capacity(1 << 20, staged.file());
-    file.write_all(&header(ids.len(), backend.config().vocab))
+    file.write_all(&header(ids.len(), backend.spec().config.vocab))
         .map_err(io)?;
     each_logits(backend, ids, 0..ids.len(), |position, logits| {
         let mut bytes = logits.iter().map(|x| x.to_le_bytes());

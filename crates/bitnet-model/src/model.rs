@@ -120,7 +120,7 @@ impl From<Device> for LoadOptions {
 /// # let folder = "../bitnet-cli/demo-model";
 /// let options = LoadOptions { context: Some(512), ..LoadOptions::from(Device::Cpu) };
 /// let mut model = Model::load(folder, options)?;
-/// println!("{} layers on {}", model.config().n_layers, model.backend().name());
+/// println!("{} layers on {}", model.config().n_layers, model.backend().spec().name);
 /// let options = model.generate_options();
 /// let question = [Message::user("Spell \"garden\" backwards.")];
 /// let answer = model.generator().generate(Prompt::Chat(&question), &options, |event| {
@@ -190,7 +190,7 @@ impl Model {
     /// Its shape.
     #[must_use]
     pub fn config(&self) -> &Config {
-        self.backend.config()
+        &self.backend.spec().config
     }
 
     /// What runs it.
@@ -239,13 +239,14 @@ impl Model {
 /// Puts the weights of `source` on a device.
 ///
 /// ```
-/// use bitnet_model::{Checkpoint, Device, Token, open_backend};
+/// use bitnet_model::{Checkpoint, Device, Session, Want, open_backend};
 ///
 /// # let folder = "../bitnet-cli/demo-model";
 /// let checkpoint = Checkpoint::open(folder)?;
 /// let mut backend = open_backend(&checkpoint, &Device::Cpu.into())?;
 /// // Three tokens of a prompt; the logits of the last one.
-/// let logits = backend.step(&Token::run(&[752, 54, 71], 0, 0), &[2])?;
+/// let mut session = Session::new(backend.as_mut());
+/// let logits = session.step(&[(0, &[752, 54, 71])], Want::Logits(&[2]))?;
 /// assert_eq!(logits.len(), 768);
 /// # Ok::<(), bitnet_model::Error>(())
 /// ```

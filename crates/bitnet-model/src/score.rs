@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use crate::{Backend, Error, Result, Token};
+use crate::{Backend, Error, Result, Session, Want};
 
 /// Most bytes of logits that one step may give: a vocabulary is wide, and a prompt long.
 const LOGITS_BYTES: usize = 32 << 20;
 
-/// Runs `ids` from their beginning through slot 0 of `backend`, and hands `on_logits` the logits (vocab) of each position
+/// Runs `ids` from their beginning through `backend`, whose cache it takes over, and hands `on_logits` the logits (vocab) of each position
 /// of `positions`, in order. Memory for them stays below 32 MiB, or one position where that takes more.
 ///
 /// # Errors
@@ -23,17 +23,18 @@ pub fn each_logits<E: From<Error>>(
         let message = "the text is empty; give at least one token";
         return Err(Error::Request(message.to_owned()).into());
     }
-    if ids.len() > backend.context() || positions.end > ids.len() {
+    let spec = backend.spec();
+    if ids.len() > spec.context || positions.end > ids.len() {
         return Err(Error::Request(format!(
             "logits of positions {positions:?} of {} tokens: the context holds {}",
             ids.len(),
-            backend.context()
+            spec.context
         ))
         .into());
     }
-    let vocab = backend.config().vocab;
-    let max_batch = backend.max_batch().max(1);
+    let (vocab, max_batch) = (spec.config.vocab, spec.max_batch);
     let max_rows = (LOGITS_BYTES / 4 / vocab).clamp(1, max_batch);
+    let mut session = Session::new(backend);
     let mut done = 0;
     while done < positions.end {
         let end = if done < positions.start {
@@ -41,12 +42,11 @@ pub fn each_logits<E: From<Error>>(
         } else {
             positions.end.min(done + max_rows)
         };
-        let batch = Token::run(&ids[done..end], done, 0);
         let rows: Vec<usize> = (done..end)
             .filter(|position| positions.contains(position))
             .map(|position| position - done)
             .collect();
-        let logits = backend.step(&batch, &rows)?;
+        let logits = session.step(&[(0, &ids[done..end])], Want::Logits(&rows))?;
         for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab)) {
             on_logits(done + row, logits)?;
         }
@@ -154,7 +154,7 @@ impl Chunking {
         }
     }
 
-    /// Computes the perplexity of `ids` on slot 0 of `backend`; after each token that counts, `on_token` is told the
+    /// Computes the perplexity of `ids` on `backend`, whose cache it takes over; after each token that counts, `on_token` is told the
     /// tokens computed so far and the perplexity of those that counted.
     ///
     /// # Errors
@@ -173,7 +173,7 @@ impl Chunking {
                 self.chunk
             )));
         }
-        let vocab = backend.config().vocab;
+        let vocab = backend.spec().config.vocab;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(Error::Request(format!(
                 "token {id} is not below the model's vocabulary size {vocab}; does the tokenizer belong to this model?"

@@ -1,184 +1,266 @@
-//! The transformer, written once over the verbs of a [`Backend`].
+//! What a back end is: a device that holds a model and computes batches; and the order of a step over its verbs.
 
-use std::ops::ControlFlow;
+use bitnet_cpu::KvType;
 
-use crate::{Config, Error, Result, Sampler};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::pages::{Batch, Limits, Start};
+use crate::sampler::Sampler;
 
-/// One token to compute: prompt tokens, decoded tokens and tokens of several sequences look alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Token {
-    /// Vocabulary index.
-    pub id: u32,
-    /// Position in its sequence, from 0; positions of a sequence are computed in order, without gaps. Going back to an
-    /// earlier position forgets it and what followed.
-    pub pos: u32,
-    /// Sequence slot, below [`Backend::n_seqs`].
-    pub seq: u32,
+/// What a back end holds and can take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// The model's shape.
+    pub config: Config,
+    /// What runs the model, for people: `cpu (avx512-vnni, 2 threads)`, `cuda:0 (NVIDIA H200)`.
+    pub name: String,
+    /// Positions of a page of keys and values.
+    pub page: usize,
+    /// Pages of the cache.
+    pub n_pages: usize,
+    /// Sequences that one step can take.
+    pub max_seqs: usize,
+    /// Positions that a sequence can have.
+    pub context: usize,
+    /// Tokens that one step can take.
+    pub max_batch: usize,
+    /// How keys and values are kept.
+    pub kv_type: KvType,
+    /// Bytes held for weights, keys and values, and scratch.
+    pub memory_bytes: u64,
 }
 
-impl Token {
-    /// Consecutive tokens of sequence `seq`, the first of them at position `pos`.
+impl Spec {
+    /// What a batch must fit.
     #[must_use]
-    pub fn run(ids: &[u32], pos: usize, seq: u32) -> Vec<Self> {
-        let token = |(pos, &id)| Self {
-            id,
-            // Every position of a context takes memory: a position past the limit is refused as one past the context.
-            pos: u32::try_from(pos).unwrap_or(u32::MAX),
-            seq,
-        };
-        (pos..).zip(ids).map(token).collect()
+    pub fn limits(&self) -> Limits {
+        Limits {
+            page: self.page,
+            n_pages: self.n_pages,
+            vocab: self.config.vocab,
+            context: self.context,
+            max_batch: self.max_batch,
+            max_seqs: self.max_seqs,
+        }
+    }
+
+    /// Refuses what was made for another back end, and rows that are not in the batch or not in ascending order: the
+    /// beginning of every [`Backend::step`].
+    ///
+    /// # Errors
+    /// Names what does not fit.
+    pub fn check(&self, batch: &Batch, want: Want<'_>) -> Result<()> {
+        self.check_limits(batch.limits())?;
+        let n_tokens = batch.tokens().len();
+        let rows = want.rows();
+        let is_ascending = rows.is_sorted_by(|a, b| a < b);
+        if !is_ascending || rows.last().is_some_and(|&last| last >= n_tokens) {
+            return Err(Error::Request(format!(
+                "results of rows {rows:?} of a batch of {n_tokens} tokens: rows must be below that, in ascending order"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Refuses what was made for another back end.
+    ///
+    /// # Errors
+    /// Names both limits.
+    pub fn check_limits(&self, found: Limits) -> Result<()> {
+        let own = self.limits();
+        if found != own {
+            return Err(Error::Request(format!(
+                "a batch made for {found:?}, and {} has {own:?}; make it with pages of this back end",
+                self.name
+            )));
+        }
+        Ok(())
     }
 }
 
-/// An intermediate result that tests compare between back ends; all f32, row per batch token.
+impl From<&Spec> for Limits {
+    fn from(spec: &Spec) -> Self {
+        spec.limits()
+    }
+}
+
+/// What a step shall return, each for some rows of the batch, in ascending order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want<'a> {
+    /// Nothing: keys and values alone, for all but the end of a prompt.
+    Nothing,
+    /// Logits, (rows, vocab).
+    Logits(&'a [usize]),
+    /// The residual stream after the final norm, which the head multiplies, (rows, `d_model`).
+    Hidden(&'a [usize]),
+}
+
+impl<'a> Want<'a> {
+    /// The rows.
+    #[must_use]
+    pub fn rows(self) -> &'a [usize] {
+        match self {
+            Self::Nothing => &[],
+            Self::Logits(rows) | Self::Hidden(rows) => rows,
+        }
+    }
+}
+
+/// A device that holds a model: its weights, the pages of keys and values, and scratch.
+///
+/// The same token after the same tokens gives the same bits whatever else is in the batch, however the prompt was cut and
+/// wherever its pages are.
+pub trait Backend: Send {
+    /// What it holds and can take.
+    fn spec(&self) -> &Spec;
+
+    /// Copies the pages that the batch says, then computes its tokens: keys and values go to their pages. Returns what is
+    /// wanted, row-major f32, valid until the next step; nothing where nothing is.
+    ///
+    /// # Errors
+    /// When the batch was made for another back end, a row is out of range, or the device fails.
+    fn step(&mut self, batch: &Batch, want: Want<'_>) -> Result<&[f32]>;
+
+    /// Decoding without the host in between, where the device can.
+    fn decoder(&mut self) -> Option<&mut dyn Decoder> {
+        None
+    }
+
+    /// The parts of a step, where it is made of them: [`crate::conformance`] compares two back ends part by part.
+    fn verbs(&mut self) -> Option<&mut dyn Verbs> {
+        None
+    }
+}
+
+/// Decoding on the device, driven by the caller: sequences take seats, steps are given to the device ahead of time, and
+/// their tokens are read behind it.
+///
+/// A sequence may take or leave a seat between any two calls. Tokens that were computed ahead for one that left are
+/// dropped; what they wrote is past the sequence's end and counts for nothing.
+pub trait Decoder {
+    /// Seats that there are.
+    fn seats(&self) -> usize;
+
+    /// Steps that can be given to the device and not be read yet.
+    fn lookahead(&self) -> usize;
+
+    /// Puts a sequence on a seat that is not taken: `start` is computed in the next step, and the token that `sampler`
+    /// would choose after it in the one after that. Returns false, having done nothing, where the device cannot choose as this
+    /// sampler does.
+    ///
+    /// # Errors
+    /// When the seat is taken or there is none, `start` was made for another back end, or the device fails.
+    fn seat(&mut self, seat: usize, start: Start<'_>, sampler: &Sampler) -> Result<bool>;
+
+    /// The table of a sequence has grown.
+    ///
+    /// # Errors
+    /// When nobody has the seat, a page is not of this device, or the device fails.
+    fn pages(&mut self, seat: usize, pages: &[u32]) -> Result<()>;
+
+    /// Frees a seat, if it is taken.
+    fn leave(&mut self, seat: usize);
+
+    /// Gives the device `steps` more steps, of every sequence that has a seat now. The caller has reserved pages for them.
+    ///
+    /// # Errors
+    /// When no seat is taken, more than [`Decoder::lookahead`] steps would be unread, a sequence's pages end, or the device
+    /// fails.
+    fn ahead(&mut self, steps: usize) -> Result<()>;
+
+    /// Waits for the oldest step that has not been read, and appends the token chosen on each seat, ascending: (seat, id).
+    ///
+    /// # Errors
+    /// When there is no step to read, a model computes something that is not a number, or the device fails.
+    fn next(&mut self, out: &mut Vec<(usize, u32)>) -> Result<()>;
+}
+
+/// An intermediate result that is compared between back ends; all f32, a row for each token of the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tap {
-    /// The residual stream, (tokens, d_model): after `embed`, `out_proj` or `down`.
+    /// The residual stream, (tokens, `d_model`): after `begin`, `out_proj` or `down`.
     Residual,
-    /// Query after RoPE, (tokens, d_q): after `qkv`.
+    /// Query after RoPE, (tokens, `d_q`): after `qkv`.
     Query,
-    /// Key after RoPE as it stands in the cache, (tokens, d_kv): after `qkv`.
+    /// Key after RoPE as it stands in the cache, (tokens, `d_kv`): after `qkv`.
     Key,
-    /// Value as it stands in the cache, (tokens, d_kv): after `qkv`.
+    /// Value as it stands in the cache, (tokens, `d_kv`): after `qkv`.
     Value,
-    /// Attention output before its sub-norm, (tokens, d_q): after `attention`.
+    /// Attention output before its sub-norm, (tokens, `d_q`): after `attention`.
     Attention,
-    /// Gated feed-forward activations before their sub-norm, (tokens, d_ffn): after `up_gate`.
+    /// Gated feed-forward activations before their sub-norm, (tokens, `d_ffn`): after `up_gate`.
     Gated,
 }
 
-/// A device that holds a model and runs its verbs. It owns weights, KV cache and scratch; `step` allocates nothing that
-/// grows with use.
-///
-/// The verbs are called in the order of [`Backend::step`] for the batch that [`Backend::embed`] was given. The same
-/// token of the same sequence gives the same bits whatever else is in the batch and however the prompt was cut.
-pub trait Backend {
-    /// The model's shape.
-    fn config(&self) -> &Config;
-    /// What runs the verbs, for people: `cpu (avx512-vnni, 2 threads)`, `cuda:0 (NVIDIA H200)`.
-    fn name(&self) -> String;
-    /// Sequence slots.
-    fn n_seqs(&self) -> usize;
-    /// Positions a slot can hold.
-    fn context(&self) -> usize;
-    /// Tokens one step can take.
-    fn max_batch(&self) -> usize;
-    /// Bytes this back end holds for weights, KV cache and scratch.
-    fn memory_bytes(&self) -> u64;
+/// The parts of a step. [`transformer`] calls them in their order; out of it, they compute with whatever they find.
+pub trait Verbs {
+    /// Transformer layers.
+    fn n_layers(&self) -> usize;
 
-    /// Starts a batch: residual = embedding rows of its tokens.
+    /// Starts a batch: copies pages, residual = embedding rows of its tokens.
     ///
     /// # Errors
-    /// When the batch is empty or too large, or a token, position or slot is out of range; nothing is computed then.
-    fn embed(&mut self, batch: &[Token]) -> Result<()>;
-    /// Norm, quantize, q k v projections, RoPE; appends k and v to the cache.
+    /// When the batch was made for another back end or the device fails.
+    fn begin(&mut self, batch: &Batch) -> Result<()>;
+
+    /// Norm, quantize, q k v projections, RoPE; keys and values go to their pages.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When there is no such layer or the device fails.
     fn qkv(&mut self, layer: usize) -> Result<()>;
+
     /// Causal softmax attention of each token over its own sequence.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When there is no such layer or the device fails.
     fn attention(&mut self, layer: usize) -> Result<()>;
+
     /// Sub-norm, quantize, o projection; adds to the residual.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When there is no such layer or the device fails.
     fn out_proj(&mut self, layer: usize) -> Result<()>;
+
     /// Norm, quantize, gate and up projections, activation.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When there is no such layer or the device fails.
     fn up_gate(&mut self, layer: usize) -> Result<()>;
+
     /// Sub-norm, quantize, down projection; adds to the residual.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When there is no such layer or the device fails.
     fn down(&mut self, layer: usize) -> Result<()>;
-    /// Final norm and head for the batch rows `rows` (ascending, possibly none): (rows, vocab) f32, row-major.
+
+    /// Final norm of the wanted rows, and the head.
     ///
     /// # Errors
     /// When a row is out of range or the device fails.
-    fn logits(&mut self, rows: &[usize]) -> Result<&[f32]>;
+    fn head(&mut self, want: Want<'_>) -> Result<&[f32]>;
 
-    /// Decodes without the host in between, where the back end can: computes `first`, one token of each of some sequences,
-    /// hands the tokens that `samplers` choose (one a sequence, in the same order) to `on_tokens`, which says whether to go
-    /// on, and computes them in turn, for at most `n` steps. The tokens are those of [`Sampler::sample`], and the samplers
-    /// have accepted all that were handed on. Returns false, having done nothing, where it cannot.
-    ///
-    /// Positions past the last tokens that were handed on may hold anything until they are computed again.
-    ///
-    /// # Errors
-    /// As for the verbs and for [`Sampler::sample`].
-    fn decode(
-        &mut self,
-        first: &[Token],
-        samplers: &mut [Sampler],
-        n: usize,
-        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
-    ) -> Result<bool> {
-        let _ = (first, samplers, n, on_tokens);
-        Ok(false)
-    }
-
-    /// An intermediate of the verb that just ran, for tests; `None` where the back end does not keep it.
+    /// An intermediate of the verb that just ran; `None` where the back end does not keep it.
     ///
     /// # Errors
     /// When the device fails.
     fn read(&mut self, tap: Tap) -> Result<Option<Vec<f32>>>;
-
-    /// Runs the whole transformer on a batch and returns the logits of `rows`, (rows, vocab).
-    ///
-    /// # Errors
-    /// As for the verbs.
-    fn step(&mut self, batch: &[Token], rows: &[usize]) -> Result<&[f32]> {
-        self.embed(batch)?;
-        for layer in 0..self.config().n_layers {
-            self.qkv(layer)?;
-            self.attention(layer)?;
-            self.out_proj(layer)?;
-            self.up_gate(layer)?;
-            self.down(layer)?;
-        }
-        self.logits(rows)
-    }
 }
 
-/// Checks a batch against a back end's limits, for the start of [`Backend::embed`].
+/// A whole step: the transformer, written once over the verbs.
 ///
 /// # Errors
-/// Names the first token that is out of range.
-pub fn check_batch(backend: &(impl Backend + ?Sized), batch: &[Token]) -> Result<()> {
-    if batch.is_empty() || batch.len() > backend.max_batch() {
-        return Err(Error::Request(format!(
-            "a batch of {} tokens: this back end takes 1 to {}",
-            batch.len(),
-            backend.max_batch()
-        )));
+/// As for the verbs.
+pub fn transformer<'v>(verbs: &'v mut dyn Verbs, batch: &Batch, want: Want<'_>) -> Result<&'v [f32]> {
+    verbs.begin(batch)?;
+    if batch.tokens().is_empty() {
+        return Ok(&[]);
     }
-    let vocab = backend.config().vocab;
-    for token in batch {
-        if token.id as usize >= vocab {
-            return Err(Error::Request(format!(
-                "token id {} is not below the vocabulary size {vocab}",
-                token.id
-            )));
-        }
-        if token.pos as usize >= backend.context() {
-            return Err(Error::Request(format!(
-                "position {} is past the context of {} tokens; raise it with --ctx-size or shorten the prompt",
-                token.pos,
-                backend.context()
-            )));
-        }
-        if token.seq as usize >= backend.n_seqs() {
-            return Err(Error::Request(format!(
-                "sequence {} is not below {}",
-                token.seq,
-                backend.n_seqs()
-            )));
-        }
+    for layer in 0..verbs.n_layers() {
+        verbs.qkv(layer)?;
+        verbs.attention(layer)?;
+        verbs.out_proj(layer)?;
+        verbs.up_gate(layer)?;
+        verbs.down(layer)?;
     }
-    Ok(())
+    verbs.head(want)
 }

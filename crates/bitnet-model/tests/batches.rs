@@ -2,7 +2,7 @@
 
 mod prompts;
 
-use bitnet_model::{Backend, Checkpoint, CpuBackend, CpuOptions, KvType, Simd, Token};
+use bitnet_model::{Backend, Checkpoint, CpuBackend, CpuOptions, KvType, Session, Simd, Spec, Want};
 use prompts::{folder, ids};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -47,9 +47,9 @@ impl Subject {
         let prompts: Vec<Vec<u32>> = PROMPTS.iter().map(prompt).collect();
         let mut alone = on(Simd::Scalar, 1);
         let one_at_a_time = |ids: &Vec<u32>| {
-            let positions = ids.iter().enumerate();
-            let logits = |(pos, &id)| alone.step(&Token::run(&[id], pos, 0), &[0]).unwrap().to_vec();
-            positions.flat_map(logits).collect()
+            let mut session = Session::new(&mut alone);
+            let logits = |&id| session.step(&[(0, &[id])], Want::Logits(&[0])).unwrap().to_vec();
+            ids.iter().flat_map(logits).collect()
         };
         Self {
             name: format!("{model}, {kv_type:?}"),
@@ -65,7 +65,9 @@ impl Subject {
     /// Computes all the prompts, each in its slot: a step takes the next tokens of some of them, as `plan` says.
     fn check(&mut self, path: usize, plan: &[Cut]) -> Result<(), TestCaseError> {
         let (_, backend) = &mut self.paths[path];
-        let vocab = backend.config().vocab;
+        let Spec { name, config, .. } = backend.spec().clone();
+        let vocab = config.vocab;
+        let mut session = Session::new(backend);
         let mut done = [0; PROMPTS.len()];
         let mut plan = plan.iter().cycle();
         while done
@@ -73,6 +75,8 @@ impl Subject {
             .zip(&self.prompts)
             .any(|(&done, prompt)| done < prompt.len())
         {
+            let mut runs: Vec<(usize, &[u32])> = Vec::new();
+            // Sequence and position of each token of the step.
             let mut batch = Vec::new();
             let mut rows = Vec::new();
             for cut in plan.by_ref().take(PROMPTS.len()) {
@@ -81,16 +85,16 @@ impl Subject {
                 let len = cut.len.min(prompt.len() - first).min(MAX_BATCH - batch.len());
                 done[cut.slot] += len;
                 rows.extend((batch.len()..batch.len() + len).filter(|row| cut.rows >> (row % 8) & 1 == 1));
-                batch.extend(Token::run(&prompt[first..first + len], first, cut.slot as u32));
+                runs.push((cut.slot, &prompt[first..first + len]));
+                batch.extend((first..first + len).map(|pos| (cut.slot, pos)));
             }
             if batch.is_empty() {
                 continue;
             }
-            let name = backend.name();
-            let logits = backend.step(&batch, &rows).unwrap();
+            let logits = session.step(&runs, Want::Logits(&rows)).unwrap();
             for (&row, found) in rows.iter().zip(logits.chunks_exact(vocab)) {
-                let Token { pos, seq, .. } = batch[row];
-                let expected = &self.logits[seq as usize][pos as usize * vocab..][..vocab];
+                let (seq, pos) = batch[row];
+                let expected = &self.logits[seq][pos * vocab..][..vocab];
                 let equal = expected
                     .iter()
                     .zip(found)

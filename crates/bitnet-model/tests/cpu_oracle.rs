@@ -2,7 +2,7 @@
 
 mod prompts;
 
-use bitnet_model::{Backend, Checkpoint, CpuBackend, CpuOptions, KvType, Simd, Token};
+use bitnet_model::{Checkpoint, CpuBackend, CpuOptions, KvType, Session, Simd, Want};
 use prompts::{FOLDERS, bounds, errors, expected, folder};
 
 fn arg_max(logits: &[f32]) -> u32 {
@@ -25,8 +25,9 @@ fn check(name: &str, simd: Simd, kv_type: KvType) {
     let max_len = if simd == Simd::Scalar { 32 } else { usize::MAX };
     for prompt in expected(&folder).into_iter().filter(|p| p.ids.len() <= max_len) {
         let n = prompt.ids.len();
-        let mut logits = model
-            .step(&Token::run(&prompt.ids, 0, 0), &[n - 1])
+        let mut session = Session::new(&mut model);
+        let mut logits = session
+            .step(&[(0, &prompt.ids)], Want::Logits(&[n - 1]))
             .unwrap()
             .to_vec();
         let (max, rms) = errors(&logits, &prompt.last);
@@ -44,10 +45,10 @@ fn check(name: &str, simd: Simd, kv_type: KvType) {
             prompt.name
         );
         let mut greedy = Vec::new();
-        for pos in n..n + prompt.greedy.len() {
+        for _ in &prompt.greedy {
             let id = arg_max(&logits);
             greedy.push(id);
-            logits = model.step(&Token::run(&[id], pos, 0), &[0]).unwrap().to_vec();
+            logits = session.step(&[(0, &[id])], Want::Logits(&[0])).unwrap().to_vec();
         }
         assert_eq!(
             greedy, prompt.greedy,

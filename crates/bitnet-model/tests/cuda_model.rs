@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 
 use bitnet_model::{
-    Backend, Checkpoint, CpuBackend, CpuOptions, CudaBackend, CudaOptions, LmHead, Sampler, Sampling, Token,
+    Checkpoint, CpuBackend, CpuOptions, CudaBackend, CudaOptions, LmHead, Sampler, Sampling, Session, Want,
     WeightForm, WeightSource,
 };
 
@@ -16,17 +16,16 @@ const CONTEXT: usize = 512;
 const BATCH: usize = 11;
 
 /// Greedy tokens of every sequence from the prompt's last token.
-fn decode(gpu: &mut CudaBackend, last: u32, n_seqs: usize) -> Vec<Vec<u32>> {
-    let first: Vec<Token> = (0..n_seqs as u32)
-        .map(|seq| Token::run(&[last], PROMPT - 1, seq)[0])
-        .collect();
-    let mut samplers = vec![Sampler::new(Sampling::greedy()).unwrap(); n_seqs];
+fn decode(session: &mut Session<'_>, last: u32, n_seqs: usize) -> Vec<Vec<u32>> {
+    let first: Vec<(usize, u32)> = (0..n_seqs).map(|seq| (seq, last)).collect();
+    let samplers = vec![Sampler::new(Sampling::greedy()).unwrap(); n_seqs];
     let mut rows = vec![Vec::new(); n_seqs];
-    let mut take = |ids: &[u32]| {
+    let take = |ids: &[u32]| {
         rows.iter_mut().zip(ids).for_each(|(row, &id)| row.push(id));
         ControlFlow::Continue(())
     };
-    assert!(gpu.decode(&first, &mut samplers, TOKENS, &mut take).unwrap());
+    (0..n_seqs).for_each(|seq| session.rewind(seq, PROMPT - 1));
+    assert!(session.decode(&first, &samplers, TOKENS, take).unwrap());
     rows
 }
 
@@ -59,24 +58,25 @@ fn greedy_tokens_are_those_of_the_cpu() {
     let prompt: Vec<u32> = (0..PROMPT).map(|i| ((i * 7919 + 13) % vocab) as u32).collect();
     let last = prompt[PROMPT - 1];
     let before = &prompt[..PROMPT - 1];
+    let mut session = Session::new(&mut gpu);
     // The prompt at once, cut, and token by token.
-    for seq in 0..BATCH as u32 {
-        let chunk = [PROMPT, 1, 7, 20][seq as usize % 4];
-        for (i, part) in before.chunks(chunk).enumerate() {
-            gpu.step(&Token::run(part, i * chunk, seq), &[]).unwrap();
+    for seq in 0..BATCH {
+        for part in before.chunks([PROMPT, 1, 7, 20][seq % 4]) {
+            session.step(&[(seq, part)], Want::Nothing).unwrap();
         }
     }
-    let tokens = decode(&mut gpu, last, 1).swap_remove(0);
-    assert_eq!(decode(&mut gpu, last, 1)[0], tokens, "another run");
-    for (seq, row) in decode(&mut gpu, last, BATCH).iter().enumerate() {
+    let tokens = decode(&mut session, last, 1).swap_remove(0);
+    assert_eq!(decode(&mut session, last, 1)[0], tokens, "another run");
+    for (seq, row) in decode(&mut session, last, BATCH).iter().enumerate() {
         assert_eq!(*row, tokens, "sequence {seq} of {BATCH}");
     }
 
     // The GPU's text, computed by both: where the CPU would have chosen another token, it was a matter of noise.
     let text = [&prompt[..], &tokens[..TOKENS - 1]].concat();
-    let batch = Token::run(&text, 0, 0);
+    let runs = [(0, &text[..])];
     let rows: Vec<usize> = (PROMPT - 1..text.len()).collect();
-    let on_gpu = gpu.step(&batch, &rows).unwrap().to_vec();
+    session.rewind(0, 0);
+    let on_gpu = session.step(&runs, Want::Logits(&rows)).unwrap().to_vec();
     drop(gpu);
     let options = CpuOptions {
         context: CONTEXT,
@@ -84,7 +84,8 @@ fn greedy_tokens_are_those_of_the_cpu() {
         ..CpuOptions::default()
     };
     let mut cpu = CpuBackend::new(&checkpoint, options).unwrap();
-    let on_cpu = cpu.step(&batch, &rows).unwrap();
+    let mut session = Session::new(&mut cpu);
+    let on_cpu = session.step(&runs, Want::Logits(&rows)).unwrap();
     let squares = |of: &dyn Fn(f32, f32) -> f64| -> f64 {
         let sum: f64 = on_gpu.iter().zip(on_cpu).map(|(&a, &b)| of(a, b).powi(2)).sum();
         (sum / on_cpu.len() as f64).sqrt()

@@ -7,8 +7,8 @@ mod prompts;
 use std::ops::ControlFlow;
 
 use bitnet_model::{
-    Backend, Checkpoint, CpuBackend, CpuOptions, CudaBackend, CudaOptions, LmHead, Sampler, Sampling, Token,
-    WeightForm, conformance,
+    Checkpoint, CpuBackend, CpuOptions, CudaBackend, CudaOptions, Error, LmHead, Sampler, Sampling, Session,
+    Want, WeightForm, conformance,
 };
 use prompts::{FOLDERS, expected, folder};
 
@@ -64,8 +64,9 @@ fn tokens_are_those_of_transformers() {
         };
         for prompt in some(&expected(&folder(name)), 1) {
             let n = prompt.ids.len();
-            let logits = gpu
-                .step(&Token::run(&prompt.ids, 0, 0), &[n - 1])
+            let mut session = Session::new(&mut gpu);
+            let logits = session
+                .step(&[(0, &prompt.ids)], Want::Logits(&[n - 1]))
                 .unwrap()
                 .to_vec();
             // The band of float32 with another rounding, as the folder's README has it for bfloat16 activations: keys and
@@ -89,28 +90,21 @@ fn tokens_are_those_of_transformers() {
             );
 
             let mut greedy = vec![arg_max(&logits)];
-            let first = Token {
-                id: greedy[0],
-                pos: n as u32,
-                seq: 0,
-            };
-            let mut take = |ids: &[u32]| {
+            let first = [(0, greedy[0])];
+            let take = |ids: &[u32]| {
                 greedy.extend(ids);
                 ControlFlow::Continue(())
             };
-            let mut samplers = [Sampler::new(Sampling::greedy()).unwrap()];
-            assert!(
-                gpu.decode(&[first], &mut samplers, prompt.greedy.len() - 1, &mut take)
-                    .unwrap()
-            );
+            let samplers = [Sampler::new(Sampling::greedy()).unwrap()];
+            let n_steps = prompt.greedy.len() - 1;
+            assert!(session.decode(&first, &samplers, n_steps, take).unwrap());
             assert_eq!(greedy, prompt.greedy, "{name} {}", prompt.name);
 
             // Step by step through the host: the same tokens.
-            let mut id = greedy[0];
-            for (i, &next) in prompt.greedy.iter().enumerate().skip(1) {
-                let at = n + i - 1;
-                id = arg_max(gpu.step(&Token::run(&[id], at, 0), &[0]).unwrap());
-                assert_eq!(id, next, "{name} {} token {i}", prompt.name);
+            session.rewind(0, n);
+            for (i, pair) in greedy.windows(2).enumerate() {
+                let logits = session.step(&[(0, &pair[..1])], Want::Logits(&[0])).unwrap();
+                assert_eq!(arg_max(logits), pair[1], "{name} {} token {}", prompt.name, i + 1);
             }
         }
     }
@@ -121,7 +115,7 @@ fn cutting_and_company_change_no_bit() {
     for &name in some(&FOLDERS, 1) {
         let checkpoint = Checkpoint::open(folder(name)).unwrap();
         let n_seqs = if is_checked() { 10 } else { 40 };
-        let Some(mut gpu) = open(&checkpoint, n_seqs as usize) else {
+        let Some(mut gpu) = open(&checkpoint, n_seqs) else {
             return;
         };
         let ids: Vec<u32> = expected(&folder(name))
@@ -129,17 +123,19 @@ fn cutting_and_company_change_no_bit() {
             .flat_map(|prompt| prompt.ids.clone())
             .take(if is_checked() { 70 } else { 200 })
             .collect();
-        let mut run = |chunk: usize, seq: u32| {
+        let mut session = Session::new(&mut gpu);
+        let mut run = |chunk: usize, seq: usize| {
             let mut all = Vec::new();
-            for (i, part) in ids.chunks(chunk).enumerate() {
+            for part in ids.chunks(chunk) {
                 let rows: Vec<usize> = (0..part.len()).collect();
-                all.extend_from_slice(gpu.step(&Token::run(part, i * chunk, seq), &rows).unwrap());
+                let logits = session.step(&[(seq, part)], Want::Logits(&rows));
+                all.extend_from_slice(logits.unwrap());
             }
             all
         };
         let alone = run(1, 0);
         for (seq, &chunk) in some(&[65, 9, 2, 7, 8, 33, 200], 2).iter().enumerate() {
-            let cut = run(chunk, seq as u32 + 1);
+            let cut = run(chunk, seq + 1);
             let first = alone
                 .iter()
                 .zip(&cut)
@@ -151,37 +147,28 @@ fn cutting_and_company_change_no_bit() {
             );
         }
         // The next token of forty copies at once, and of a few with a prompt between them.
-        let n = ids.len();
         for seq in 0..n_seqs {
-            gpu.step(&Token::run(&ids, 0, seq), &[]).unwrap();
+            session.rewind(seq, 0);
+            session.step(&[(seq, &ids)], Want::Nothing).unwrap();
         }
         let vocab = gpu_vocab(&checkpoint);
-        let one = gpu.step(&Token::run(&ids[..1], n, 0), &[0]).unwrap().to_vec();
+        let next = &ids[..1];
+        let mut step = |runs: &[(usize, &[u32])], rows: &[usize]| {
+            let logits = session.step(runs, Want::Logits(rows)).unwrap().to_vec();
+            (0..n_seqs).for_each(|seq| session.rewind(seq, ids.len()));
+            logits
+        };
+        let one = step(&[(0, next)], &[0]);
         for &width in some(&[2, 9, 5, 8, 32, 40], 2) {
-            let batch: Vec<Token> = (0..width)
-                .map(|seq| Token {
-                    id: ids[0],
-                    pos: n as u32,
-                    seq,
-                })
-                .collect();
-            let rows: Vec<usize> = (0..batch.len()).collect();
-            for (seq, logits) in gpu.step(&batch, &rows).unwrap().chunks_exact(vocab).enumerate() {
+            let runs: Vec<(usize, &[u32])> = (0..width).map(|seq| (seq, next)).collect();
+            let rows: Vec<usize> = (0..width).collect();
+            for (seq, logits) in step(&runs, &rows).chunks_exact(vocab).enumerate() {
                 assert_eq!(logits, one, "{name}: sequence {seq} of {width}");
             }
         }
-        let mut mixed = vec![Token {
-            id: ids[0],
-            pos: n as u32,
-            seq: 3,
-        }];
-        mixed.extend(Token::run(&ids[..20], 0, n_seqs - 1));
-        mixed.push(Token {
-            id: ids[0],
-            pos: n as u32,
-            seq: 4,
-        });
-        let logits = gpu.step(&mixed, &[0, 20, 21]).unwrap();
+        session.rewind(n_seqs - 1, 0);
+        let runs = [(3, next), (n_seqs - 1, &ids[..20]), (4, next)];
+        let logits = session.step(&runs, Want::Logits(&[0, 20, 21])).unwrap();
         assert_eq!(&logits[..vocab], one);
         assert_eq!(&logits[vocab..2 * vocab], &alone[19 * vocab..20 * vocab]);
         assert_eq!(&logits[2 * vocab..], one);
@@ -235,15 +222,14 @@ fn the_device_chooses_as_the_host_does() {
             let ids = expected(&folder(name)).swap_remove(0).ids;
             ids.into_iter().cycle().take(3 + 5 * seq).collect()
         };
-        let prefill = |gpu: &mut CudaBackend, seq: usize| {
+        let mut session = Session::new(&mut gpu);
+        let prefill = |session: &mut Session<'_>, seq: usize| {
             let ids = text(seq);
-            gpu.step(&Token::run(&ids[..ids.len() - 1], 0, seq as u32), &[])
-                .unwrap();
+            session.rewind(seq, 0);
+            let run = (seq, &ids[..ids.len() - 1]);
+            session.step(&[run], Want::Nothing).unwrap();
         };
-        let last = |seq: usize| -> Token {
-            let ids = text(seq);
-            Token::run(&ids[ids.len() - 1..], ids.len() - 1, seq as u32)[0]
-        };
+        let last = |seq: usize| text(seq)[text(seq).len() - 1];
         let sampler = |seq: usize, sampling: &Sampling| {
             let mut sampler = Sampler::new(sampling.clone()).unwrap();
             text(seq).into_iter().for_each(|id| sampler.accept(id));
@@ -252,24 +238,24 @@ fn the_device_chooses_as_the_host_does() {
         let all = samplings(n_seqs);
         let host: Vec<Vec<u32>> = (0..n_seqs)
             .map(|seq| {
-                prefill(&mut gpu, seq);
+                prefill(&mut session, seq);
                 let mut sampler = sampler(seq, &all[seq]);
-                let mut token = last(seq);
+                let mut id = last(seq);
                 let mut choose = |_| {
-                    token.id = sampler.sample(gpu.step(&[token], &[0]).unwrap()).unwrap();
-                    token.pos += 1;
-                    sampler.accept(token.id);
-                    token.id
+                    let logits = session.step(&[(seq, &[id])], Want::Logits(&[0])).unwrap();
+                    id = sampler.sample(logits).unwrap();
+                    sampler.accept(id);
+                    id
                 };
                 (0..n_steps).map(&mut choose).collect()
             })
             .collect();
         for range in some(&[1..2, 3..12, 0..1, 0..3, 5..13, 0..32, 0..40], 2) {
             for greedy in [false, true] {
-                let mut samplers: Vec<Sampler> = range
+                let samplers: Vec<Sampler> = range
                     .clone()
                     .map(|seq| {
-                        prefill(&mut gpu, seq);
+                        prefill(&mut session, seq);
                         let sampling = if greedy {
                             Sampling::greedy()
                         } else {
@@ -278,13 +264,13 @@ fn the_device_chooses_as_the_host_does() {
                         sampler(seq, &sampling)
                     })
                     .collect();
-                let first: Vec<Token> = range.clone().map(last).collect();
+                let first: Vec<(usize, u32)> = range.clone().map(|seq| (seq, last(seq))).collect();
                 let mut rows = vec![Vec::new(); first.len()];
-                let mut take = |ids: &[u32]| {
+                let take = |ids: &[u32]| {
                     rows.iter_mut().zip(ids).for_each(|(row, &id)| row.push(id));
                     ControlFlow::Continue(())
                 };
-                assert!(gpu.decode(&first, &mut samplers, n_steps, &mut take).unwrap());
+                assert!(session.decode(&first, &samplers, n_steps, take).unwrap());
                 for (seq, row) in range.clone().zip(&rows) {
                     if !greedy
                         || all[seq]
@@ -330,21 +316,29 @@ fn what_does_not_fit_is_refused() {
     ] {
         assert!(error.contains(part), "{error}");
     }
-    let ids = vec![1; CONTEXT - 2];
-    for (i, part) in ids[1..].chunks(256).enumerate() {
-        gpu.step(&Token::run(part, i * 256, 0), &[]).unwrap();
+    let mut session = Session::new(&mut gpu);
+    for part in [1; CONTEXT - 3].chunks(256) {
+        session.step(&[(0, part)], Want::Nothing).unwrap();
     }
-    let last = Token::run(&ids[..1], CONTEXT - 3, 0)[0];
-    let mut samplers = [Sampler::new(Sampling::greedy()).unwrap()];
+    let samplers = [Sampler::new(Sampling::greedy()).unwrap()];
     let mut n = 0;
     let mut take = |_: &[u32]| {
         n += 1;
         ControlFlow::Continue(())
     };
-    let error = gpu.decode(&[last], &mut samplers, 4, &mut take).unwrap_err();
-    assert!(error.to_string().contains("context of 512"), "{error}");
+    let error = session.decode(&[(0, 1)], &samplers, 4, &mut take).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::ContextFull {
+                needed: 513,
+                have: 512
+            }
+        ),
+        "{error}"
+    );
     // What fits still works, with nothing left behind.
-    assert!(gpu.decode(&[last], &mut samplers, 3, &mut take).unwrap());
+    assert!(session.decode(&[(0, 1)], &samplers, 3, &mut take).unwrap());
     assert_eq!(n, 3);
 }
 
@@ -358,11 +352,12 @@ fn near_the_plain_one(band: f64, other: &CudaOptions) {
         };
         let mut other = CudaBackend::new(&checkpoint, other).unwrap();
         let prompt = &expected(&folder(name))[0];
-        let batch = Token::run(&prompt.ids, 0, 0);
-        let rows: Vec<usize> = (0..batch.len()).collect();
+        let (ids, n) = (&prompt.ids, prompt.ids.len());
+        let rows: Vec<usize> = (0..n).collect();
         let vocab = gpu_vocab(&checkpoint);
-        let plain = plain.step(&batch, &rows).unwrap();
-        let together = other.step(&batch, &rows).unwrap().to_vec();
+        let (mut plain, mut other) = (Session::new(&mut plain), Session::new(&mut other));
+        let plain = plain.step(&[(0, ids)], Want::Logits(&rows)).unwrap();
+        let together = other.step(&[(0, ids)], Want::Logits(&rows)).unwrap().to_vec();
         let squares: f64 = plain
             .iter()
             .zip(&together)
@@ -371,25 +366,26 @@ fn near_the_plain_one(band: f64, other: &CudaOptions) {
         let rms = (squares / plain.len() as f64).sqrt() / f64::from(prompt.logit_std);
         println!("{name}: rms error {rms:.2e} of the logits' deviation");
         assert!(rms < band, "{name}: {rms}");
+        other.rewind(0, 0);
         for (row, logits) in together.chunks_exact(vocab).enumerate() {
-            let alone = other.step(&batch[row..=row], &[0]).unwrap();
+            let alone = other.step(&[(0, &ids[row..=row])], Want::Logits(&[0])).unwrap();
             assert_eq!(alone, logits, "{name}: row {row}");
         }
-        let last = batch[batch.len() - 1];
-        let mut token = last;
+        other.rewind(0, n - 1);
+        let mut id = ids[n - 1];
         let mut steps = Vec::new();
         for _ in 0..5 {
-            token.id = arg_max(other.step(&[token], &[0]).unwrap());
-            token.pos += 1;
-            steps.push(token.id);
+            id = arg_max(other.step(&[(0, &[id])], Want::Logits(&[0])).unwrap());
+            steps.push(id);
         }
+        other.rewind(0, n - 1);
         let mut decoded: Vec<u32> = Vec::new();
-        let mut take = |ids: &[u32]| {
+        let take = |ids: &[u32]| {
             decoded.extend(ids);
             ControlFlow::Continue(())
         };
-        let mut samplers = [Sampler::new(Sampling::greedy()).unwrap()];
-        assert!(other.decode(&[last], &mut samplers, 5, &mut take).unwrap());
+        let samplers = [Sampler::new(Sampling::greedy()).unwrap()];
+        assert!(other.decode(&[(0, ids[n - 1])], &samplers, 5, take).unwrap());
         assert_eq!(decoded, steps, "{name}");
     }
 }
@@ -431,9 +427,9 @@ fn close_to_the_cpu_verb_by_verb() {
             .flat_map(|prompt| prompt.ids.clone())
             .take(100)
             .collect();
-        let mut batches = vec![Token::run(&ids[..70], 0, 0)];
+        let mut batches = vec![vec![(0, ids[..70].to_vec())]];
         let end = if is_checked() { 73 } else { 100 };
-        batches.extend((70..end).map(|i| Token::run(&ids[i..=i], i, 0)));
+        batches.extend((70..end).map(|i| vec![(0, vec![ids[i]])]));
         let report = conformance::compare(&mut cpu, &mut gpu, &batches).unwrap();
         println!("{name}: {report}");
         let top = &report.top_one;

@@ -4,118 +4,99 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use bitnet_model::{
-    Backend, ChatTemplate, Checkpoint, Config, Error, Event, FinishReason, GenerateOptions, Generation,
-    Generator, Message, Prompt, Result, Sampler, Sampling, SpecialTokens, Tap, Token, Tokenizer,
-    WeightSource, check_batch,
+    Backend, Batch, ChatTemplate, Checkpoint, Decoder, Error, Event, FinishReason, GenerateOptions,
+    Generation, Generator, KvType, Message, Prompt, Result, Sampler, Sampling, Spec, SpecialTokens, Start,
+    Token, Tokenizer, Want, WeightSource,
 };
 
 /// Token ids of the test vocabulary.
 const EOT: u32 = 1017;
 
 struct Scripted {
-    config: Config,
+    spec: Spec,
     next: fn(&[u32]) -> u32,
     text: Vec<u32>,
-    first_in_batch: usize,
-    logits: Vec<f32>,
+    out: Vec<f32>,
     /// Tokens computed, step by step.
     steps: Vec<usize>,
     fail: bool,
-    /// Decodes without the host, computing this many tokens past those it hands on.
+    /// Decodes without the host, computing this many tokens past those that are read.
     ahead: Option<usize>,
+    seat: Option<(Token, Sampler)>,
+    ready: Vec<u32>,
 }
 
-impl Backend for Scripted {
-    fn config(&self) -> &Config {
-        &self.config
-    }
-    fn name(&self) -> String {
-        "scripted".to_owned()
-    }
-    fn n_seqs(&self) -> usize {
-        1
-    }
-    fn context(&self) -> usize {
-        32
-    }
-    fn max_batch(&self) -> usize {
-        5
-    }
-    fn memory_bytes(&self) -> u64 {
-        0
-    }
-    fn embed(&mut self, batch: &[Token]) -> Result<()> {
-        check_batch(self, batch)?;
-        if self.fail {
-            return Err(Error::Device("unplugged".to_owned()));
-        }
-        self.first_in_batch = batch[0].pos as usize;
-        assert!(self.first_in_batch <= self.text.len(), "a gap in the positions");
-        self.text.truncate(self.first_in_batch);
-        for token in batch {
+impl Scripted {
+    /// Appends tokens; the logits after each of `rows` of them.
+    fn compute(&mut self, tokens: &[Token], rows: &[usize]) {
+        let first = tokens[0].pos as usize;
+        assert!(first <= self.text.len(), "a gap in the positions");
+        self.text.truncate(first);
+        for token in tokens {
             assert_eq!(token.pos as usize, self.text.len());
             self.text.push(token.id);
         }
-        self.steps.push(batch.len());
-        Ok(())
-    }
-    fn qkv(&mut self, _: usize) -> Result<()> {
-        Ok(())
-    }
-    fn attention(&mut self, _: usize) -> Result<()> {
-        Ok(())
-    }
-    fn out_proj(&mut self, _: usize) -> Result<()> {
-        Ok(())
-    }
-    fn up_gate(&mut self, _: usize) -> Result<()> {
-        Ok(())
-    }
-    fn down(&mut self, _: usize) -> Result<()> {
-        Ok(())
-    }
-    fn logits(&mut self, rows: &[usize]) -> Result<&[f32]> {
-        self.logits.clear();
+        self.out.clear();
         for row in rows {
-            let start = self.logits.len();
-            self.logits.resize(start + self.config.vocab, 0.0);
-            let next = (self.next)(&self.text[..=self.first_in_batch + row]);
-            self.logits[start + next as usize] = 9.0;
+            let start = self.out.len();
+            self.out.resize(start + self.spec.config.vocab, 0.0);
+            let next = (self.next)(&self.text[..=first + row]);
+            self.out[start + next as usize] = 9.0;
         }
-        Ok(&self.logits)
     }
-    fn decode(
-        &mut self,
-        first: &[Token],
-        samplers: &mut [Sampler],
-        n: usize,
-        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
-    ) -> Result<bool> {
-        let Some(ahead) = self.ahead else {
-            return Ok(false);
-        };
-        let mut token = first[0];
-        let mut device = samplers[0].clone();
-        let mut compute = |backend: &mut Self| -> Result<u32> {
-            token.id = device.sample(backend.step(&[token], &[0])?)?;
-            token.pos += 1;
-            device.accept(token.id);
-            Ok(token.id)
-        };
-        for i in 0..n {
-            let id = compute(self)?;
-            samplers[0].chosen(id);
-            if on_tokens(&[id]).is_break() {
-                for _ in 0..ahead.min(n - i - 1) {
-                    compute(self)?;
-                }
-                break;
-            }
+}
+
+impl Backend for Scripted {
+    fn spec(&self) -> &Spec {
+        &self.spec
+    }
+    fn step(&mut self, batch: &Batch, want: Want<'_>) -> Result<&[f32]> {
+        self.spec.check(batch, want)?;
+        if self.fail {
+            return Err(Error::Device("unplugged".to_owned()));
         }
+        self.compute(batch.tokens(), want.rows());
+        self.steps.push(batch.tokens().len());
+        Ok(&self.out)
+    }
+    fn decoder(&mut self) -> Option<&mut dyn Decoder> {
+        if self.ahead.is_some() { Some(self) } else { None }
+    }
+}
+
+impl Decoder for Scripted {
+    fn seats(&self) -> usize {
+        1
+    }
+    fn lookahead(&self) -> usize {
+        1 + self.ahead.unwrap_or(0)
+    }
+    fn seat(&mut self, _: usize, start: Start<'_>, sampler: &Sampler) -> Result<bool> {
+        self.seat = Some((start.token(), sampler.clone()));
         Ok(true)
     }
-    fn read(&mut self, _: Tap) -> Result<Option<Vec<f32>>> {
-        Ok(None)
+    fn pages(&mut self, _: usize, _: &[u32]) -> Result<()> {
+        Ok(())
+    }
+    fn leave(&mut self, _: usize) {
+        self.seat = None;
+        self.ready.clear();
+    }
+    fn ahead(&mut self, steps: usize) -> Result<()> {
+        let (mut token, mut sampler) = self.seat.take().unwrap();
+        for _ in 0..steps {
+            self.compute(&[token], &[0]);
+            token.id = sampler.sample(&self.out)?;
+            token.pos += 1;
+            sampler.accept(token.id);
+            self.ready.push(token.id);
+        }
+        self.seat = Some((token, sampler));
+        Ok(())
+    }
+    fn next(&mut self, out: &mut Vec<(usize, u32)>) -> Result<()> {
+        out.push((0, self.ready.remove(0)));
+        Ok(())
     }
 }
 
@@ -124,15 +105,27 @@ fn folder() -> PathBuf {
 }
 
 fn backend(next: fn(&[u32]) -> u32) -> Scripted {
-    Scripted {
+    let spec = Spec {
         config: Checkpoint::open(folder()).unwrap().config().clone(),
+        name: "scripted".to_owned(),
+        page: 32,
+        n_pages: 1,
+        max_seqs: 1,
+        context: 32,
+        max_batch: 5,
+        kv_type: KvType::F32,
+        memory_bytes: 0,
+    };
+    Scripted {
+        spec,
         next,
         text: Vec::new(),
-        first_in_batch: 0,
-        logits: Vec::new(),
+        out: Vec::new(),
         steps: Vec::new(),
         fail: false,
         ahead: None,
+        seat: None,
+        ready: Vec::new(),
     }
 }
 
@@ -323,8 +316,7 @@ fn the_context_ends_it_and_a_longer_prompt_is_refused() {
         message
     };
     assert!(
-        refused(&[1; 33])
-            .starts_with("the prompt has 33 tokens and the context holds 32; raise it with --ctx-size")
+        refused(&[1; 33]).starts_with("the context holds 32 tokens, and 33 are needed; shorten the prompt")
     );
     assert!(refused(&[]).starts_with("the prompt is empty"));
     assert!(refused(&[1024]).starts_with("prompt token 1024 is not below the model's vocabulary size 1024"));

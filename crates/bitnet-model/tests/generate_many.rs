@@ -2,103 +2,118 @@
 
 mod prompts;
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use bitnet_model::{
-    Backend, Checkpoint, Config, CpuBackend, CpuOptions, Event, FinishReason, GenerateOptions, Generation,
-    Generator, Prompt, Result, Sampler, Sampling, Tap, Token,
+    Backend, Batch, Checkpoint, CpuBackend, CpuOptions, Decoder, Event, FinishReason, GenerateOptions,
+    Generation, Generator, Pages, Prompt, Result, Run, Sampler, Sampling, Seq, Spec, Start, Token, Want,
 };
 use prompts::{folder, ids};
 
 const CONTEXT: usize = 64;
 
-/// A CPU that decodes as a device does: without the host, and some tokens further than it is asked to.
+/// A CPU that decodes as a device does: without the host, and some tokens further than are read. It computes those with
+/// a cache of its own, from the tokens that the host's steps had.
 struct Device {
     cpu: CpuBackend,
-    /// Most sequences that it decodes.
-    width: usize,
+    other: CpuBackend,
+    pages: Pages,
+    /// By page, which holds a whole sequence, the tokens in it.
+    texts: Vec<Vec<u32>>,
+    seats: Vec<Option<Seat>>,
+    ready: VecDeque<Vec<(usize, u32)>>,
+}
+
+struct Seat {
+    next: Token,
+    page: usize,
+    seq: Seq,
+    sampler: Sampler,
 }
 
 impl Backend for Device {
-    fn config(&self) -> &Config {
-        self.cpu.config()
+    fn spec(&self) -> &Spec {
+        self.cpu.spec()
     }
-    fn name(&self) -> String {
-        self.cpu.name()
-    }
-    fn n_seqs(&self) -> usize {
-        self.cpu.n_seqs()
-    }
-    fn context(&self) -> usize {
-        self.cpu.context()
-    }
-    fn max_batch(&self) -> usize {
-        self.cpu.max_batch()
-    }
-    fn memory_bytes(&self) -> u64 {
-        self.cpu.memory_bytes()
-    }
-    fn embed(&mut self, batch: &[Token]) -> Result<()> {
-        self.cpu.embed(batch)
-    }
-    fn qkv(&mut self, layer: usize) -> Result<()> {
-        self.cpu.qkv(layer)
-    }
-    fn attention(&mut self, layer: usize) -> Result<()> {
-        self.cpu.attention(layer)
-    }
-    fn out_proj(&mut self, layer: usize) -> Result<()> {
-        self.cpu.out_proj(layer)
-    }
-    fn up_gate(&mut self, layer: usize) -> Result<()> {
-        self.cpu.up_gate(layer)
-    }
-    fn down(&mut self, layer: usize) -> Result<()> {
-        self.cpu.down(layer)
-    }
-    fn logits(&mut self, rows: &[usize]) -> Result<&[f32]> {
-        self.cpu.logits(rows)
-    }
-    fn read(&mut self, tap: Tap) -> Result<Option<Vec<f32>>> {
-        self.cpu.read(tap)
-    }
-    fn decode(
-        &mut self,
-        first: &[Token],
-        samplers: &mut [Sampler],
-        n: usize,
-        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
-    ) -> Result<bool> {
-        if first.len() > self.width {
-            return Ok(false);
+    fn step(&mut self, batch: &Batch, want: Want<'_>) -> Result<&[f32]> {
+        for (token, &row) in batch.tokens().iter().zip(batch.rows()) {
+            let text = &mut self.texts[batch.table(row as usize)[0] as usize];
+            text.truncate(token.pos as usize);
+            text.push(token.id);
         }
-        let vocab = self.config().vocab;
-        let rows: Vec<usize> = (0..first.len()).collect();
-        let mut device = samplers.to_vec();
-        let mut batch = first.to_vec();
-        let mut flow = ControlFlow::Continue(());
-        let mut ahead = 2;
-        for _ in 0..n {
-            let logits = self.step(&batch, &rows)?.to_vec();
-            for (row, logits) in logits.chunks_exact(vocab).enumerate() {
-                batch[row].id = device[row].sample(logits)?;
-                batch[row].pos += 1;
-                device[row].accept(batch[row].id);
-            }
-            if flow.is_break() {
-                if ahead == 0 {
-                    break;
-                }
-                ahead -= 1;
-                continue;
-            }
-            let ids: Vec<u32> = batch.iter().map(|token| token.id).collect();
-            for (sampler, &id) in samplers.iter_mut().zip(&ids) {
-                sampler.chosen(id);
-            }
-            flow = on_tokens(&ids);
+        self.cpu.step(batch, want)
+    }
+    fn decoder(&mut self) -> Option<&mut dyn Decoder> {
+        if self.seats.is_empty() { None } else { Some(self) }
+    }
+}
+
+impl Decoder for Device {
+    fn seats(&self) -> usize {
+        self.seats.len()
+    }
+    fn lookahead(&self) -> usize {
+        3
+    }
+    fn seat(&mut self, seat: usize, start: Start<'_>, sampler: &Sampler) -> Result<bool> {
+        let page = start.pages()[0] as usize;
+        let text = &mut self.texts[page];
+        text.truncate(start.token().pos as usize);
+        assert_eq!(text.len(), start.token().pos as usize);
+        let (seq, _) = self.pages.open(&[], 0);
+        for ids in text.chunks(3) {
+            let batch = self.pages.batch(&[Run { seq: &seq, ids }])?;
+            self.other.step(&batch, Want::Nothing)?;
         }
+        assert!(self.seats[seat].is_none());
+        self.seats[seat] = Some(Seat {
+            next: start.token(),
+            page,
+            seq,
+            sampler: sampler.clone(),
+        });
         Ok(true)
+    }
+    fn pages(&mut self, _: usize, _: &[u32]) -> Result<()> {
+        Ok(())
+    }
+    fn leave(&mut self, seat: usize) {
+        if let Some(taken) = self.seats[seat].take() {
+            self.pages.close(taken.seq, false);
+        }
+        for step in &mut self.ready {
+            step.retain(|&(of, _)| of != seat);
+        }
+    }
+    fn ahead(&mut self, steps: usize) -> Result<()> {
+        for _ in 0..steps {
+            let mut step = Vec::new();
+            for (seat, taken) in self.seats.iter_mut().enumerate() {
+                let Some(Seat {
+                    next,
+                    page,
+                    seq,
+                    sampler,
+                }) = taken
+                else {
+                    continue;
+                };
+                self.texts[*page].push(next.id);
+                let batch = self.pages.batch(&[Run { seq, ids: &[next.id] }])?;
+                assert_eq!(batch.tokens(), [*next]);
+                next.id = sampler.sample(self.other.step(&batch, Want::Logits(&[0]))?)?;
+                next.pos += 1;
+                sampler.accept(next.id);
+                step.push((seat, next.id));
+            }
+            self.ready.push_back(step);
+        }
+        Ok(())
+    }
+    fn next(&mut self, out: &mut Vec<(usize, u32)>) -> Result<()> {
+        out.extend(self.ready.pop_front().unwrap());
+        Ok(())
     }
 }
 
@@ -112,9 +127,14 @@ fn device(width: usize) -> Device {
         threads: Some(1),
         ..CpuOptions::default()
     };
+    let cpu = CpuBackend::new(&checkpoint, options.clone()).unwrap();
     Device {
-        cpu: CpuBackend::new(&checkpoint, options).unwrap(),
-        width,
+        pages: Pages::new(cpu.spec()),
+        texts: vec![Vec::new(); options.n_seqs],
+        cpu,
+        other: CpuBackend::new(&checkpoint, options).unwrap(),
+        seats: (0..width).map(|_| None).collect(),
+        ready: VecDeque::new(),
     }
 }
 

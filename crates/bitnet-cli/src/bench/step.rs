@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bitnet_model::{
-    Backend, Checkpoint, CudaBackend, CudaOptions, LmHead, PartTime, Profile, Token, WeightForm, WeightSource,
+    Backend, Checkpoint, CudaBackend, CudaOptions, LmHead, PartTime, Profile, Session, Want, WeightForm,
+    WeightSource,
 };
 use serde_json::{Value, json};
 
@@ -66,20 +67,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut backend = CudaBackend::new(&checkpoint, &options)?;
     let vocab = checkpoint.config().vocab;
     let ids: Vec<u32> = (0..args.depth).map(|i| (i * 7919 % vocab) as u32).collect();
-    let mut first = Vec::new();
-    for seq in 0..args.batch as u32 {
-        for (i, part) in ids.chunks(backend.max_batch()).enumerate() {
-            backend.step(&Token::run(part, i * backend.max_batch(), seq), &[])?;
+    let name = backend.spec().name.clone();
+    let mut session = Session::new(&mut backend);
+    for seq in 0..args.batch {
+        for part in ids.chunks(session.spec().max_batch) {
+            session.step(&[(seq, part)], Want::Nothing)?;
         }
-        first.extend(Token::run(&[1], args.depth, seq));
     }
+    let first: Vec<(usize, &[u32])> = (0..args.batch).map(|seq| (seq, &[1][..])).collect();
+    let batch = session.batch(&first)?;
     let report = Report {
         command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-        backend: backend.name(),
+        backend: name,
         depth: args.depth,
         batch: args.batch,
         peak_gb_per_s,
-        profile: backend.profile(&first)?,
+        profile: backend.profile(&batch)?,
     };
     super::publish(&|format| report.text(format), args.output, &saves)?;
     Ok(ExitCode::SUCCESS)

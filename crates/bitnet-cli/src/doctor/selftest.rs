@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use bitnet_model::{Device, LoadOptions, Message, Model, Prompt, Result, Simd, Token};
+use bitnet_model::{Device, LoadOptions, Message, Model, Prompt, Result, Session, Simd, Want};
 
 use super::check::Check;
 use crate::demo;
@@ -147,13 +147,13 @@ fn load(device: Device, simd: Option<Simd>, threads: Option<usize>) -> Result<Mo
 
 /// Logits of every token: the first ones computed at once, as a prompt is, the last ones one by one.
 fn logits(model: &mut Model, ids: &[u32]) -> Result<Vec<f32>> {
-    let backend = model.backend_mut();
+    let mut session = Session::new(model.backend_mut());
     let n_prompt = ids.len().saturating_sub(N_SINGLE).max(1);
     let rows: Vec<usize> = (0..n_prompt).collect();
-    let mut all = backend.step(&Token::run(&ids[..n_prompt], 0, 0), &rows)?.to_vec();
-    for pos in n_prompt..ids.len() {
-        let token = Token::run(&ids[pos..=pos], pos, 0);
-        all.extend_from_slice(backend.step(&token, &[0])?);
+    let (prompt, rest) = ids.split_at(n_prompt);
+    let mut all = session.step(&[(0, prompt)], Want::Logits(&rows))?.to_vec();
+    for id in rest {
+        all.extend_from_slice(session.step(&[(0, &[*id])], Want::Logits(&[0]))?);
     }
     Ok(all)
 }

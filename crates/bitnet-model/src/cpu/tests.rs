@@ -1,7 +1,7 @@
 mod source;
 
 use super::*;
-use crate::{ActQuant, Activation, Dense, DenseDtype};
+use crate::{ActQuant, Activation, Dense, DenseDtype, Session};
 use source::{Random, RandomDense, model};
 
 /// The models that the tests below run: every branch of the back end.
@@ -48,27 +48,43 @@ fn options(simd: Option<Simd>, threads: usize) -> CpuOptions {
     }
 }
 
-fn prompt(len: usize, vocab: usize, seq: u32) -> Vec<Token> {
-    let token = |pos| Token {
-        id: ((pos * 7 + seq as usize * 5) % vocab) as u32,
-        pos: pos as u32,
-        seq,
-    };
-    (0..len).map(token).collect()
+/// Tokens that a sequence goes on with.
+type Run = (usize, Vec<u32>);
+
+fn prompt(len: usize, vocab: usize, seq: usize) -> Run {
+    let id = |pos| ((pos * 7 + seq * 5) % vocab) as u32;
+    (seq, (0..len).map(id).collect())
 }
 
-/// Bits of the logits of every token, steps as given.
-fn run(backend: &mut CpuBackend, steps: &[Vec<Token>]) -> Vec<(Token, Vec<u32>)> {
+/// Sequence, position and bits of the logits of every token, from the beginning of every sequence, steps as given.
+fn run(backend: &mut CpuBackend, steps: &[Vec<Run>]) -> Vec<(usize, usize, Vec<u32>)> {
+    go_on(&mut Session::new(backend), steps)
+}
+
+fn go_on(session: &mut Session<'_>, steps: &[Vec<Run>]) -> Vec<(usize, usize, Vec<u32>)> {
     let mut out = Vec::new();
     for step in steps {
-        let rows: Vec<usize> = (0..step.len()).collect();
-        let logits = backend.step(step, &rows).unwrap();
+        let runs: Vec<(usize, &[u32])> = step.iter().map(|(seq, ids)| (*seq, &ids[..])).collect();
+        let tokens: Vec<(usize, usize)> = runs
+            .iter()
+            .flat_map(|&(seq, ids)| {
+                let start = session.ids(seq).len();
+                (start..start + ids.len()).map(move |pos| (seq, pos))
+            })
+            .collect();
+        let rows: Vec<usize> = (0..tokens.len()).collect();
+        let logits = session.step(&runs, Want::Logits(&rows)).unwrap();
         let bits = logits
-            .chunks(logits.len() / step.len())
+            .chunks(logits.len() / tokens.len())
             .map(|row| row.iter().map(|x| x.to_bits()).collect());
-        out.extend(step.iter().copied().zip(bits));
+        out.extend(
+            tokens
+                .into_iter()
+                .zip(bits)
+                .map(|((seq, pos), bits)| (seq, pos, bits)),
+        );
     }
-    out.sort_by_key(|(token, _)| (token.seq, token.pos));
+    out.sort();
     out
 }
 
@@ -76,32 +92,33 @@ fn run(backend: &mut CpuBackend, steps: &[Vec<Token>]) -> Vec<(Token, Vec<u32>)>
 fn the_same_request_gives_the_same_bits() {
     const LEN: usize = 21;
     for (name, source) in models() {
-        let prompts: Vec<Vec<Token>> = (0..3).map(|seq| prompt(LEN, source.config.vocab, seq)).collect();
+        let prompts: Vec<Run> = (0..3).map(|seq| prompt(LEN, source.config.vocab, seq)).collect();
+        let part = |seq: usize, range: std::ops::Range<usize>| (seq, prompts[seq].1[range].to_vec());
         let mut plain = CpuBackend::new(&source, options(Some(Simd::Scalar), 1)).unwrap();
-        let one_by_one: Vec<Vec<Token>> = prompts.concat().into_iter().map(|token| vec![token]).collect();
+        let one_by_one: Vec<Vec<Run>> = (0..3 * LEN)
+            .map(|i| vec![part(i / LEN, i % LEN..i % LEN + 1)])
+            .collect();
         let expected = run(&mut plain, &one_by_one);
         assert!(
             expected
                 .iter()
-                .flat_map(|(_, bits)| bits)
+                .flat_map(|(_, _, bits)| bits)
                 .all(|&bits| f32::from_bits(bits).is_finite())
         );
         // Prompts whole, in chunks, and the sequences side by side.
-        let mut cuts: Vec<Vec<Vec<Token>>> = vec![prompts.clone()];
+        let mut cuts: Vec<Vec<Vec<Run>>> = vec![prompts.iter().map(|prompt| vec![prompt.clone()]).collect()];
         for size in [2, 3, 5, 8, 16] {
-            cuts.push(
-                prompts
-                    .iter()
-                    .flat_map(|prompt| prompt.chunks(size).map(<[_]>::to_vec))
-                    .collect(),
-            );
+            let chunks = |(seq, ids): &Run| -> Vec<Vec<Run>> {
+                ids.chunks(size).map(|ids| vec![(*seq, ids.to_vec())]).collect()
+            };
+            cuts.push(prompts.iter().flat_map(chunks).collect());
         }
-        let side_by_side = |pos: usize| prompts.iter().map(|prompt| prompt[pos]).collect();
+        let side_by_side = |pos: usize| (0..3).map(|seq| part(seq, pos..pos + 1)).collect();
         cuts.push((0..LEN).map(side_by_side).collect());
-        let ragged = |pos: usize| [&prompts[2][2 * pos..2 * pos + 2], &prompts[0][pos..=pos]].concat();
-        let mut steps: Vec<Vec<Token>> = (0..LEN / 2).map(ragged).collect();
-        steps.push([&prompts[0][LEN / 2..], &prompts[2][LEN - 1..], &prompts[1][..5]].concat());
-        steps.push(prompts[1][5..].to_vec());
+        let ragged = |pos: usize| vec![part(2, 2 * pos..2 * pos + 2), part(0, pos..pos + 1)];
+        let mut steps: Vec<Vec<Run>> = (0..LEN / 2).map(ragged).collect();
+        steps.push(vec![part(0, LEN / 2..LEN), part(2, LEN - 1..LEN), part(1, 0..5)]);
+        steps.push(vec![part(1, 5..LEN)]);
         cuts.push(steps);
         for simd in Simd::available() {
             for (cut, steps) in cuts.iter().enumerate() {
@@ -125,17 +142,17 @@ fn an_8_bit_head_is_close_and_as_repeatable() {
         };
         let mut stored = CpuBackend::new(&source, options(None, 1)).unwrap();
         let mut backend = CpuBackend::new(&source, int8(Some(Simd::Scalar), 1)).unwrap();
-        let expected = run(&mut backend, std::slice::from_ref(&tokens));
+        let expected = run(&mut backend, &[vec![tokens.clone()]]);
         for simd in Simd::available() {
             let mut backend = CpuBackend::new(&source, int8(Some(simd), 2)).unwrap();
-            let steps: Vec<Vec<Token>> = tokens.chunks(4).map(<[_]>::to_vec).collect();
+            let steps: Vec<Vec<Run>> = tokens.1.chunks(4).map(|ids| vec![(0, ids.to_vec())]).collect();
             assert_eq!(run(&mut backend, &steps), expected, "{name}, {simd}");
         }
-        let stored = run(&mut stored, std::slice::from_ref(&tokens));
+        let stored = run(&mut stored, &[vec![tokens]]);
         let pairs = stored
             .iter()
             .zip(&expected)
-            .flat_map(|(a, b)| a.1.iter().zip(&b.1));
+            .flat_map(|(a, b)| a.2.iter().zip(&b.2));
         let pairs = pairs.map(|(&a, &b)| (f64::from(f32::from_bits(a)), f64::from(f32::from_bits(b))));
         let (mut error, mut size) = (0.0, 0.0);
         for (a, b) in pairs {
@@ -156,13 +173,11 @@ fn taps_are_what_the_verbs_leave() {
     let source = model(|_| ());
     let c = &source.config;
     let mut backend = CpuBackend::new(&source, options(None, 2)).unwrap();
-    let batch = prompt(5, c.vocab, 1);
-    backend.embed(&batch).unwrap();
+    let (_, ids) = prompt(5, c.vocab, 1);
+    let batch = Session::new(&mut backend).batch(&[(1, &ids)]).unwrap();
+    backend.begin(&batch).unwrap();
     let embedding = RandomDense(&source, 1);
-    let expected: Vec<f32> = batch
-        .iter()
-        .flat_map(|token| embedding.row(token.id as usize))
-        .collect();
+    let expected: Vec<f32> = ids.iter().flat_map(|&id| embedding.row(id as usize)).collect();
     assert_eq!(backend.read(Tap::Residual).unwrap().unwrap(), expected);
     backend.qkv(0).unwrap();
     let [query, key, value] =
@@ -187,56 +202,83 @@ fn taps_are_what_the_verbs_leave() {
     backend.up_gate(0).unwrap();
     assert_eq!(backend.read(Tap::Gated).unwrap().unwrap().len(), 5 * c.d_ffn);
     backend.down(0).unwrap();
-    assert_ne!(backend.read(Tap::Residual).unwrap().unwrap(), expected);
+    let residual = backend.read(Tap::Residual).unwrap().unwrap();
+    assert_ne!(residual, expected);
+    // What the head multiplies has a mean square of the norm's weights.
+    let hidden = backend.head(Want::Hidden(&[1, 4])).unwrap();
+    assert_eq!(hidden.len(), 2 * c.d_model);
+    let last = &residual[4 * c.d_model..];
+    let mean = last.iter().map(|x| x * x).sum::<f32>() / c.d_model as f32;
+    let weight = source.final_norm().unwrap();
+    for ((&found, x), weight) in hidden[c.d_model..].iter().zip(last).zip(weight) {
+        let expected = x / (mean + c.rms_eps).sqrt() * weight;
+        assert!(
+            (found - expected).abs() <= 1e-5 * expected.abs(),
+            "{found} {expected}"
+        );
+    }
 }
 
 #[test]
 fn a_sequence_can_be_taken_back() {
     let source = model(|_| ());
     let mut backend = CpuBackend::new(&source, options(None, 1)).unwrap();
-    let tokens = prompt(12, source.config.vocab, 0);
-    let other: Vec<Token> = tokens[4..]
-        .iter()
-        .map(|token| Token { id: 3, ..*token })
-        .collect();
-    let first = run(&mut backend, std::slice::from_ref(&tokens));
-    run(&mut backend, &[other]);
-    let again = run(&mut backend, &[tokens[4..].to_vec()]);
+    let mut session = Session::new(&mut backend);
+    let (_, ids) = prompt(12, source.config.vocab, 0);
+    let first = go_on(&mut session, &[vec![(0, ids.clone())]]);
+    session.rewind(0, 4);
+    go_on(&mut session, &[vec![(0, vec![3; 8])]]);
+    session.rewind(0, 4);
+    assert_eq!(session.ids(0), &ids[..4]);
+    let again = go_on(&mut session, &[vec![(0, ids[4..].to_vec())]]);
     assert_eq!(first[4..], again);
-    run(&mut backend, &[tokens[..2].to_vec()]);
-    let error = backend.step(&tokens[3..4], &[0]).unwrap_err();
-    assert!(
-        error.to_string().contains("the next one to compute is 2"),
-        "{error}"
-    );
 }
 
 #[test]
 fn bad_requests_are_errors_that_name_the_fault() {
     let source = model(|_| ());
     let mut backend = CpuBackend::new(&source, options(None, 1)).unwrap();
-    let token = |id, pos, seq| Token { id, pos, seq };
+    let mut session = Session::new(&mut backend);
     for (batch, message) in [
         (vec![], "batch of 0"),
-        (vec![token(0, 0, 0); 33], "batch of 33"),
-        (vec![token(50, 0, 0)], "token id 50"),
-        (vec![token(0, 40, 0)], "position 40"),
-        (vec![token(0, 0, 3)], "sequence 3"),
-        (vec![token(0, 1, 0)], "the next one to compute is 0"),
-        (
-            vec![token(0, 0, 0), token(0, 2, 0)],
-            "the next one to compute is 1",
-        ),
-        (
-            vec![token(0, 0, 0), token(0, 0, 0)],
-            "the next one to compute is 1",
-        ),
+        (vec![(0, vec![0; 33])], "batch of 33"),
+        (vec![(0, vec![50])], "token id 50"),
+        (vec![(3, vec![0])], "sequence 3"),
     ] {
-        let error = backend.step(&batch, &[]).unwrap_err();
+        let runs: Vec<(usize, &[u32])> = batch.iter().map(|(seq, ids)| (*seq, &ids[..])).collect();
+        let error = session.step(&runs, Want::Nothing).unwrap_err();
         assert!(error.to_string().contains(message), "{error}");
     }
-    assert!(backend.step(&[token(1, 0, 0)], &[1]).is_err());
-    assert!(backend.qkv(2).is_err());
+    session.step(&[(0, &[1; 32])], Want::Nothing).unwrap();
+    let error = session.step(&[(0, &[1; 9])], Want::Nothing).unwrap_err();
+    assert!(
+        matches!(error, Error::ContextFull { needed: 41, have: 40 }),
+        "{error}"
+    );
+    for rows in [&[1][..], &[0, 0]] {
+        let error = session.step(&[(1, &[1])], Want::Logits(rows)).unwrap_err();
+        assert!(error.to_string().contains("ascending order"), "{error}");
+    }
+    let error = backend.qkv(2).unwrap_err();
+    assert!(error.to_string().contains("layer 2 of 2"), "{error}");
+}
+
+#[test]
+fn a_batch_of_another_back_end_is_refused() {
+    let source = model(|_| ());
+    let mut backend = CpuBackend::new(&source, options(None, 1)).unwrap();
+    let larger = CpuOptions {
+        context: 41,
+        ..options(None, 1)
+    };
+    let mut larger = CpuBackend::new(&source, larger).unwrap();
+    let batch = Session::new(&mut larger).batch(&[(2, &[1, 2])]).unwrap();
+    for error in [
+        backend.step(&batch, Want::Nothing).map(drop).unwrap_err(),
+        backend.begin(&batch).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("pages of this back end"), "{error}");
+    }
 }
 
 #[test]
@@ -295,7 +337,10 @@ fn bad_numbers_reach_the_logits() {
     for (name, source) in models() {
         let vocab = source.config.vocab;
         let mut backend = CpuBackend::new(&Poisoned(source), options(None, 1)).unwrap();
-        let logits = backend.step(&prompt(4, vocab, 0), &[3]).unwrap();
+        let mut session = Session::new(&mut backend);
+        let logits = session
+            .step(&[(0, &prompt(4, vocab, 0).1)], Want::Logits(&[3]))
+            .unwrap();
         assert!(logits.iter().all(|x| x.is_nan()), "{name}");
     }
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use super::{Event, FinishReason, GenerateOptions, Generation, Generator, Timings, Writer};
-use crate::{Error, Result, Sampler, Token};
+use crate::{Error, Result, Sampler, Want};
 
 /// When a sequence ends.
 pub(super) struct Rules<'o> {
@@ -163,17 +163,7 @@ impl Many {
         Ok(self.results.into_iter().flatten().collect())
     }
 
-    /// The tokens to compute next.
-    fn tokens(&self, generator: &Generator<'_>) -> Vec<Token> {
-        let token = |s: &Sequence| Token {
-            id: s.last,
-            pos: u32::try_from(generator.cached[s.slot].len()).unwrap_or(u32::MAX),
-            seq: s.slot as u32,
-        };
-        self.sequences.iter().map(token).collect()
-    }
-
-    /// Lets the back end decode until one of them finishes; false where it cannot.
+    /// Lets the device decode until one of them finishes; false where it cannot.
     fn decode_on_device(
         &mut self,
         generator: &mut Generator<'_>,
@@ -181,16 +171,17 @@ impl Many {
         decoding: Instant,
         on_event: &mut dyn FnMut(usize, Event<'_>) -> ControlFlow<()>,
     ) -> Result<bool> {
-        let first = self.tokens(generator);
+        let first: Vec<(usize, u32)> = self.sequences.iter().map(|s| (s.slot, s.last)).collect();
         let left = self.sequences.iter().map(|s| s.limit - s.run.ids.len());
         let n = left.min().unwrap_or(0);
-        let (cached, sequences) = (&mut generator.cached, &mut self.sequences);
+        let (samplers, sequences) = (&mut self.samplers, &mut self.sequences);
         let mut failure: Option<Error> = None;
-        let mut on_tokens = |ids: &[u32]| {
+        let on_device = samplers.clone();
+        let done = generator.session.decode(&first, &on_device, n, |ids| {
             let mut is_over = false;
-            for (sequence, &id) in sequences.iter_mut().zip(ids) {
+            for ((sequence, sampler), &id) in sequences.iter_mut().zip(&mut *samplers).zip(ids) {
                 let slot = sequence.slot;
-                cached[slot].push(sequence.last);
+                sampler.chosen(id);
                 sequence.run.timings.decode_tokens += 1;
                 sequence.run.timings.decode = decoding.elapsed();
                 let taken = sequence.take(id, rules, &mut |event| on_event(slot, event));
@@ -202,12 +193,7 @@ impl Many {
             } else {
                 ControlFlow::Continue(())
             }
-        };
-        let done = generator
-            .backend
-            .decode(&first, &mut self.samplers, n, &mut on_tokens);
-        // After a failure nobody knows what stands in the cache.
-        let done = done.inspect_err(|_| cached.iter_mut().for_each(Vec::clear))?;
+        })?;
         failure.map_or(Ok(done), Err)
     }
 
@@ -219,14 +205,14 @@ impl Many {
         decoding: Instant,
         on_event: &mut dyn FnMut(usize, Event<'_>) -> ControlFlow<()>,
     ) -> Result<()> {
-        let vocab = generator.backend.config().vocab;
-        let at_once = generator.backend.max_batch().max(1);
-        let tokens = self.tokens(generator);
+        let spec = generator.session.spec();
+        let (vocab, at_once) = (spec.config.vocab, spec.max_batch);
         let all = self.sequences.chunks_mut(at_once);
-        let all = all.zip(self.samplers.chunks_mut(at_once));
-        for ((sequences, samplers), tokens) in all.zip(tokens.chunks(at_once)) {
-            let rows: Vec<usize> = (0..tokens.len()).collect();
-            let logits = generator.step(tokens, &rows)?;
+        for (sequences, samplers) in all.zip(self.samplers.chunks_mut(at_once)) {
+            let last: Vec<(usize, [u32; 1])> = sequences.iter().map(|s| (s.slot, [s.last])).collect();
+            let runs: Vec<(usize, &[u32])> = last.iter().map(|(slot, id)| (*slot, &id[..])).collect();
+            let rows: Vec<usize> = (0..runs.len()).collect();
+            let logits = generator.session.step(&runs, Want::Logits(&rows))?;
             for ((sequence, sampler), logits) in
                 sequences.iter_mut().zip(samplers).zip(logits.chunks_exact(vocab))
             {

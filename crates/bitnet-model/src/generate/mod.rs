@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use many::{Many, Rules, Sequence};
 
 use crate::{
-    Backend, ChatTemplate, Detokenizer, Error, Message, Result, Sampler, Sampling, SpecialTokens,
-    StopStrings, Token, Tokenizer,
+    Backend, ChatTemplate, Detokenizer, Error, Message, Result, Sampler, Sampling, Session, SpecialTokens,
+    StopStrings, Tokenizer, Want,
 };
 
 /// What to continue.
@@ -180,38 +180,35 @@ pub struct Generation {
 /// # Ok::<(), bitnet_model::Error>(())
 /// ```
 pub struct Generator<'m> {
-    backend: &'m mut dyn Backend,
+    /// Its sequences keep what they have from one prompt to the next.
+    session: Session<'m>,
     tokenizer: Option<&'m Tokenizer>,
     chat: Option<&'m ChatTemplate>,
     stop_ids: Vec<u32>,
-    /// The tokens whose keys and values stand in the cache, by sequence slot.
-    cached: Vec<Vec<u32>>,
 }
 
 impl<'m> Generator<'m> {
-    /// A generator on the slots of `backend`, from the first. Without a tokenizer it takes and gives token ids alone. It stops at the
+    /// A generator on the sequences of `backend`. Without a tokenizer it takes and gives token ids alone. It stops at the
     /// model's end-of-sequence tokens and at `<|eot_id|>`.
     pub fn new(
         backend: &'m mut dyn Backend,
         tokenizer: Option<&'m Tokenizer>,
         chat: Option<&'m ChatTemplate>,
     ) -> Self {
-        let mut stop_ids = backend.config().eos.clone();
+        let mut stop_ids = backend.spec().config.eos.clone();
         stop_ids.extend(tokenizer.and_then(|t| t.token_to_id("<|eot_id|>")));
-        let cached = vec![Vec::new(); backend.n_seqs()];
         Self {
-            backend,
+            session: Session::new(backend),
             tokenizer,
             chat,
             stop_ids,
-            cached,
         }
     }
 
     /// Tokens that prompt and answer together may have.
     #[must_use]
     pub fn context(&self) -> usize {
-        self.backend.context()
+        self.session.spec().context
     }
 
     /// The text of `ids`, special tokens spelled out.
@@ -285,11 +282,11 @@ impl<'m> Generator<'m> {
         mut on_event: impl FnMut(usize, Event<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>> {
         let start = Instant::now();
-        if prompts.len() > self.cached.len() {
+        let n_seqs = self.session.spec().max_seqs;
+        if prompts.len() > n_seqs {
             return Err(Error::Request(format!(
-                "{} prompts at once, and the model was loaded for {}; load it for more sequences",
-                prompts.len(),
-                self.cached.len()
+                "{} prompts at once, and the model was loaded for {n_seqs}; load it for more sequences",
+                prompts.len()
             )));
         }
         let ids = prompts.iter().map(|&prompt| {
@@ -311,10 +308,10 @@ impl<'m> Generator<'m> {
             let mut sequence = self.begin(slot, ids, options);
             let prompt = &sequence.run.prompt_ids;
             prompt.iter().for_each(|&id| sampler.accept(id));
-            let reused = self.cached[slot].len();
+            let reused = self.session.ids(slot).len();
             let first = self.prefill(slot, prompt, sequence.limit, &mut sampler, &mut on_event)?;
             let timings = &mut sequence.run.timings;
-            timings.prefill_tokens = self.cached[slot].len() - reused;
+            timings.prefill_tokens = self.session.ids(slot).len() - reused;
             timings.prefill = begun.elapsed();
             if let Some(id) = first {
                 timings.first_token = start.elapsed();
@@ -331,12 +328,12 @@ impl<'m> Generator<'m> {
     /// A sequence in `slot`, whose cache keeps what it has of the prompt.
     fn begin(&mut self, slot: usize, prompt_ids: Vec<u32>, options: &GenerateOptions) -> Sequence {
         // The last prompt token is computed even if it is cached: its logits are not.
-        let cached = &mut self.cached[slot];
-        let same = cached.iter().zip(&prompt_ids).take_while(|(a, b)| a == b);
+        let cached = self.session.ids(slot).iter();
+        let same = cached.zip(&prompt_ids).take_while(|(a, b)| a == b);
         let reused = same.count().min(prompt_ids.len() - 1);
-        cached.truncate(reused);
+        self.session.rewind(slot, reused);
         // The last token chosen needs no place in the cache.
-        let room = self.backend.context() - prompt_ids.len() + 1;
+        let room = self.context() - prompt_ids.len() + 1;
         let limit = options.max_tokens.unwrap_or(usize::MAX).min(room);
         let writer = self.tokenizer.map(|tokenizer| Writer {
             detokenizer: Detokenizer::new(tokenizer, options.special),
@@ -353,17 +350,17 @@ impl<'m> Generator<'m> {
 
     /// Refuses what cannot be computed.
     fn check(&self, ids: &[u32], options: &GenerateOptions) -> Result<()> {
-        let (context, vocab) = (self.backend.context(), self.backend.config().vocab);
+        let (context, vocab) = (self.context(), self.session.spec().config.vocab);
         if ids.is_empty() {
             return Err(Error::Request(
                 "the prompt is empty; give at least one token".to_owned(),
             ));
         }
         if ids.len() > context {
-            return Err(Error::Request(format!(
-                "the prompt has {} tokens and the context holds {context}; raise it with --ctx-size or shorten the prompt",
-                ids.len()
-            )));
+            return Err(Error::ContextFull {
+                needed: ids.len(),
+                have: context,
+            });
         }
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             return Err(Error::Request(format!(
@@ -388,19 +385,19 @@ impl<'m> Generator<'m> {
         sampler: &mut Sampler,
         on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Option<u32>> {
-        let max_batch = self.backend.max_batch().max(1);
-        while self.cached[slot].len() < prompt.len() {
-            let first = self.cached[slot].len();
-            let rest = &prompt[first..];
+        let max_batch = self.session.spec().max_batch;
+        while self.session.ids(slot).len() < prompt.len() {
+            let rest = &prompt[self.session.ids(slot).len()..];
             let batch = &rest[..rest.len().min(max_batch)];
-            let tokens = Token::run(batch, first, slot as u32);
+            let runs = [(slot, batch)];
             let chosen = if batch.len() == rest.len() && limit > 0 {
-                Some(sampler.sample(self.step(&tokens, &[batch.len() - 1])?)?)
+                let logits = self.session.step(&runs, Want::Logits(&[batch.len() - 1]))?;
+                Some(sampler.sample(logits)?)
             } else {
-                self.step(&tokens, &[])?;
+                self.session.step(&runs, Want::Nothing)?;
                 None
             };
-            let (done, total) = (self.cached[slot].len(), prompt.len());
+            let (done, total) = (self.session.ids(slot).len(), prompt.len());
             if on_event(Event::Prefill { done, total }).is_break() {
                 return Ok(None);
             }
@@ -409,18 +406,6 @@ impl<'m> Generator<'m> {
             }
         }
         Ok(None)
-    }
-
-    /// Appends tokens to their sequences; the logits of `rows` of them.
-    fn step(&mut self, batch: &[Token], rows: &[usize]) -> Result<&[f32]> {
-        let cached = &mut self.cached;
-        for token in batch {
-            cached[token.seq as usize].push(token.id);
-        }
-        // After a failure nobody knows what stands in the cache.
-        self.backend
-            .step(batch, rows)
-            .inspect_err(|_| cached.iter_mut().for_each(Vec::clear))
     }
 }
 

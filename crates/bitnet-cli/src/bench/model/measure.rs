@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use bitnet_model::{Backend, Sampler, Sampling, Token};
+use bitnet_model::{Backend, Sampler, Sampling, Session, Want};
 
 /// One test: tokens of context, then a prompt or decoded tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,15 +101,15 @@ fn ids(n: usize, vocab: usize) -> Vec<u32> {
     (0..n).map(|_| next()).collect()
 }
 
-fn prefill(backend: &mut dyn Backend, ids: &[u32], first: usize, seq: u32) -> anyhow::Result<u32> {
+/// Appends tokens to a sequence; the likeliest one after them.
+fn prefill(session: &mut Session<'_>, ids: &[u32], seq: usize) -> anyhow::Result<u32> {
     let mut best = 0;
-    let batch = backend.max_batch();
+    let batch = session.spec().max_batch;
     for (i, part) in ids.chunks(batch).enumerate() {
-        let last = (i + 1) * batch >= ids.len();
-        let rows = if last { vec![part.len() - 1] } else { Vec::new() };
-        let logits = backend.step(&Token::run(part, first + i * batch, seq), &rows)?;
-        if last {
-            best = arg_max(logits);
+        if (i + 1) * batch < ids.len() {
+            session.step(&[(seq, part)], Want::Nothing)?;
+        } else {
+            best = arg_max(session.step(&[(seq, part)], Want::Logits(&[part.len() - 1]))?);
         }
     }
     Ok(best)
@@ -133,10 +133,11 @@ pub(super) fn measure(
         depth,
         sequences,
     } = test;
-    let vocab = backend.config().vocab;
+    let vocab = backend.spec().config.vocab;
     // A sequence begins with one token at least, so that there is something to decode from.
     let context = ids(depth.max(1), vocab);
     let prompt = ids(n_prompt, vocab);
+    let mut session = Session::new(backend);
     let mut outcome = Outcome {
         test,
         rates: Vec::new(),
@@ -146,23 +147,23 @@ pub(super) fn measure(
     };
     if n_prompt == 0 {
         for seq in 0..sequences {
-            prefill(backend, &context, 0, seq as u32)?;
+            prefill(&mut session, &context, seq)?;
         }
     } else if depth > 0 {
-        prefill(backend, &context, 0, 0)?;
+        prefill(&mut session, &context, 0)?;
     }
+    let held = session.ids(0).len();
     // One more than is counted: the first finds caches cold and recordings not made.
     for repetition in 0..=repetitions {
+        (0..sequences).for_each(|seq| session.rewind(seq, held));
         let start = Instant::now();
         let mut times = Vec::new();
         if n_prompt > 0 {
-            prefill(backend, &prompt, depth, 0)?;
+            prefill(&mut session, &prompt, 0)?;
             times.push(start.elapsed());
         } else {
-            let first: Vec<Token> = (0..sequences)
-                .map(|seq| Token::run(&context[..1], context.len(), seq as u32)[0])
-                .collect();
-            decode(backend, &first, n_gen, || times.push(start.elapsed()))?;
+            let first: Vec<(usize, u32)> = (0..sequences).map(|seq| (seq, context[0])).collect();
+            decode(&mut session, &first, n_gen, || times.push(start.elapsed()))?;
         }
         let elapsed = start.elapsed().as_secs_f64();
         if repetition > 0 {
@@ -180,27 +181,27 @@ pub(super) fn measure(
 
 /// Decodes `n` tokens of each sequence greedily, on the device where it can.
 fn decode(
-    backend: &mut dyn Backend,
-    first: &[Token],
+    session: &mut Session<'_>,
+    first: &[(usize, u32)],
     n: usize,
     mut done: impl FnMut(),
 ) -> anyhow::Result<()> {
-    let mut samplers = vec![Sampler::new(Sampling::greedy())?; first.len()];
-    let mut on_tokens = |_: &[u32]| {
+    let samplers = vec![Sampler::new(Sampling::greedy())?; first.len()];
+    let on_tokens = |_: &[u32]| {
         done();
         ControlFlow::Continue(())
     };
-    if backend.decode(first, &mut samplers, n, &mut on_tokens)? {
+    if session.decode(first, &samplers, n, on_tokens)? {
         return Ok(());
     }
-    let vocab = backend.config().vocab;
+    let vocab = session.spec().config.vocab;
     let rows: Vec<usize> = (0..first.len()).collect();
-    let mut batch = first.to_vec();
+    let mut last: Vec<(usize, [u32; 1])> = first.iter().map(|&(seq, id)| (seq, [id])).collect();
     for _ in 0..n {
-        let logits = backend.step(&batch, &rows)?;
-        for (token, logits) in batch.iter_mut().zip(logits.chunks_exact(vocab)) {
-            token.id = arg_max(logits);
-            token.pos += 1;
+        let runs: Vec<(usize, &[u32])> = last.iter().map(|(seq, id)| (*seq, &id[..])).collect();
+        let logits = session.step(&runs, Want::Logits(&rows))?;
+        for ((_, id), logits) in last.iter_mut().zip(logits.chunks_exact(vocab)) {
+            id[0] = arg_max(logits);
         }
         done();
     }

@@ -109,8 +109,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         runs.push(Run {
             weights,
-            backend: backend.name(),
-            memory_bytes: backend.memory_bytes(),
+            backend: backend.spec().name.clone(),
+            memory_bytes: backend.spec().memory_bytes,
             weight_bytes: bytes,
             load,
             outcomes,

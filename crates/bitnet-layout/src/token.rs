@@ -1,0 +1,10 @@
+//! One token to compute, as the host and both kinds of device name it.
+
+/// A vocabulary index at a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token {
+    /// Vocabulary index.
+    pub id: u32,
+    /// Position in its sequence, from 0.
+    pub pos: u32,
+}

@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use bitnet_cpu::Cpu;
 use bitnet_model::{Device, Files, KvType, LmHead, LoadOptions, Sampling, Simd, read_file};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
@@ -361,17 +362,18 @@ impl TypedValueParser for DeviceParser {
 /// A number of threads. More than can be useful on any machine would only run out of memory.
 pub(crate) fn threads(text: &str) -> Result<usize, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    match text.parse::<u128>() {
-        Ok(n @ 1..=MAX_THREADS) => Ok(n as usize),
-        Ok(0) | Err(_) => Err(format!("expected a whole number from 1 to {MAX_THREADS}")),
-        Ok(_) => Err(format!(
-            "at most {MAX_THREADS} threads; this machine has {cores} cores"
+    const MAX: usize = Cpu::MAX_THREADS;
+    match text.parse::<u128>().map(usize::try_from) {
+        Ok(Ok(n @ 1..=MAX)) => Ok(n),
+        Ok(Ok(0)) => Err(format!("expected a whole number from 1 to {MAX}")),
+        Err(_) if !text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Err(format!("expected a whole number from 1 to {MAX}"))
+        }
+        _ => Err(format!(
+            "at most {MAX} threads can be used; this machine has {cores} cores"
         )),
     }
 }
-
-/// Most threads.
-const MAX_THREADS: u128 = 1024;
 
 fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     let parse = || {

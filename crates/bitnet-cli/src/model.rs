@@ -2,7 +2,7 @@
 
 use bitnet_model::{Backend, Checkpoint, Config, Files, LoadOptions, Model, Watched, open_backend};
 
-use crate::failure::hinted;
+use crate::failure::{also_hinted, hinted};
 use crate::progress::Bar;
 use crate::terminal::{Terminal, say};
 
@@ -11,7 +11,8 @@ pub(crate) fn load(files: &Files, options: LoadOptions, terminal: Terminal) -> a
     require(files)?;
     let asked = options.context;
     let bar = Bar::loading(files, terminal);
-    let model = Model::load_watched(files, options, &mut |done, total| bar.set(done, total))?;
+    let model =
+        Model::load_watched(files, options, &mut |done, total| bar.set(done, total)).map_err(advised)?;
     drop(bar);
     if let Some(context) = asked {
         warn_past_training(context, model.config());
@@ -23,7 +24,18 @@ pub(crate) fn load(files: &Files, options: LoadOptions, terminal: Terminal) -> a
 pub(crate) fn open(checkpoint: &Checkpoint, options: &LoadOptions) -> anyhow::Result<Box<dyn Backend>> {
     let bar = Bar::loading(checkpoint.files(), Terminal::detect(false));
     let mut report = |done, total| bar.set(done, total);
-    Ok(open_backend(&Watched::new(checkpoint, &mut report), options)?)
+    open_backend(&Watched::new(checkpoint, &mut report), options).map_err(advised)
+}
+
+/// The flag that changes what the library refuses.
+fn advised(error: bitnet_model::Error) -> anyhow::Error {
+    match &error {
+        bitnet_model::Error::Device(message) if message.starts_with("a context of ") => also_hinted(
+            error.into(),
+            "-c sets the context; --kv-type bf16 takes half the memory of f32".into(),
+        ),
+        _ => error.into(),
+    }
 }
 
 /// Refuses a folder that is not there.

@@ -20,7 +20,7 @@ impl Bar {
         }
         let bar = Self::new(
             format!("loading {}", visible(&files.to_string())),
-            "{spinner} {prefix} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} eta {eta}",
+            "{spinner} {prefix} [{wide_bar}] {bytes}/{total_bytes} {binary_bytes_per_sec} eta {eta}",
         );
         bar.0.enable_steady_tick(Duration::from_millis(100));
         bar
@@ -30,7 +30,7 @@ impl Bar {
     pub(crate) fn bytes(what: &'static str) -> Self {
         Self::new(
             what,
-            "{prefix} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} eta {eta} {wide_msg}",
+            "{prefix} [{bar:20}] {bytes}/{total_bytes} {binary_bytes_per_sec} eta {eta} {wide_msg}",
         )
     }
 
@@ -38,7 +38,7 @@ impl Bar {
     pub(crate) fn tokens(what: &'static str) -> Self {
         Self::new(
             what,
-            "{prefix} [{bar:30}] {pos}/{len} tokens, {per_sec} eta {eta} {wide_msg}",
+            "{prefix} [{bar:20}] {pos}/{len} tokens, {per_sec} eta {eta} {wide_msg}",
         )
     }
 

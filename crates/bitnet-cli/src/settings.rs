@@ -189,6 +189,7 @@ pub(crate) fn explain(error: anyhow::Error, origins: &[Origin]) -> anyhow::Error
         text.contains(&origin.name)
             || text.contains(&origin.name.replace('-', " "))
             || (origin.value.len() > 2 && text.contains(&origin.value))
+            || (origin.name == "device" && text.contains("NVIDIA"))
     };
     let places: Vec<String> = origins
         .iter()

@@ -118,8 +118,8 @@ mod state {
     /// Makes the terminal what it was, if a line editor has it. A program in the background leaves it to the one in front:
     /// the system would stop it for touching it.
     pub(crate) fn restore() {
-        let in_front = tcgetpgrp(std::io::stdin()) == Ok(getpgrp());
-        if !EDITING.load(Ordering::Relaxed) || !in_front {
+        let behind = tcgetpgrp(std::io::stdin()).is_ok_and(|front| front != getpgrp());
+        if !EDITING.load(Ordering::Relaxed) || behind {
             return;
         }
         if let Ok(before) = BEFORE.try_lock()
@@ -129,7 +129,7 @@ mod state {
         }
         // The editor had bracketed paste turned on, and the cursor on its line.
         let mut out = std::io::stdout();
-        let _ = out.write_all(b"\x1b[?2004l\r\n").and_then(|()| out.flush());
+        let _ = out.write_all(b"\x1b[?2004l\n").and_then(|()| out.flush());
     }
 }
 

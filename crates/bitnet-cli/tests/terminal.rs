@@ -40,11 +40,16 @@ impl Session {
         Self::of(&[&common, args].concat(), environment)
     }
 
-    /// `bitnet <args>`.
+    /// `bitnet <args>` on a wide terminal.
     fn of(args: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::wide(200, args, environment)
+    }
+
+    /// `bitnet <args>` on a terminal of `columns`.
+    fn wide(columns: u16, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let size = Winsize {
             ws_row: 30,
-            ws_col: 200,
+            ws_col: columns,
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
@@ -238,5 +243,69 @@ fn plain_terminals_get_plain_text() {
     // Ctrl-D means the end only to a program that reads.
     session.until("> ");
     session.type_in("\x04");
+    assert!(session.end().success());
+}
+
+#[test]
+fn signals_leave_the_terminal_and_the_history_as_they_should_be() {
+    use nix::sys::termios::tcgetattr;
+    for (signal, status) in [
+        (Signal::SIGTERM, 143),
+        (Signal::SIGHUP, 129),
+        (Signal::SIGQUIT, 131),
+        (Signal::SIGINT, 130),
+    ] {
+        let history = tempfile::tempdir().unwrap();
+        let history = history.path().join("history");
+        let mut session = Session::of(
+            &["chat", "--cpu"],
+            &[("BITNET_HISTORY", history.to_str().unwrap())],
+        );
+        let flags = |session: &Session| tcgetattr(&session.keyboard).unwrap().local_flags;
+        let before = flags(&session);
+        session.until_ready();
+        session.type_in("What is 17 + 25?\r");
+        session.until("first token");
+        session.until("> ");
+        assert_ne!(flags(&session), before, "the editor reads keys");
+        kill(Pid::from_raw(session.child.id().try_into().unwrap()), signal).unwrap();
+        assert_eq!(session.end().code(), Some(status));
+        session.until("\x1b[?2004l\r\n");
+        assert_eq!(flags(&session), before, "{signal}");
+        assert!(std::fs::read_to_string(&history).unwrap().contains("17 + 25"));
+    }
+}
+
+#[test]
+fn eighty_columns_are_enough() {
+    let mut session = Session::wide(80, &["chat", "--cpu"], &[("NO_COLOR", "1")]);
+    let shown = session.until("several\r\nlines\r\n");
+    session.until("> ");
+    session.type_in("What is 17 + 25?\r");
+    let shown = shown + &session.until("42\r\n") + &session.until("\r\n");
+    session.until("> ");
+    session.type_in("/nonsense\r");
+    let shown = shown + &session.until("slash\r\n");
+    for line in shown.split("\r\n").filter(|line| !line.contains('\x1b')) {
+        assert!(line.chars().count() <= 80, "{line:?}");
+    }
+    assert!(
+        shown.contains("tokens/s") && shown.contains("| answer "),
+        "{shown}"
+    );
+    session.until("> ");
+    session.type_in("/exit\r");
+    assert!(session.end().success());
+}
+
+#[test]
+fn a_history_that_is_no_file_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut session = Session::of(&["chat", "--cpu"], &[("BITNET_HISTORY", pipe.to_str().unwrap())]);
+    session.until("warning: no history is kept: ");
+    session.until_ready();
+    session.type_in("/exit\r");
     assert!(session.end().success());
 }

@@ -46,6 +46,9 @@ pub struct Heads {
 }
 
 impl Cpu {
+    /// Most threads: more only share the memory that a few of them keep busy.
+    pub const MAX_THREADS: usize = 1024;
+
     /// The best instruction set of this processor, or the one asked for, with `threads` threads, or as many as the
     /// system lets this process use.
     ///
@@ -60,7 +63,13 @@ impl Cpu {
                 available,
             });
         };
-        let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let threads = threads.unwrap_or_else(|| {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            cores.min(Self::MAX_THREADS)
+        });
+        if threads > Self::MAX_THREADS {
+            return Err(Error::Threads { wanted: threads });
+        }
         Ok(Self {
             simd,
             float: Float::new(simd),

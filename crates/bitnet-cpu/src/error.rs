@@ -32,6 +32,15 @@ pub enum Error {
         /// What fits.
         expected: usize,
     },
+    /// More threads than a processor can use.
+    #[error(
+        "{wanted} threads are too many: at most {} can be used",
+        crate::Cpu::MAX_THREADS
+    )]
+    Threads {
+        /// Threads asked for.
+        wanted: usize,
+    },
     /// A thread could not be started.
     #[error("worker thread {index} of {n_threads} cannot be started: {source}")]
     Thread {

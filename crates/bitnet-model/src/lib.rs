@@ -45,6 +45,8 @@ mod generate;
 
 mod logits_file;
 
+mod memory;
+
 mod model;
 
 pub use bitnet_cpu::{KvType, Simd};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::memory::check_context;
 use crate::{
     Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, Files, GenerateOptions,
     Generator, KvType, LmHead, Result, Sampling, Simd, Tokenizer, Watched, WeightForm, WeightSource,
@@ -270,6 +271,7 @@ pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<
             "bf16 weights need a GPU, and the processor was chosen; use --device cuda".to_owned(),
         )),
         Device::Auto | Device::Cpu => {
+            check_context(source.config(), options, context)?;
             let options = CpuOptions {
                 threads: options.threads,
                 simd: options.simd,

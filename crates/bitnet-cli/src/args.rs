@@ -11,21 +11,25 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use crate::demo;
 use crate::failure::hinted;
+use crate::hub;
 use crate::terminal::say;
 
 /// Which model.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Model folder: a Hugging Face BitNet checkpoint as downloaded, or what `bitnet convert` wrote
+    /// Model folder: a Hugging Face BitNet checkpoint as downloaded, or what `bitnet convert` wrote. Or a model of the Hugging
+    /// Face Hub: owner/name, owner/name:I2_S, each also with @revision; what the cache does not have is fetched
     /// [default: the demo model inside this program]
-    #[arg(short, long, value_name = "FOLDER")]
+    #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
 }
 
 impl ModelArgs {
-    /// The model's files.
-    pub(crate) fn files(&self) -> Files {
-        self.model.as_ref().map_or_else(demo::files, Files::from)
+    /// The model's files, fetched where the hub has them and the cache does not.
+    pub(crate) fn files(&self) -> anyhow::Result<Files> {
+        self.model
+            .as_ref()
+            .map_or_else(|| Ok(demo::files()), |given| hub::files(given))
     }
 
     /// Says which model it is, where nobody named one.

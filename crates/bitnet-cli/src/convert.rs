@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bitnet_model::{Checkpoint, Existing, convert};
 
+use crate::hub;
 use crate::interrupt::{self, Guard};
 use crate::progress;
 use crate::terminal::say;
@@ -16,8 +17,8 @@ use crate::terminal::say;
 /// other commands need. Nothing is left behind when it fails or is interrupted.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The folder to convert, with config.json and the safetensors files
-    #[arg(value_name = "FOLDER")]
+    /// The folder to convert, with config.json and the safetensors files, or a model of the Hugging Face Hub: owner/name
+    #[arg(value_name = "MODEL")]
     source: PathBuf,
     /// The folder to write
     #[arg(short, long, value_name = "FOLDER")]
@@ -30,7 +31,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
-    let source = Checkpoint::open(&args.source)?;
+    let source = Checkpoint::open(hub::files(&args.source)?)?;
     let existing = if args.force {
         Existing::Replace
     } else {

@@ -35,7 +35,7 @@ const GRAMMAR: &str = "output cannot be constrained yet; ask for the form in the
 const DRAFT: &str = "there is no speculative decoding with a second model";
 const ROPE: &str = "positions are computed as config.json says; -c sets the context";
 const LOGS: &str = "there is no log; -q turns the statistics on stderr off";
-const MODEL: &str = "-m names a model: its folder, its GGUF file or a repository of Hugging Face";
+const MODEL: &str = "-m names a model: its folder, its GGUF file, or owner/name:file of the Hugging Face Hub";
 const ADAPTER: &str = "adapters are not supported; merge it into the weights, then convert them";
 const MEDIA: &str = "models here read and write text alone";
 const EXPERTS: &str = "no supported model has experts";
@@ -65,9 +65,12 @@ const TABLE: &[(&[&str], Here)] = &[
     ),
     (
         &["-cl", "--cache-list"],
-        See("models are folders and files; `ls` lists them"),
+        See("`bitnet list` shows what is in the cache"),
     ),
-    (&["--offline"], See("nothing is downloaded unless you ask for it")),
+    (
+        &["--offline"],
+        See("the variable HF_HUB_OFFLINE=1 forbids connections"),
+    ),
     (
         &[
             "--lora",
@@ -588,12 +591,12 @@ const VERBS: &[(&[&str], &str)] = &[
     (&["benchmark", "speed"], "`bitnet bench model` measures a model"),
     (&["ppl"], "`bitnet perplexity` scores a text"),
     (
-        &["pull", "download"],
-        "download the model's folder from Hugging Face, and name it with -m",
+        &["download"],
+        "`bitnet pull` fetches a model from the Hugging Face Hub",
     ),
     (
-        &["list", "ls", "ps", "rm"],
-        "models are folders and files that you keep; -m names one",
+        &["ls", "ps", "cache"],
+        "`bitnet list` shows the models in the cache, and `bitnet rm` removes them",
     ),
     (
         &["env", "collect-env", "devices"],

@@ -208,7 +208,7 @@ impl TextArgs {
             self.model.introduce();
         }
         let options = self.device.options(self.cache.ctx_size, self.cache.kv_type);
-        model::load(&self.model.files(), options, terminal)
+        model::load(&self.model.files()?, options, terminal)
     }
 
     /// Makes sure that the model has a chat template.

@@ -10,6 +10,7 @@ use bitnet_model::{Checkpoint, Inspection, TensorSummary, TernaryCounts, Verific
 use serde_json::json;
 
 use crate::args::ModelArgs;
+use crate::hub;
 use crate::progress::{self, human_bytes};
 use crate::report;
 use crate::terminal::visible;
@@ -17,8 +18,8 @@ use crate::terminal::visible;
 /// Show what is in a model folder: architecture, tensors, sizes, scales, ternary values
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The model folder, which may also be named with -m
-    #[arg(value_name = "FOLDER")]
+    /// The model, which may also be named with -m
+    #[arg(value_name = "MODEL")]
     folder: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
@@ -36,10 +37,10 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let files = match &args.folder {
-        Some(folder) => folder.into(),
+        Some(folder) => hub::files(folder)?,
         None => {
             args.model.introduce();
-            args.model.files()
+            args.model.files()?
         }
     };
     let checkpoint = Checkpoint::open(files)?;

@@ -12,9 +12,11 @@ mod doctor;
 mod failure;
 mod flags;
 mod generate;
+mod hub;
 mod inspect;
 mod interrupt;
 mod line;
+mod list;
 mod logits;
 mod machine;
 mod manual;
@@ -22,8 +24,10 @@ mod measure;
 mod model;
 mod perplexity;
 mod progress;
+mod pull;
 mod repl;
 mod report;
+mod rm;
 mod settings;
 mod terminal;
 mod tokenize;
@@ -64,6 +68,9 @@ struct Cli {
 enum Command {
     Chat(generate::ChatArgs),
     Generate(generate::Args),
+    Pull(pull::Args),
+    List(list::Args),
+    Rm(rm::Args),
     Convert(convert::Args),
     Inspect(inspect::Args),
     Logits(logits::Args),
@@ -86,6 +93,9 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Chat(args) => generate::chat(args),
         Command::Generate(args) => generate::run(args),
+        Command::Pull(args) => pull::run(args),
+        Command::List(args) => list::run(args),
+        Command::Rm(args) => rm::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Logits(args) => logits::run(args),

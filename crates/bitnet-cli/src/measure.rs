@@ -44,7 +44,7 @@ impl MeasureArgs {
     /// Reads the tokens and loads the model; `context` says how many tokens of context that many need.
     pub(crate) fn open(&self, context: impl FnOnce(&Config, usize) -> usize) -> anyhow::Result<Subject> {
         self.model.introduce();
-        let files = self.model.files();
+        let files = self.model.files()?;
         model::require(&files)?;
         let checkpoint = Checkpoint::open(&files)?;
         let config = checkpoint.config();

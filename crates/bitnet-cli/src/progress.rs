@@ -6,7 +6,7 @@ use std::time::Duration;
 use bitnet_model::Files;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::terminal::{Terminal, visible};
+use crate::terminal::{Terminal, say, visible};
 
 /// A bar; dropping it clears it. Where stderr is not a terminal it draws nothing.
 pub(crate) struct Bar(ProgressBar);
@@ -58,6 +58,17 @@ impl Bar {
     pub(crate) fn set(&self, done: u64, total: u64) {
         self.0.set_length(total);
         self.0.set_position(done);
+    }
+
+    /// Shows how much was done before the bar was there; it does not count for the rate.
+    pub(crate) fn resume(&self, done: u64, total: u64) {
+        self.set(done, total);
+        self.0.reset_eta();
+    }
+
+    /// Prints a line above the bar.
+    pub(crate) fn note(&self, line: &str) {
+        self.0.suspend(|| say!("{line}"));
     }
 
     /// Shows what was last done.

@@ -19,7 +19,7 @@ use crate::failure::{also_hinted, hinted, usage};
 use crate::flags;
 
 /// Flags that belong to one run: what to do it with, where its results go, what it prints.
-const OF_ONE_RUN: [&str; 21] = [
+const OF_ONE_RUN: [&str; 23] = [
     "help",
     "version",
     "config",
@@ -42,6 +42,8 @@ const OF_ONE_RUN: [&str; 21] = [
     "save",
     "plot",
     "commit",
+    "all",
+    "yes",
 ];
 
 /// Flags that mean something else in a command than the setting of the same name in others: a default for those would be an

@@ -47,7 +47,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let saves = super::formats(&args.save)?;
     args.model.introduce();
-    let files = args.model.files();
+    let files = args.model.files()?;
     crate::model::require(&files)?;
     let checkpoint = Checkpoint::open(&files)?;
     let peak_gb_per_s = super::kernels::gpu_peak(args.gpu as usize)?;

@@ -70,7 +70,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     args.model.introduce();
     let saves = super::formats(&args.save)?;
-    let files = args.model.files();
+    let files = args.model.files()?;
     crate::model::require(&files)?;
     let checkpoint = Checkpoint::open(&files)?;
     let config = checkpoint.config().clone();

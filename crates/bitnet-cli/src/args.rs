@@ -245,6 +245,8 @@ impl SamplingArgs {
             frequency_penalty: self.frequency_penalty.unwrap_or(model.frequency_penalty),
             logit_bias,
             penalize_prompt: model.penalize_prompt,
+            bad_words: model.bad_words,
+            no_repeat_ngram: model.no_repeat_ngram,
             seed: match self.seed {
                 Some(Seed::Fixed(seed)) => seed,
                 Some(Seed::Random) | None => random_seed(),

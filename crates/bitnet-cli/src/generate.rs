@@ -223,6 +223,7 @@ impl TextArgs {
                 "give one with --chat-template-file, or prompt it with plain text: bitnet generate -p",
             )),
             Some(template) => {
+                template.check()?;
                 if template.is_built_in() {
                     say!(
                         "warning: the model has no chat template; using the one of BitNet b1.58 2B-4T \
@@ -235,10 +236,14 @@ impl TextArgs {
     }
 
     fn answerer<'m>(&self, model: &'m mut Model, terminal: Terminal) -> Answerer<'m> {
+        let GenerateOptions {
+            sampling, mut stop, ..
+        } = model.generate_options();
+        stop.extend_from_slice(&self.stop);
         let options = GenerateOptions {
-            sampling: self.sampling.apply(model.generate_options().sampling),
+            sampling: self.sampling.apply(sampling),
             max_tokens: usize::try_from(self.n_predict).ok(),
-            stop: self.stop.clone(),
+            stop,
             ignore_eos: self.ignore_eos,
             special: if self.special || self.ignore_eos {
                 SpecialTokens::Show

@@ -31,7 +31,7 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     args.model.introduce();
-    let tokenizer = Tokenizer::from_folder(args.model.files()?, None, &[])?;
+    let tokenizer = Tokenizer::of_model(args.model.files()?)?;
     let ids = match &args.ids {
         Some(ids) => args::parse_ids(ids).map_err(anyhow::Error::msg)?,
         None => {

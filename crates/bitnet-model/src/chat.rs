@@ -9,8 +9,8 @@ use minijinja::{Environment, ErrorKind, Output, State, context};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::source::{MAX_TEXT, read_file};
-use crate::tokenizer::{TokenizerConfig, read_object};
+use crate::source::{Fields, MAX_TEXT, read_file};
+use crate::tokenizer::TokenizerConfig;
 use crate::{Error, Files, Result, Tokenizer};
 
 /// The template of BitNet b1.58 2B-4T, for folders of that architecture that come without one.
@@ -72,7 +72,8 @@ impl Message {
 /// ```
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    /// Compiled, or why it cannot be used.
+    environment: Result<Environment<'static>, String>,
     /// What error messages call the template.
     origin: String,
     special_tokens: BTreeMap<String, String>,
@@ -97,8 +98,8 @@ impl ChatTemplate {
         if let Some(source) = config.template(&path)? {
             return Self::compile(source, origin(), config.special_tokens.clone()).map(Some);
         }
-        let model_type =
-            read_object(&files, "config.json")?.and_then(|c| Some(c.get("model_type")?.as_str()?.to_owned()));
+        let config_json = Fields::read(&files, "config.json")?;
+        let model_type = config_json.and_then(|c| Some(c.get("model_type")?.as_str()?.to_owned()));
         if model_type.as_deref() != Some("bitnet") || tokenizer.token_to_id("<|eot_id|>").is_none() {
             return Ok(None);
         }
@@ -143,11 +144,35 @@ impl ChatTemplate {
             .add_template_owned("chat", plain_blocks(source).into_owned())
             .map_err(|e| Error::invalid(&origin, describe(&e)))?;
         Ok(Self {
-            environment,
+            environment: Ok(environment),
             origin,
             special_tokens,
             built_in: false,
         })
+    }
+
+    /// A template that cannot be used, of a model that text and token ids can prompt all the same.
+    pub(crate) fn broken(reason: Error) -> Self {
+        Self {
+            environment: Err(reason.to_string()),
+            origin: String::new(),
+            special_tokens: BTreeMap::new(),
+            built_in: false,
+        }
+    }
+
+    /// Whether it can be used: loading a model passes over what is wrong with its template, which text and token ids do not need.
+    ///
+    /// # Errors
+    /// When its file cannot be read or is malformed, or it does not compile.
+    pub fn check(&self) -> Result<()> {
+        self.compiled().map(|_| ())
+    }
+
+    fn compiled(&self) -> Result<&Environment<'static>> {
+        self.environment
+            .as_ref()
+            .map_err(|reason| Error::Request(reason.clone()))
     }
 
     /// Whether the folder had no template and the one of BitNet b1.58 2B-4T stands in.
@@ -168,7 +193,7 @@ impl ChatTemplate {
             add_generation_prompt => true,
             ..minijinja::Value::from_serialize(&self.special_tokens)
         };
-        self.environment
+        self.compiled()?
             .get_template("chat")
             .and_then(|template| template.render(variables))
             .map_err(|e| Error::Request(format!("{}: {}", self.origin, describe(&e))))

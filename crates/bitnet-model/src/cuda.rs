@@ -186,7 +186,7 @@ impl CudaBackend {
         self.engine.profile(&inputs(batch)?).map_err(device)
     }
 
-    /// How the GPU chooses as `sampler` does; `None` where it cannot: with a bias, or more candidates than it sorts.
+    /// How the GPU chooses as `sampler` does; `None` where it cannot: with biases or rules, or more candidates than it sorts.
     fn choice<'a>(&self, sampler: &Sampler, recent: &'a [u32]) -> Option<Choice<'a>> {
         let s = sampler.sampling();
         let last_n = if sampler.penalizes() {
@@ -201,7 +201,7 @@ impl CudaBackend {
             u32::try_from(s.top_k).ok()?
         };
         let can_sort = is_greedy || ((1..=MAX_TOP_K).contains(&top_k) && s.top_k < self.spec.config.vocab);
-        (can_sort && s.logit_bias.is_empty() && recent.len() <= last_n).then_some(Choice {
+        (can_sort && !s.has_token_rules() && recent.len() <= last_n).then_some(Choice {
             settings: Settings {
                 temperature: s.temperature,
                 top_k,

@@ -1,5 +1,7 @@
 //! Text as it is generated: token by token, never half a character, and held back where it may become a stop string.
 
+use std::ops::Range;
+
 use crate::{Result, Tokenizer};
 
 /// Which tokens become text.
@@ -34,14 +36,19 @@ pub enum SpecialTokens {
 pub struct Detokenizer {
     tokenizer: Tokenizer,
     special: SpecialTokens,
-    /// Byte-level vocabularies: bytes of a character that is not complete.
+    /// Bytes of a character that is not complete: of a byte-level vocabulary, or of a run of byte tokens.
     bytes: Vec<u8>,
-    /// Other vocabularies: every id so far, where the decoding window begins, and where its undecided end begins.
+    /// Other vocabularies: every id so far, where the decoding window begins, and how much of the window's text was returned.
     ids: Vec<u32>,
     window: usize,
-    settled: usize,
+    shown: String,
+    /// Whether the last id was a byte token.
+    in_run: bool,
     emitted: String,
 }
+
+/// Tokens after which a window whose end stays undecided moves on; a character has at most four bytes.
+const WINDOW: usize = 32;
 
 impl Detokenizer {
     /// A detokenizer at the start of a text.
@@ -53,9 +60,17 @@ impl Detokenizer {
             bytes: Vec::new(),
             ids: Vec::new(),
             window: 0,
-            settled: 0,
+            shown: String::new(),
+            in_run: false,
             emitted: String::new(),
         }
+    }
+
+    /// The spelling of `id` where [`Detokenizer::push`] would leave it out: a special token that is hidden.
+    #[must_use]
+    pub fn hidden(&self, id: u32) -> Option<String> {
+        let is_hidden = self.special == SpecialTokens::Hide && self.tokenizer.is_special(id);
+        is_hidden.then(|| self.tokenizer.id_to_token(id).unwrap_or_default())
     }
 
     /// The text that `id` completes; empty while a character is incomplete.
@@ -63,7 +78,7 @@ impl Detokenizer {
     /// # Errors
     /// When the tokenizer's decoder fails.
     pub fn push(&mut self, id: u32) -> Result<String> {
-        if self.special == SpecialTokens::Hide && self.tokenizer.is_special(id) {
+        if self.hidden(id).is_some() {
             return Ok(String::new());
         }
         match self.tokenizer.token_bytes(id) {
@@ -82,9 +97,19 @@ impl Detokenizer {
     pub fn finish(&mut self) -> Result<String> {
         let mut rest = String::from_utf8_lossy(&std::mem::take(&mut self.bytes)).into_owned();
         if !self.ids.is_empty() {
-            let all = self.tokenizer.decode(&std::mem::take(&mut self.ids))?;
-            rest = all.strip_prefix(&self.emitted).unwrap_or_default().to_owned();
-            (self.window, self.settled) = (0, 0);
+            let all = self.tokenizer.decode(&self.ids)?;
+            match all.strip_prefix(&self.emitted) {
+                Some(text) => text.clone_into(&mut rest),
+                // What was returned cannot be taken back; nothing of the end is lost.
+                None if !self.in_run => {
+                    let text = self.tokenizer.decode(&self.ids[self.window..])?;
+                    rest.push_str(beyond(&text, &self.shown));
+                }
+                None => {}
+            }
+            (self.window, self.in_run) = (0, false);
+            self.ids.clear();
+            self.shown.clear();
             self.emitted.clear();
         }
         Ok(rest)
@@ -93,27 +118,65 @@ impl Detokenizer {
     /// Decoders that look at neighbors (leading spaces, byte fallback) see a window that begins at the last token known
     /// to end a character; decoding everything each time would be quadratic.
     fn push_to_window(&mut self, id: u32) -> Result<String> {
+        if let Some(byte) = self.tokenizer.fallback_byte(id) {
+            return self.push_byte(id, byte);
+        }
+        let mut text = String::new();
+        if std::mem::take(&mut self.in_run) {
+            text = String::from_utf8_lossy(&std::mem::take(&mut self.bytes)).into_owned();
+            // A run that is no UTF-8 decodes to other text than what was returned of it; the next token follows either.
+            self.shown = self.tokenizer.decode(&self.ids[self.window..])?;
+        }
         self.ids.push(id);
-        let byte_fallback = |id| {
-            let token = self.tokenizer.id_to_token(id).unwrap_or_default();
-            token.starts_with("<0x") && token.len() == 6
-        };
-        // A run of byte tokens is decoded as one: another byte may still make all of it invalid.
-        if byte_fallback(id) {
-            return Ok(String::new());
-        }
-        let before = self.tokenizer.decode(&self.ids[self.window..self.settled])?;
-        let after = self.tokenizer.decode(&self.ids[self.window..])?;
-        match after.strip_prefix(&before) {
-            Some(text) if !text.ends_with(char::REPLACEMENT_CHARACTER) => {
-                self.window = self.settled;
-                self.settled = self.ids.len();
-                self.emitted.push_str(text);
-                Ok(text.to_owned())
-            }
-            _ => Ok(String::new()),
-        }
+        text.push_str(&self.decode_window()?);
+        self.emitted.push_str(&text);
+        Ok(text)
     }
+
+    /// What the window's text has grown by. Its last U+FFFD is held back, since it may be the beginning of a character.
+    fn decode_window(&mut self) -> Result<String> {
+        let mut all = self.tokenizer.decode(&self.ids[self.window..])?;
+        let is_whole = !all.ends_with(char::REPLACEMENT_CHARACTER);
+        if !is_whole {
+            all.pop();
+        }
+        let text = beyond(&all, &self.shown).to_owned();
+        self.shown = all;
+        let context = if is_whole { 1 } else { WINDOW / 2 };
+        if self.ids.len() - self.window > if is_whole { 1 } else { WINDOW } {
+            self.window = self.ids.len() - context;
+            self.shown = self.tokenizer.decode(&self.ids[self.window..])?;
+            if !is_whole {
+                self.shown.pop();
+            }
+        }
+        Ok(text)
+    }
+
+    /// One of a run of byte tokens. The decoder makes the whole run U+FFFD if any of it is no UTF-8, which may never be known; so
+    /// characters are returned as they become whole.
+    fn push_byte(&mut self, id: u32, byte: u8) -> Result<String> {
+        self.in_run = true;
+        self.ids.push(id);
+        self.bytes.push(byte);
+        let mut text = take_characters(&mut self.bytes);
+        if self.emitted.is_empty() && self.bytes.is_empty() && !text.is_empty() {
+            // Decoders may leave out a space at the very beginning.
+            text = self.tokenizer.decode(&self.ids)?;
+        }
+        self.emitted.push_str(&text);
+        Ok(text)
+    }
+}
+
+/// What of `text` comes after what it has in common with `shown`.
+fn beyond<'s>(text: &'s str, shown: &str) -> &'s str {
+    let common = text
+        .bytes()
+        .zip(shown.bytes())
+        .take_while(|(a, b)| a == b)
+        .count();
+    &text[text.floor_char_boundary(common)..]
 }
 
 /// Removes the whole characters from the front of `bytes`; invalid bytes become U+FFFD as in [`String::from_utf8_lossy`].
@@ -144,6 +207,8 @@ fn take_characters(bytes: &mut Vec<u8>) -> String {
 pub struct StopStrings {
     stops: Vec<String>,
     held: String,
+    /// Parts of what is held that are looked at and never returned.
+    hidden: Vec<Range<usize>>,
 }
 
 impl StopStrings {
@@ -153,6 +218,7 @@ impl StopStrings {
         Self {
             stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(),
             held: String::new(),
+            hidden: Vec::new(),
         }
     }
 
@@ -161,21 +227,46 @@ impl StopStrings {
     pub fn push(&mut self, piece: &str) -> (String, bool) {
         self.held.push_str(piece);
         if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
-            self.held.truncate(at);
-            return (std::mem::take(&mut self.held), true);
+            let text = self.release(at);
+            self.finish();
+            return (text, true);
         }
         let undecided = self
             .held
             .char_indices()
             .map(|(at, _)| at)
             .find(|&at| self.stops.iter().any(|stop| stop.starts_with(&self.held[at..])));
-        let rest = self.held.split_off(undecided.unwrap_or(self.held.len()));
-        (std::mem::replace(&mut self.held, rest), false)
+        (self.release(undecided.unwrap_or(self.held.len())), false)
+    }
+
+    /// As [`StopStrings::push`], for a piece that stop strings may match and that is not part of the text: a special token.
+    pub fn push_hidden(&mut self, piece: &str) -> (String, bool) {
+        let start = self.held.len();
+        self.hidden.push(start..start + piece.len());
+        self.push(piece)
     }
 
     /// The text still held back, when no more is coming.
     pub fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
+        self.release(self.held.len())
+    }
+
+    /// The text before `at` without its hidden parts.
+    fn release(&mut self, at: usize) -> String {
+        let rest = self.held.split_off(at);
+        let released = std::mem::replace(&mut self.held, rest);
+        let (mut text, mut from) = (String::new(), 0);
+        for range in &self.hidden {
+            let (start, end) = (range.start.clamp(from, at), range.end.min(at));
+            text.push_str(&released[from..start]);
+            from = end.max(from);
+        }
+        text.push_str(&released[from..]);
+        self.hidden.retain_mut(|range| {
+            *range = range.start.saturating_sub(at)..range.end.saturating_sub(at);
+            range.start < range.end
+        });
+        text
     }
 }
 
@@ -204,6 +295,25 @@ mod tests {
         bytes.extend([0xff, b'b', 0xe6]);
         assert_eq!(take_characters(&mut bytes), "\u{fffd}b");
         assert_eq!(bytes, [0xe6]);
+    }
+
+    #[test]
+    fn a_hidden_token_is_matched_and_never_shown() {
+        let stops = |stop: &str| StopStrings::new(&[stop.to_owned()]);
+        assert_eq!(stops("<|x|>").push_hidden("<|x|>"), (String::new(), true));
+        let mut matcher = stops("b<|x|>c");
+        assert_eq!(matcher.push("ab"), ("a".to_owned(), false));
+        assert_eq!(matcher.push_hidden("<|x|>"), (String::new(), false));
+        assert_eq!(matcher.push("d"), ("bd".to_owned(), false));
+        assert_eq!(matcher.push("b"), (String::new(), false));
+        assert_eq!(matcher.push_hidden("<|x|>"), (String::new(), false));
+        assert_eq!(matcher.push("c and more"), (String::new(), true));
+        // A stop string may begin in the middle of a hidden token.
+        let mut matcher = stops("|>!");
+        assert_eq!(matcher.push_hidden("<|x|>"), (String::new(), false));
+        assert_eq!(matcher.push("?"), ("?".to_owned(), false));
+        assert_eq!(matcher.push_hidden("<|x|>"), (String::new(), false));
+        assert_eq!(matcher.finish(), "");
     }
 
     proptest! {

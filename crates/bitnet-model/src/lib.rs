@@ -25,12 +25,14 @@ mod weights;
 
 mod source;
 
+mod sampler;
+
+mod generation_config;
 mod tokenizer;
 
 mod chat;
 mod detokenizer;
 mod pages;
-mod sampler;
 mod transformer;
 
 mod session;
@@ -61,6 +63,7 @@ pub use cuda::{CudaBackend, CudaOptions, cuda_probe};
 pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
 pub use error::{Error, Result};
 pub use generate::{Event, FinishReason, GenerateOptions, Generation, Generator, Prompt, Timings};
+pub use generation_config::GenerationConfig;
 pub use logits_file::write_logits;
 pub use model::{Device, LoadOptions, Model, open_backend};
 pub use pages::{Batch, Limits, PageCopy, Pages, Run, Seq, Start};

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use crate::memory::check_context;
 use crate::{
     Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, Files, GenerateOptions,
-    Generator, KvType, LmHead, Result, Sampling, Simd, Tokenizer, Watched, WeightForm, WeightSource,
+    GenerationConfig, Generator, KvType, LmHead, Result, Simd, Tokenizer, Watched, WeightForm, WeightSource,
 };
 
 /// Tokens of context where neither the caller nor a smaller limit of the model says otherwise.
@@ -137,7 +137,7 @@ pub struct Model {
     backend: Box<dyn Backend>,
     tokenizer: Option<Tokenizer>,
     chat: Option<ChatTemplate>,
-    sampling: Sampling,
+    generation: GenerationConfig,
 }
 
 impl Model {
@@ -169,16 +169,18 @@ impl Model {
             None
         };
         let chat = match &tokenizer {
-            Some(tokenizer) => ChatTemplate::from_folder(&files, tokenizer)?,
+            // Text and token ids need no template: what is wrong with one is said when it is used.
+            Some(tokenizer) => ChatTemplate::from_folder(&files, tokenizer)
+                .unwrap_or_else(|error| Some(ChatTemplate::broken(error))),
             None => None,
         };
-        let sampling = Sampling::from_folder(&files)?;
+        let generation = GenerationConfig::from_files(&files)?;
         Ok(Self {
             files,
             backend: open_backend(&Watched::new(&checkpoint, report), &options)?,
             tokenizer,
             chat,
-            sampling,
+            generation,
         })
     }
 
@@ -211,7 +213,7 @@ impl Model {
         self.tokenizer.as_ref()
     }
 
-    /// Its chat template, where there is one.
+    /// Its chat template, where there is one; [`ChatTemplate::check`] tells whether it can be used.
     #[must_use]
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat.as_ref()
@@ -226,7 +228,8 @@ impl Model {
     #[must_use]
     pub fn generate_options(&self) -> GenerateOptions {
         GenerateOptions {
-            sampling: self.sampling.clone(),
+            sampling: self.generation.sampling.clone(),
+            stop: self.generation.stop_strings.clone(),
             ..GenerateOptions::default()
         }
     }

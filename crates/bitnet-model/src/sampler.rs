@@ -6,10 +6,8 @@
 use std::collections::VecDeque;
 
 use bitnet_layout::draw::{uniform, weight};
-use serde_json::Value;
 
-use crate::tokenizer::read_object;
-use crate::{Error, Files, Result};
+use crate::{Error, Result};
 
 /// How tokens are chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +32,10 @@ pub struct Sampling {
     pub penalize_prompt: bool,
     /// Added to the logits of these tokens first of all; negative infinity forbids a token.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Sequences of tokens that never appear: the last token of one is forbidden where the others stand before it.
+    pub bad_words: Vec<Vec<u32>>,
+    /// No sequence of so many tokens appears twice, prompt included; 0 turns it off.
+    pub no_repeat_ngram: usize,
     /// Seed of the draws.
     pub seed: u64,
 }
@@ -52,6 +54,8 @@ impl Default for Sampling {
             frequency_penalty: 0.0,
             penalize_prompt: true,
             logit_bias: Vec::new(),
+            bad_words: Vec::new(),
+            no_repeat_ngram: 0,
             seed: 0,
         }
     }
@@ -66,14 +70,19 @@ impl Sampling {
             repeat_penalty,
             presence_penalty,
             frequency_penalty,
-            logit_bias,
             ..
         } = self;
         *temperature == 0.0
             && *repeat_penalty == 1.0
             && *presence_penalty == 0.0
             && *frequency_penalty == 0.0
-            && logit_bias.is_empty()
+            && !self.has_token_rules()
+    }
+
+    /// Whether single tokens are forbidden or favored, by id or by what stands before them.
+    #[must_use]
+    pub fn has_token_rules(&self) -> bool {
+        !self.logit_bias.is_empty() || !self.bad_words.is_empty() || self.no_repeat_ngram > 0
     }
 
     /// Always the most likely token.
@@ -95,43 +104,6 @@ impl Sampling {
             n => (uniform(self.seed, u64::MAX - n) * (1u64 << 53) as f64) as u64,
         };
         Self { seed, ..self.clone() }
-    }
-
-    /// The model's own settings: the fields that `generation_config.json` of `folder` sets, the default for the others.
-    ///
-    /// # Errors
-    /// When the file exists and cannot be read, is no JSON object, or sets a value that cannot be used.
-    pub fn from_folder(folder: impl Into<Files>) -> Result<Self> {
-        let (files, name) = (folder.into(), "generation_config.json");
-        let sampling = read_object(&files, name)?
-            .as_ref()
-            .map_or_else(Self::default, Self::from_value);
-        sampling
-            .check()
-            .map_err(|e| Error::invalid(files.path(name), e.to_string()))?;
-        Ok(sampling)
-    }
-
-    fn from_value(config: &Value) -> Self {
-        let number = |name| config.get(name).and_then(Value::as_f64).map(|x| x as f32);
-        let default = Self::default();
-        let repetition_penalty = number("repetition_penalty");
-        Self {
-            temperature: match config.get("do_sample").and_then(Value::as_bool) {
-                Some(false) => 0.0,
-                _ => number("temperature").unwrap_or(default.temperature),
-            },
-            top_k: config
-                .get("top_k")
-                .and_then(Value::as_u64)
-                .map_or(default.top_k, |k| usize::try_from(k).unwrap_or(usize::MAX)),
-            top_p: number("top_p").unwrap_or(default.top_p),
-            min_p: number("min_p").unwrap_or(default.min_p),
-            repeat_penalty: repetition_penalty.unwrap_or(default.repeat_penalty),
-            // transformers penalizes the whole text.
-            repeat_last_n: repetition_penalty.map_or(default.repeat_last_n, |_| usize::MAX),
-            ..default
-        }
     }
 
     /// Checks every field.
@@ -173,6 +145,11 @@ impl Sampling {
         for &(id, bias) in &self.logit_bias {
             let ok = !bias.is_nan() && bias < f32::INFINITY;
             check(ok, &format!("logit-bias of token {id}"), bias, "a number or -inf")?;
+        }
+        if self.bad_words.iter().any(Vec::is_empty) {
+            return Err(Error::Request(
+                "bad-words holds an empty sequence of tokens; expected at least one token in each".to_owned(),
+            ));
         }
         Ok(())
     }
@@ -233,6 +210,8 @@ pub struct Sampler {
     recent: VecDeque<u32>,
     /// Tokens accepted since the prompt.
     answered: usize,
+    /// All of the text, where rules look back as far.
+    text: Vec<u32>,
     draws: u64,
     logits: Vec<f32>,
     candidates: Vec<Candidate>,
@@ -249,14 +228,19 @@ impl Sampler {
             sampling,
             recent: VecDeque::new(),
             answered: 0,
+            text: Vec::new(),
             draws: 0,
             logits: Vec::new(),
             candidates: Vec::new(),
         })
     }
 
-    /// Tells the penalties of a token of the text: each of the prompt, then each that was chosen.
+    /// Tells the penalties and rules of a token of the text: each of the prompt, then each that was chosen.
     pub fn accept(&mut self, id: u32) {
+        let s = &self.sampling;
+        if s.no_repeat_ngram > 0 || s.bad_words.iter().any(|word| word.len() > 1) {
+            self.text.push(id);
+        }
         if self.penalizes() {
             self.answered += 1;
             self.recent.push_back(id);
@@ -322,6 +306,7 @@ impl Sampler {
         self.penalize();
         let likely = choice.logprobs.map(|n| Likely::new(&self.logits, n));
         self.forbid(choice);
+        self.obey_rules();
         let id = self.pick()?;
         let logprob = likely.map(|likely| likely.of(self.logits[id as usize]));
         Ok(Chosen { id, logprob })
@@ -401,6 +386,24 @@ impl Sampler {
         }
     }
 
+    /// Takes out what bad words and repeated n-grams forbid here. What names no token of the vocabulary cannot be chosen anyway.
+    fn obey_rules(&mut self) {
+        let (text, logits) = (&self.text, &mut self.logits);
+        let mut forbid = |id: u32| {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        };
+        for word in &self.sampling.bad_words {
+            if let Some((&last, before)) = word.split_last()
+                && text.ends_with(before)
+            {
+                forbid(last);
+            }
+        }
+        repeated(text, self.sampling.no_repeat_ngram, &mut forbid);
+    }
+
     fn penalize(&mut self) {
         let prompt = if self.sampling.penalize_prompt {
             0
@@ -467,8 +470,39 @@ impl Likely {
     }
 }
 
+/// Tells of every token that followed the last `n - 1` tokens of `text` somewhere in it, in time linear in the text (the
+/// failure function of Knuth, Morris and Pratt).
+fn repeated(text: &[u32], n: usize, mut each: impl FnMut(u32)) {
+    let Some(start) = n.checked_sub(1).and_then(|len| text.len().checked_sub(len)) else {
+        return;
+    };
+    let pattern = &text[start..];
+    let mut failure = vec![0; pattern.len()];
+    for at in 1..pattern.len() {
+        let mut len = failure[at - 1];
+        while len > 0 && pattern[len] != pattern[at] {
+            len = failure[len - 1];
+        }
+        failure[at] = len + usize::from(pattern[len] == pattern[at]);
+    }
+    let mut matched = 0;
+    for &id in text {
+        if matched == pattern.len() {
+            each(id);
+            matched = failure.last().copied().unwrap_or(0);
+        }
+        while matched > 0 && pattern[matched] != id {
+            matched = failure[matched - 1];
+        }
+        matched += usize::from(pattern.get(matched) == Some(&id));
+    }
+}
+
 fn all_forbidden() -> Error {
-    Error::Request("every token is forbidden, by logit-bias or by a mask; leave at least one".to_owned())
+    Error::Request(
+        "every token is forbidden, by logit-bias, by a mask or by the rules of generation_config.json; leave at least one"
+            .to_owned(),
+    )
 }
 
 /// The lowest id of the largest logit.

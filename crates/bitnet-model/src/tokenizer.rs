@@ -1,14 +1,20 @@
 //! Text to token ids and back: `tokenizer.json` with the facts of `tokenizer_config.json` that change the ids.
 
-use std::collections::{BTreeMap, HashSet};
+mod config;
+mod growth;
+
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::de::IgnoredAny;
-use serde_json::Value;
-use tokenizers::DecoderWrapper;
+use serde_json::{Value, json};
+use tokenizers::{DecoderWrapper, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper};
 
+pub(crate) use config::TokenizerConfig;
+use growth::{Growth, Outline};
+
+use crate::source::special_ids;
 use crate::{Error, Files, Result};
 
 /// The tokenizer of a model folder. A clone is cheap and shares the vocabulary, so that a stream of text can own one.
@@ -28,22 +34,25 @@ pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     path: PathBuf,
     bos: Option<u32>,
+    end_ids: Vec<u32>,
     special: Arc<HashSet<u32>>,
     byte_level: bool,
-}
-
-/// What `tokenizer_config.json` and `special_tokens_map.json` say beside the vocabulary.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct TokenizerConfig {
-    /// The text of `bos_token`, `eos_token` and so on.
-    pub(crate) special_tokens: BTreeMap<String, String>,
-    /// `false` where the model wants no beginning-of-sequence token.
-    pub(crate) add_bos_token: Option<bool>,
-    /// A template, or a list of named ones.
-    pub(crate) chat_template: Option<Value>,
+    byte_fallback: bool,
+    growth: Arc<Growth>,
 }
 
 impl Tokenizer {
+    /// The tokenizer of a model as [`crate::Model::load`] has it: as [`Tokenizer::from_folder`], with the ids that `config.json`
+    /// names, where there is one.
+    ///
+    /// # Errors
+    /// As for [`Tokenizer::from_folder`], and when `config.json` cannot be read.
+    pub fn of_model(folder: impl Into<Files>) -> Result<Self> {
+        let files = folder.into();
+        let (bos, eos) = special_ids(&files)?;
+        Self::from_folder(files, bos, &eos)
+    }
+
     /// Reads `tokenizer.json` of `folder`, and `tokenizer_config.json` and `special_tokens_map.json` where they exist.
     ///
     /// `bos` and `eos` are the model's own ids, from `config.json`: without a `tokenizer_config.json` they decide whether
@@ -73,38 +82,59 @@ impl Tokenizer {
         eos: &[u32],
     ) -> Result<Self> {
         // The library panics on a file that was cut off, and does not say where.
-        serde_json::from_slice::<IgnoredAny>(json).map_err(|e| {
+        let outline: Outline = serde_json::from_slice(json).map_err(|e| {
             Error::invalid(
                 path,
                 format!("not valid JSON: {e}; if the download was cut off, repeat it"),
             )
         })?;
+        let growth = Growth::of(&outline).map_err(|message| Error::invalid(path, message))?;
         let mut inner = guard(path, || tokenizers::Tokenizer::from_bytes(json))?;
         // Training-time truncation and padding of whole batches: a prompt must arrive as it was written.
         inner.with_padding(None);
         inner
             .with_truncation(None)
             .map_err(|e| Error::invalid(path, e.to_string()))?;
+        // So is dropout: the same text has the same ids.
+        if let ModelWrapper::BPE(bpe) = inner.get_model()
+            && bpe.dropout.is_some()
+        {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            inner.with_model(bpe);
+        }
+        if let Some(config) = config {
+            config.add_tokens(&mut inner, path)?;
+            if let Some(legacy) = config.llama_legacy {
+                guard(path, || prefix_spaces(&mut inner, legacy))?;
+            }
+        }
         let special = inner
             .get_added_tokens_decoder()
             .into_iter()
             .filter_map(|(id, token)| token.special.then_some(id))
             .collect();
         let byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        let named = |name: &str| config.and_then(|c| inner.token_to_id(c.special_tokens.get(name)?));
         let bos = match config {
             Some(config) if config.add_bos_token == Some(false) => None,
-            Some(config) => {
-                let text = config.special_tokens.get("bos_token");
-                text.and_then(|text| inner.token_to_id(text))
-            }
+            Some(_) => named("bos_token"),
             None => bos.filter(|id| !eos.contains(id)),
         };
+        let mut end_ids: Vec<u32> = [named("eos_token"), inner.token_to_id(END_OF_TURN)]
+            .into_iter()
+            .flatten()
+            .collect();
+        end_ids.dedup();
         Ok(Self {
-            inner: Arc::new(inner),
             path: path.to_owned(),
             bos,
+            end_ids,
             special: Arc::new(special),
             byte_level,
+            byte_fallback: outline.has_byte_fallback(),
+            growth: Arc::new(growth),
+            inner: Arc::new(inner),
         })
     }
 
@@ -112,6 +142,13 @@ impl Tokenizer {
     #[must_use]
     pub fn bos(&self) -> Option<u32> {
         self.bos
+    }
+
+    /// The tokens that end an answer by the tokenizer's files: `eos_token`, which a chat model's authors may change without
+    /// changing `config.json`, and Llama 3's `<|eot_id|>`.
+    #[must_use]
+    pub fn end_ids(&self) -> &[u32] {
+        &self.end_ids
     }
 
     /// The id of a token given as its text, special tokens included.
@@ -154,7 +191,19 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer cannot encode the text.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.encode(text)?;
+        self.encode(text).map(|ids| self.with_one_bos(ids))
+    }
+
+    /// Token ids of a rendered conversation, which spells out its special tokens itself: the post-processor adds none, and it
+    /// begins with exactly one [`Tokenizer::bos`].
+    ///
+    /// # Errors
+    /// When the tokenizer cannot encode the text.
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_plain(text).map(|ids| self.with_one_bos(ids))
+    }
+
+    fn with_one_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
         if let Some(bos) = self.bos {
             let present = ids.iter().take_while(|&&id| id == bos).count();
             match present {
@@ -162,7 +211,17 @@ impl Tokenizer {
                 n => drop(ids.drain(..n - 1)),
             }
         }
-        Ok(ids)
+        ids
+    }
+
+    /// The byte that a token such as `<0x0A>` stands for, where the decoder joins such tokens to characters.
+    pub(crate) fn fallback_byte(&self, id: u32) -> Option<u8> {
+        if !self.byte_fallback {
+            return None;
+        }
+        let token = self.inner.id_to_token(id)?;
+        let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+        (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
     }
 
     /// The bytes of a token, or `None` where the vocabulary is not byte-level: there a token's text depends on its
@@ -186,58 +245,12 @@ impl Tokenizer {
     }
 
     fn ids(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>> {
+        self.growth
+            .check(text)
+            .map_err(|message| Error::invalid(&self.path, message))?;
         let encoding = guard(&self.path, || self.inner.encode_fast(text, add_special_tokens))?;
         Ok(encoding.get_ids().to_vec())
     }
-}
-
-impl TokenizerConfig {
-    /// Reads `tokenizer_config.json`; tokens it does not name come from `special_tokens_map.json`.
-    pub(crate) fn from_files(files: &Files) -> Result<Option<Self>> {
-        let config = read_object(files, "tokenizer_config.json")?;
-        let map = read_object(files, "special_tokens_map.json")?;
-        Ok((config.is_some() || map.is_some()).then(|| Self::from_values(config.as_ref(), map.as_ref())))
-    }
-
-    /// As [`TokenizerConfig::from_files`], from the parsed files.
-    pub(crate) fn from_values(config: Option<&Value>, map: Option<&Value>) -> Self {
-        let token = |name: &str| {
-            [config, map].into_iter().flatten().find_map(|file| {
-                let token = file.get(name)?;
-                token.get("content").unwrap_or(token).as_str().map(str::to_owned)
-            })
-        };
-        let names = [
-            "bos_token",
-            "eos_token",
-            "unk_token",
-            "sep_token",
-            "pad_token",
-            "cls_token",
-            "mask_token",
-        ];
-        Self {
-            special_tokens: names
-                .into_iter()
-                .filter_map(|name| Some((name.to_owned(), token(name)?)))
-                .collect(),
-            add_bos_token: config.and_then(|c| c.get("add_bos_token")?.as_bool()),
-            chat_template: config.and_then(|c| c.get("chat_template").cloned()),
-        }
-    }
-}
-
-/// A JSON object in a file, or `None` where there is no such file.
-pub(crate) fn read_object(files: &Files, name: &str) -> Result<Option<Value>> {
-    let Some(bytes) = files.read(name)? else {
-        return Ok(None);
-    };
-    let invalid = |message: String| Error::invalid(files.path(name), message);
-    let value: Value = serde_json::from_slice(&bytes).map_err(|e| invalid(format!("not valid JSON: {e}")))?;
-    if !value.is_object() {
-        return Err(invalid("not a JSON object".to_owned()));
-    }
-    Ok(Some(value))
 }
 
 /// The byte that a character of the byte-level alphabet stands for: printable Latin-1 is itself, the other 68 bytes are
@@ -251,6 +264,28 @@ fn byte_of(c: char) -> Option<u8> {
         _ => return None,
     };
     u8::try_from(code).ok()
+}
+
+/// Ends a turn in the models that took over Llama 3's vocabulary; some of their files name the base model's end token alone.
+const END_OF_TURN: &str = "<|eot_id|>";
+
+/// What `legacy` of a `LlamaTokenizer` means: with it every stretch of text between special tokens begins with a space, without
+/// it the first alone. Vocabularies without such spaces stay as they are.
+fn prefix_spaces(inner: &mut tokenizers::Tokenizer, legacy: bool) -> tokenizers::Result<()> {
+    let normalizer = serde_json::to_value(inner.get_normalizer())?;
+    let prepends = |part: &Value| part["type"] == "Prepend" && part["prepend"] == "▁";
+    let by_normalizer = prepends(&normalizer)
+        || (normalizer["normalizers"].as_array()).is_some_and(|parts| parts.iter().any(prepends));
+    let pre_tokenizer = serde_json::to_value(inner.get_pre_tokenizer())?;
+    let by_pre_tokenizer = pre_tokenizer["type"] == "Metaspace" && pre_tokenizer["prepend_scheme"] != "never";
+    if by_normalizer || by_pre_tokenizer {
+        let scheme = if legacy { "always" } else { "first" };
+        let metaspace =
+            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
+        inner.with_normalizer(None::<NormalizerWrapper>)?;
+        inner.with_pre_tokenizer(Some(serde_json::from_value::<PreTokenizerWrapper>(metaspace)?));
+    }
+    Ok(())
 }
 
 /// Runs code of the `tokenizers` crate, whose handling of malformed vocabularies includes panics.

@@ -142,6 +142,59 @@ fn a_changed_byte_is_found_in_every_tensor() {
     }
 }
 
+/// A key that names no tensor would turn its check off.
+#[test]
+fn a_changed_byte_in_a_checksum_key_is_found() {
+    let root = tempfile::tempdir().unwrap();
+    let (hf, out) = (root.path().join("hf"), root.path().join("out"));
+    std::fs::create_dir(&hf).unwrap();
+    Folder::baked(Dtype::BF16).write(&hf);
+    convert_to(&hf, &out, Existing::Keep).unwrap();
+    let path = out.join("model.safetensors");
+    let sound = std::fs::read(&path).unwrap();
+    let keys: Vec<usize> = (0..sound.len())
+        .filter(|&at| sound[at..].starts_with(b"\"xxh3."))
+        .collect();
+    assert!(keys.len() > 10);
+    for (at, expected) in [
+        (1, "no checksum of tensor"),
+        (4, "no checksum of tensor"),
+        (8, "has a checksum of tensor"),
+    ] {
+        for key in &keys {
+            let mut damaged = sound.clone();
+            damaged[key + at] = b'Z';
+            std::fs::write(&path, &damaged).unwrap();
+            let error = Checkpoint::open(&out).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}
+
+/// transformers and vLLM take the head that the file has.
+#[test]
+fn a_head_beside_a_tied_embedding_is_used_where_it_differs() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |name: &str| root.path().join(name);
+    let mut folder = Folder::online(Dtype::BF16);
+    let embedding = folder.tensor("model.embed_tokens.weight").clone();
+    folder.tensors.insert("lm_head.weight".into(), embedding);
+    std::fs::create_dir(at("same")).unwrap();
+    folder.write(&at("same"));
+    assert!(Checkpoint::open(at("same")).unwrap().head().unwrap().is_none());
+
+    folder.tensor("lm_head.weight").set(7, 3.0);
+    std::fs::create_dir(at("other")).unwrap();
+    folder.write(&at("other"));
+    let other = Checkpoint::open(at("other")).unwrap();
+    assert!(!other.config().tied_head);
+    let mut row = [0; 2 * 48];
+    other.head().unwrap().unwrap().read_rows(0, &mut row).unwrap();
+    assert_eq!(row[14..16], [0x40, 0x40]);
+    convert_to(&at("other"), &at("out"), Existing::Keep).unwrap();
+    assert_same_model(&other, &Checkpoint::open(at("out")).unwrap());
+}
+
 #[test]
 fn nothing_is_left_of_a_failure() {
     let root = tempfile::tempdir().unwrap();

@@ -425,6 +425,27 @@ fn decoding_on_the_device_changes_nothing() {
     assert_eq!(conversation(Some(3)), host);
 }
 
+/// Stop strings match special tokens, which the text leaves out.
+#[test]
+fn a_stop_string_may_name_a_special_token() {
+    let tokenizer = tokenizer();
+    for (stop, n, text) in [
+        ("<|reserved_special_token_0|>", 3, "ab"),
+        ("b<|reserved_special_token_0|>", 3, "a"),
+        ("token_0|>c", 4, "ab"),
+    ] {
+        let mut backend = backend(|text| [64, 65, 1010, 66, 67][text.len() - 1]);
+        let mut generator = Generator::new(&mut backend, Some(&tokenizer), None);
+        let options = GenerateOptions {
+            stop: vec![stop.to_owned()],
+            ..greedy(5)
+        };
+        let generation = run(&mut generator, Prompt::Ids(&[1]), &options);
+        assert_eq!(generation.finish_reason, FinishReason::StopString, "{stop}");
+        assert_eq!((generation.ids.len(), &generation.text[..]), (n, text), "{stop}");
+    }
+}
+
 #[test]
 fn a_conversation_goes_through_the_template() {
     let tokenizer = tokenizer();

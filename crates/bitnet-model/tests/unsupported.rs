@@ -178,6 +178,11 @@ fn absurd_configs() {
         ("bos_token_id", json!(-5), "bos_token_id has -5"),
         ("eos_token_id", json!([17, "x"]), "eos_token_id has \"x\""),
         ("eos_token_id", json!(1u64 << 33), "eos_token_id has 8589934592"),
+        (
+            "eos_token_id",
+            json!(vec![17; 1_000_000].into_iter().chain([20]).collect::<Vec<_>>()),
+            "eos_token_id 20 is not below vocab_size 20",
+        ),
         ("quantization_config", json!([1]), "quantization_config is [1]"),
         ("model_type", json!(null), "has no model_type"),
     ] {

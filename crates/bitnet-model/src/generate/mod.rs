@@ -189,14 +189,18 @@ pub struct Generator<'m> {
 
 impl<'m> Generator<'m> {
     /// A generator on the sequences of `backend`. Without a tokenizer it takes and gives token ids alone. It stops at the
-    /// model's end-of-sequence tokens and at `<|eot_id|>`.
+    /// model's end-of-sequence tokens and at the tokenizer's ([`Tokenizer::end_ids`]).
     pub fn new(
         backend: &'m mut dyn Backend,
         tokenizer: Option<&'m Tokenizer>,
         chat: Option<&'m ChatTemplate>,
     ) -> Self {
         let mut stop_ids = backend.spec().config.eos.clone();
-        stop_ids.extend(tokenizer.and_then(|t| t.token_to_id("<|eot_id|>")));
+        for &id in tokenizer.map_or(&[][..], Tokenizer::end_ids) {
+            if !stop_ids.contains(&id) {
+                stop_ids.push(id);
+            }
+        }
         Self {
             session: Session::new(backend),
             tokenizer,
@@ -233,7 +237,7 @@ impl<'m> Generator<'m> {
                         "the model folder has no chat template: prompt it with plain text".to_owned(),
                     )
                 })?;
-                self.tokenizer()?.encode_prompt(&chat.render(messages)?)
+                self.tokenizer()?.encode_rendered(&chat.render(messages)?)
             }
         }
     }
@@ -417,7 +421,11 @@ struct Writer {
 
 impl Writer {
     fn push(&mut self, id: u32) -> Result<(String, bool)> {
-        Ok(self.stops.push(&self.detokenizer.push(id)?))
+        // A stop string may name a special token, which is not shown.
+        match self.detokenizer.hidden(id) {
+            Some(token) => Ok(self.stops.push_hidden(&token)),
+            None => Ok(self.stops.push(&self.detokenizer.push(id)?)),
+        }
     }
 
     fn finish(mut self) -> Result<String> {

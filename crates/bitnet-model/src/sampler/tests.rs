@@ -141,7 +141,7 @@ fn unusable_numbers_are_errors() {
             .to_string()
             .contains("token 4")
     );
-    let bad: [fn(&mut Sampling); 8] = [
+    let bad: [fn(&mut Sampling); 9] = [
         |s| s.temperature = f32::NAN,
         |s| s.temperature = -1.0,
         |s| s.top_p = 1.5,
@@ -150,6 +150,7 @@ fn unusable_numbers_are_errors() {
         |s| s.presence_penalty = f32::INFINITY,
         |s| s.frequency_penalty = f32::NAN,
         |s| s.logit_bias = vec![(0, f32::NAN)],
+        |s| s.bad_words = vec![vec![1], vec![]],
     ];
     for change in bad {
         let mut sampling = Sampling::default();
@@ -158,23 +159,62 @@ fn unusable_numbers_are_errors() {
     }
 }
 
+/// As transformers' NoBadWordsLogitsProcessor and NoRepeatNGramLogitsProcessor: what a text may not go on with.
 #[test]
-fn a_models_own_settings_are_read() {
-    let read = |json: &str| Sampling::from_value(&serde_json::from_str(json).unwrap());
-    let set = read(r#"{"do_sample": true, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.1}"#);
+fn bad_words_and_repeated_n_grams_are_forbidden() {
+    let forbidden = |text: &[u32], change: &dyn Fn(&mut Sampling)| -> Vec<u32> {
+        let mut sampler = sampler(change);
+        assert!(sampler.sampling().has_token_rules() && !sampler.sampling().is_plain_greedy());
+        text.iter().for_each(|&id| sampler.accept(id));
+        sampler.logits = vec![0.0; 6];
+        sampler.obey_rules();
+        (0..6)
+            .filter(|&id| sampler.logits[id as usize] == f32::NEG_INFINITY)
+            .collect()
+    };
+    let words = |words: &'static [&'static [u32]]| {
+        move |s: &mut Sampling| s.bad_words = words.iter().map(|word| word.to_vec()).collect()
+    };
+    assert_eq!(forbidden(&[], &words(&[&[5], &[9], &[1, 2]])), [5]);
     assert_eq!(
-        (set.temperature, set.top_p, set.top_k, set.min_p),
-        (0.6, 0.9, 40, 0.05)
+        forbidden(&[0, 1], &words(&[&[5], &[1, 2], &[0, 1, 3], &[4, 0, 1, 4]])),
+        [2, 3, 5]
     );
-    assert_eq!((set.repeat_penalty, set.repeat_last_n), (1.1, usize::MAX));
-    assert_eq!(
-        read(r#"{"do_sample": false, "temperature": 0.6}"#).temperature,
-        0.0
-    );
-    assert_eq!(read("{}"), Sampling::default());
+    assert!(forbidden(&[1, 0], &words(&[&[1, 2]])).is_empty());
+    let grams = |n: usize| move |s: &mut Sampling| s.no_repeat_ngram = n;
+    assert_eq!(forbidden(&[0, 3, 0], &grams(1)), [0, 3]);
+    assert_eq!(forbidden(&[1, 2, 1, 3, 1], &grams(2)), [2, 3]);
+    assert_eq!(forbidden(&[1, 1, 1], &grams(2)), [1]);
+    assert_eq!(forbidden(&[1, 2, 3, 1, 2], &grams(3)), [3]);
+    assert!(forbidden(&[1, 2], &grams(4)).is_empty());
+    assert!(forbidden(&[1, 2], &grams(usize::MAX)).is_empty());
+}
+
+#[test]
+fn a_rule_holds_from_token_to_token() {
+    let mut sampler = sampler(|s| (s.temperature, s.no_repeat_ngram) = (0.0, 1));
+    let mut next = || {
+        let id = sampler.sample(&[1.0, 3.0, 2.0])?;
+        sampler.accept(id);
+        Ok::<_, Error>(id)
+    };
+    assert_eq!([next().unwrap(), next().unwrap(), next().unwrap()], [1, 2, 0]);
+    let error = next().unwrap_err().to_string();
+    assert!(error.contains("every token is forbidden"), "{error}");
 }
 
 proptest! {
+    #[test]
+    fn repetitions_are_found_as_by_comparing_windows(text in prop::collection::vec(0u32..3, 0..40), n in 0usize..6) {
+        let mut found = Vec::new();
+        repeated(&text, n, |id| found.push(id));
+        let expected: Vec<u32> = match n {
+            0 => Vec::new(),
+            n => text.windows(n).filter(|w| text.len() + 1 >= n && w[..n - 1] == text[text.len() + 1 - n..]).map(|w| w[n - 1]).collect(),
+        };
+        prop_assert_eq!(found, expected);
+    }
+
     /// The heads that top-k and top-p select are those of a full sort.
     #[test]
     fn selection_equals_sorting(n in 1usize..3000, k in 1usize..300, p in 0.0f32..1.0, seed in 0u64..1000, steps in prop::bool::ANY) {

@@ -52,7 +52,8 @@ impl Checkpoint {
     /// Opens a folder with config.json and model.safetensors, or model.safetensors.index.json and its shards.
     ///
     /// Reads the configuration and the headers, and checks that every tensor is there with the type and shape that the
-    /// configuration calls for, and that there is none which this engine would ignore.
+    /// configuration calls for, and that there is none which this engine would ignore. An output head that stands beside the
+    /// embedding although config.json ties the two is compared with it.
     ///
     /// # Errors
     /// When a file is missing, damaged or inconsistent with the others ([`Error::Io`], [`Error::Invalid`]), or the model is
@@ -68,8 +69,15 @@ impl Checkpoint {
                 ));
             }
         }
-        let hf = hf_config::read(&files)?;
+        let mut hf = hf_config::read(&files)?;
         let tensors = TensorFiles::open(&files)?;
+        if hf.config.tied_head
+            && let (Some(embedding), Some(head)) = (tensors.find(EMBEDDING), tensors.find(HEAD))
+        {
+            // A head that differs from the embedding is what was trained, whatever config.json says; transformers and vLLM do not
+            // tie them then either.
+            hf.config.tied_head = embedding.is_same(&head)?;
+        }
         let checkpoint = Self { files, hf, tensors };
         checkpoint.check()?;
         Ok(checkpoint)

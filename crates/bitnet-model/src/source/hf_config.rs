@@ -39,6 +39,23 @@ pub(crate) fn read(files: &Files) -> Result<HfConfig> {
     parse(&fields, generation.as_ref())
 }
 
+/// The first token and the end tokens of the model among `files`, none where there is no config.json.
+pub(crate) fn special_ids(files: &Files) -> Result<(Option<u32>, Vec<u32>)> {
+    let Some(fields) = Fields::read(files, "config.json")? else {
+        return Ok((None, Vec::new()));
+    };
+    let generation = Fields::read(files, "generation_config.json")?;
+    // Of a model that is not implemented, the tokenizer's own files decide.
+    let Ok(family) = family(&fields) else {
+        return Ok((None, Vec::new()));
+    };
+    let vocab = fields.size("vocab_size", family.vocab)?;
+    Ok((
+        bos(&fields, generation.as_ref(), family.bos, vocab)?,
+        eos(&fields, generation.as_ref(), family.eos, vocab)?,
+    ))
+}
+
 /// What differs between the families; sizes are the defaults of missing keys.
 struct Family {
     architecture: &'static str,
@@ -298,12 +315,15 @@ fn bos(fields: &Fields, generation: Option<&Fields>, default: u32, vocab: usize)
 
 /// Tokens that end a sequence: of both files; the family's where neither names any and the vocabulary has it.
 fn eos(fields: &Fields, generation: Option<&Fields>, default: u32, vocab: usize) -> Result<Vec<u32>> {
-    let mut eos = Vec::new();
+    let (mut eos, mut seen) = (Vec::new(), std::collections::HashSet::new());
     let mut named = false;
     for fields in [Some(fields), generation].into_iter().flatten() {
         named |= fields.map.contains_key("eos_token_id");
         for id in fields.ids("eos_token_id")? {
-            if !eos.contains(&id) {
+            if id as usize >= vocab {
+                return Err(fields.invalid(format!("eos_token_id {id} is not below vocab_size {vocab}")));
+            }
+            if seen.insert(id) {
                 eos.push(id);
             }
         }

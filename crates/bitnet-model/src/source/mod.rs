@@ -23,8 +23,10 @@ mod watched;
 
 pub use checkpoint::Checkpoint;
 pub use convert::{ConvertProgress, Converted, Existing, convert};
+pub(crate) use fields::Fields;
 pub(crate) use files::MAX_TEXT;
 pub use files::{Files, MemoryFiles, read_file};
+pub(crate) use hf_config::special_ids;
 pub use inspect::{
     Inspection, ScaleSummary, ShapeSummary, TensorSummary, TernaryCounts, Verification, inspect, verify,
 };

@@ -11,6 +11,7 @@ use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::files::Pieces;
+use super::storage::WORDS_METHOD;
 use crate::{DenseDtype, Error, Files, Result};
 
 /// A folder with one of these holds a model of one file, or of several.
@@ -167,6 +168,7 @@ impl TensorFile {
             )));
         }
         let metadata = header.metadata().clone().unwrap_or_default();
+        check_checksum_keys(&header, &metadata).map_err(invalid)?;
         let opened = Self {
             path,
             pieces,
@@ -236,6 +238,27 @@ impl<'a> Tensor<'a> {
         }
     }
 
+    /// Whether both have the same type, shape and bytes.
+    pub(crate) fn is_same(&self, other: &Self) -> Result<bool> {
+        if self.dtype() != other.dtype() || self.shape() != other.shape() {
+            return Ok(false);
+        }
+        let mut blocks = [
+            vec![0; self.n_bytes().min(BLOCK_BYTES)],
+            vec![0; self.n_bytes().min(BLOCK_BYTES)],
+        ];
+        for offset in (0..self.n_bytes()).step_by(BLOCK_BYTES) {
+            let len = (self.n_bytes() - offset).min(BLOCK_BYTES);
+            let [own, others] = blocks.each_mut().map(|block| &mut block[..len]);
+            self.read(offset, own)?;
+            other.read(offset, others)?;
+            if own != others {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Whether its file has a checksum of it.
     pub(crate) fn has_checksum(&self) -> bool {
         self.file.metadata.contains_key(&checksum_key(self.name))
@@ -294,6 +317,33 @@ impl<'a> Tensor<'a> {
 /// Key of a tensor's checksum in `__metadata__`.
 pub(crate) fn checksum_key(tensor: &str) -> String {
     format!("xxh3.{tensor}")
+}
+
+/// A file has a checksum of each of its tensors, or none at all: a key that fits no tensor, or a tensor that no key fits, would turn
+/// a check off.
+fn check_checksum_keys(header: &Metadata, metadata: &HashMap<String, String>) -> Result<(), String> {
+    let damaged = |what: String| format!("{what}; the header is damaged, convert or copy the file again");
+    let prefix = checksum_key("");
+    let ours = metadata
+        .get("format")
+        .is_some_and(|format| format == WORDS_METHOD);
+    let mut any = ours;
+    for key in metadata.keys().filter_map(|key| key.strip_prefix(&prefix)) {
+        any = true;
+        if header.info(key).is_none() {
+            return Err(damaged(format!(
+                "has a checksum of tensor `{key}`, which it does not hold"
+            )));
+        }
+    }
+    let names = header.offset_keys();
+    match names
+        .iter()
+        .find(|name| any && !metadata.contains_key(&checksum_key(name)))
+    {
+        Some(name) => Err(damaged(format!("has no checksum of tensor `{name}`"))),
+        None => Ok(()),
+    }
 }
 
 /// A checksum as `__metadata__` holds it: XXH3 of 64 bits over the tensor's bytes, 16 hexadecimal digits.

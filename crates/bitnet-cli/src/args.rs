@@ -32,6 +32,12 @@ impl ModelArgs {
             .map_or_else(|| Ok(demo::files()), |given| hub::files(given))
     }
 
+    /// What people call it: its name on the hub where it comes from there, else what `here` says.
+    pub(crate) fn title(&self, here: impl FnOnce() -> String) -> String {
+        let name = self.model.as_deref().and_then(hub::name);
+        name.map_or_else(here, |name| name.to_string())
+    }
+
     /// Says which model it is, where nobody named one.
     pub(crate) fn introduce(&self) {
         if self.model.is_none() {

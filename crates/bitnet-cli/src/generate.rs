@@ -185,7 +185,7 @@ fn converse(text: &TextArgs, chat_format: bool) -> anyhow::Result<ExitCode> {
     }
     let welcome = format!(
         "{} on {}, context {}",
-        model.files(),
+        text.model.title(|| model.files().to_string()),
         model.backend().spec().name,
         model.backend().spec().context
     );

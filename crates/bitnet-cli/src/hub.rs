@@ -20,11 +20,16 @@ pub(crate) fn advised(error: Error) -> anyhow::Error {
     hinted(error.to_string(), error.remedy())
 }
 
+/// The name of a model of the hub that `given` is; `None` where there is a folder or file of that name.
+pub(crate) fn name(given: &Path) -> Option<ModelName> {
+    let name = given.to_str().and_then(|text| text.parse().ok());
+    name.filter(|_| !given.exists())
+}
+
 /// The files of `given`: a folder or file of that name, else a model of the hub, which is fetched where the cache does not have
 /// it.
 pub(crate) fn files(given: &Path) -> anyhow::Result<Files> {
-    let name = given.to_str().and_then(|text| text.parse::<ModelName>().ok());
-    let Some(name) = name.filter(|_| !given.exists()) else {
+    let Some(name) = name(given) else {
         return Ok(given.into());
     };
     let hub = open()?;

@@ -236,13 +236,14 @@ pub(crate) fn shards(index: &[u8]) -> std::result::Result<Vec<String>, String> {
     }
 }
 
-/// Whether a name of the hub's list can be a file below a folder of the cache, on every system, and be printed.
+/// Whether a name of the hub's list can be a file below a folder of the cache, on every system, and be printed. Windows drops
+/// dots and spaces at the end of a name; without them no part is `.` or `..`.
 pub(crate) fn is_file_name(name: &str) -> bool {
     name.len() <= 400
         && !name.contains(|c: char| c.is_control() || "\\:<>|?*\"".contains(c))
         && name
             .split('/')
-            .all(|part| !part.is_empty() && part != "." && part != ".." && !part.ends_with([' ', '.']))
+            .all(|part| !part.is_empty() && !part.ends_with([' ', '.']))
 }
 
 #[cfg(test)]

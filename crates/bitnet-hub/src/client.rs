@@ -191,10 +191,6 @@ impl<'s> Client<'s> {
         watch: Watch<'_>,
     ) -> Result<(u64, impl Read + use<>)> {
         let response = self.send(&Method::GET, &self.address(commit, file), from, true, watch)?;
-        // Longer than the file is: what is here is not the beginning of it.
-        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE && from > 0 {
-            return self.get_whole(commit, file, watch).map(|body| (0, body));
-        }
         let response = self.accept(response, file)?;
         let begins = match response.status() {
             StatusCode::PARTIAL_CONTENT => {
@@ -209,11 +205,6 @@ impl<'s> Client<'s> {
             Some(begins) if begins == from || begins == 0 => Ok((begins, response.into_body().into_reader())),
             _ => Err(self.nonsense(format!("another part of {file} came than was asked for"))),
         }
-    }
-
-    fn get_whole(&self, commit: &str, file: &str, watch: Watch<'_>) -> Result<ureq::BodyReader<'static>> {
-        let response = self.send(&Method::GET, &self.address(commit, file), 0, true, watch)?;
-        Ok(self.accept(response, file)?.into_body().into_reader())
     }
 
     fn address(&self, commit: &str, file: &str) -> String {

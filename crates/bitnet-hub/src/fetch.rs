@@ -145,7 +145,8 @@ impl Fetch<'_> {
             .open(partial)
             .map_err(io)?;
         let mut have = out.metadata().map_err(io)?.len();
-        if entity.size.is_some_and(|size| have > size) {
+        // Of a file whose length is not known, nobody can say whether it is whole.
+        if entity.size.is_none_or(|size| have > size) {
             out.set_len(0).map_err(io)?;
             have = 0;
         }

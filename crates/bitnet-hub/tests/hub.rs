@@ -2,7 +2,7 @@
 
 mod server;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bitnet_hub::{Error, Event, Format, Found, Hub, ModelName, Result, Secret, Settings, Verify};
@@ -116,7 +116,7 @@ fn a_pull_fetches_what_is_needed_and_nothing_fetches_it_again() {
     #[cfg(unix)]
     assert_eq!(
         std::fs::read_link(snapshot.join("model.safetensors")).unwrap(),
-        Path::new("../../blobs").join(etag(&weights))
+        PathBuf::from("../../blobs").join(etag(&weights))
     );
     assert_eq!(
         std::fs::read(found.path.join("model.safetensors")).unwrap(),

@@ -118,10 +118,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let report = Report {
         command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-        model: files
-            .root()
-            .file_name()
-            .map_or_else(|| files.to_string(), |n| n.to_string_lossy().into_owned()),
+        model: args.model.title(|| {
+            let name = files.root().file_name();
+            name.map_or_else(|| files.to_string(), |n| n.to_string_lossy().into_owned())
+        }),
         parameters: parameters(&config),
         limits,
         runs,

@@ -1,9 +1,7 @@
 //! What can go wrong on the way to a GPU and on it.
 
 use cuda_driver::ProbeError;
-use cuda_driver::cust::error::CudaError;
-use cuda_driver::cust::sys::{self, CUresult};
-use std::ffi::CStr;
+use cuda_driver::sys::CUresult;
 
 /// An error of this crate. Every variant says what was being done, and what to do where that is known.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -71,30 +69,10 @@ const MEGABYTE: u64 = 1_000_000;
 impl Error {
     /// The error of `code` while `doing` something.
     pub(crate) fn cuda(doing: impl Into<String>, code: CUresult) -> Self {
-        let mut text = std::ptr::null();
-        // SAFETY: `text` is a valid place; the driver's texts are static.
-        let reason = unsafe {
-            let known =
-                sys::cuGetErrorString(code, &raw mut text) == CUresult::CUDA_SUCCESS && !text.is_null();
-            if known {
-                CStr::from_ptr(text).to_string_lossy().into_owned()
-            } else {
-                "unknown error".to_owned()
-            }
-        };
         Self::Cuda {
             doing: doing.into(),
             name: format!("{code:?}"),
-            reason: reason + remedy(code),
-        }
-    }
-
-    /// The error of a call that went through `cust`.
-    pub(crate) fn cust(doing: impl Into<String>, error: CudaError) -> Self {
-        Self::Cuda {
-            doing: doing.into(),
-            name: format!("CUDA error {}", error as u32),
-            reason: error.to_string(),
+            reason: code.to_string() + remedy(code),
         }
     }
 }

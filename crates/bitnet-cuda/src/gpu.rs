@@ -4,10 +4,8 @@ use crate::error::{Error, Result, check};
 use crate::ptx;
 use bitnet_kernels::dense_gemv::Machine;
 use bitnet_kernels::{Kernel, KernelInfo};
-use cuda_driver::cust::context::{Context, CurrentContext};
-use cuda_driver::cust::device::{Device, DeviceAttribute};
-use cuda_driver::cust::sys::{self, CUfunction, CUfunction_attribute, CUjit_option, CUmodule};
-use cuda_driver::{CudaVersion, probe, require_driver};
+use cuda_driver::sys::{self, CUfunction, CUfunction_attribute, CUjit_option, CUmodule};
+use cuda_driver::{Context, CudaVersion, Device, DeviceAttribute, probe, require_driver};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
 use std::sync::Arc;
@@ -102,22 +100,24 @@ impl Gpu {
             require_driver(found.driver, needed)?;
         }
         let doing = || format!("opening GPU {index} ({})", found.name);
-        let device = Device::get_device(index).map_err(|e| Error::cust(doing(), e))?;
-        let context = Context::new(device).map_err(|e| Error::cust(doing(), e))?;
+        let device = Device::get(index).map_err(|e| Error::cuda(doing(), e))?;
+        let context = Context::new(device).map_err(|e| Error::cuda(doing(), e))?;
         let attribute = |which| {
             device
-                .get_attribute(which)
+                .attribute(which)
                 .map(i32::unsigned_abs)
-                .map_err(|e| Error::cust(doing(), e))
+                .map_err(|e| Error::cuda(doing(), e))
         };
         let properties = Properties {
             index,
             compute_capability: found.compute_capability,
             driver: found.driver,
-            n_sms: attribute(DeviceAttribute::MultiprocessorCount)?,
-            l2_bytes: attribute(DeviceAttribute::L2CacheSize)?.into(),
-            memory_bytes: device.total_memory().map_err(|e| Error::cust(doing(), e))? as u64,
-            shared_bytes_per_block: shared_limit(device).map_err(|code| Error::cuda(doing(), code))?,
+            n_sms: attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            l2_bytes: attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
+            memory_bytes: device.total_memory().map_err(|e| Error::cuda(doing(), e))? as u64,
+            shared_bytes_per_block: attribute(
+                DeviceAttribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )?,
             name: found.name.clone(),
         };
         let module = Module::load(ptx.text, &found.name)?;
@@ -210,8 +210,10 @@ impl Gpu {
 
     /// Makes this GPU's context the calling thread's. Every call of the driver needs that first.
     pub(crate) fn enter(&self) -> Result<()> {
-        CurrentContext::set_current(&self.inner.context)
-            .map_err(|e| Error::cust("entering the GPU's context", e))
+        self.inner
+            .context
+            .set_current()
+            .map_err(|e| Error::cuda("entering the GPU's context", e))
     }
 
     pub(crate) fn function(&self, kernel: &KernelInfo) -> Result<Function> {
@@ -228,17 +230,6 @@ impl Gpu {
                 reason,
             }
         })
-    }
-}
-
-/// Most shared memory of a block; `cust` has no name for this attribute.
-fn shared_limit(device: Device) -> Result<u32, sys::CUresult> {
-    let mut bytes = 0;
-    let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
-    // SAFETY: `bytes` is a valid place and the device handle came from the driver.
-    match unsafe { sys::cuDeviceGetAttribute(&raw mut bytes, attribute, device.as_raw()) } {
-        sys::CUresult::CUDA_SUCCESS => Ok(bytes.unsigned_abs()),
-        code => Err(code),
     }
 }
 
@@ -321,7 +312,7 @@ impl Module {
 impl Drop for Inner {
     fn drop(&mut self) {
         // Errors have nowhere to go here, and the process's end frees what is left.
-        if CurrentContext::set_current(&self.context).is_ok() {
+        if self.context.set_current().is_ok() {
             // SAFETY: nothing uses the module any more: streams, buffers and graphs hold a `Gpu` each.
             let _ = unsafe { sys::cuModuleUnload(self.module.0) };
         }

@@ -2,8 +2,7 @@
 
 use crate::error::{Error, Result, check};
 use crate::gpu::Gpu;
-use cuda_driver::cust::event::{self, EventFlags};
-use cuda_driver::cust::sys::{self, CUgraph, CUgraphExec};
+use cuda_driver::sys::{self, CUgraph, CUgraphExec};
 
 /// Work recorded by [`crate::Stream::capture`], ready to run again and again.
 #[derive(Debug)]
@@ -62,7 +61,7 @@ impl Drop for Graph {
 /// A mark in a stream, for timing.
 #[derive(Debug)]
 pub struct Event {
-    pub(crate) inner: event::Event,
+    pub(crate) inner: cuda_driver::Event,
     gpu: Gpu,
 }
 
@@ -73,7 +72,7 @@ impl Gpu {
     /// When the device fails.
     pub fn event(&self) -> Result<Event> {
         self.enter()?;
-        let inner = event::Event::new(EventFlags::DEFAULT).map_err(|e| Error::cust("making an event", e))?;
+        let inner = cuda_driver::Event::new().map_err(|e| Error::cuda("making an event", e))?;
         Ok(Event {
             inner,
             gpu: self.clone(),
@@ -88,15 +87,15 @@ impl Event {
     /// When one of them was not recorded, or work before them failed.
     pub fn elapsed_us(&self, start: &Self) -> Result<f64> {
         self.gpu.enter()?;
-        let failed = |e| Error::cust("timing work on the GPU", e);
+        let failed = |e| Error::cuda("timing work on the GPU", e);
         self.inner.synchronize().map_err(failed)?;
-        Ok(f64::from(self.inner.elapsed_time_f32(&start.inner).map_err(failed)?) * 1e3)
+        Ok(f64::from(self.inner.elapsed_ms(&start.inner).map_err(failed)?) * 1e3)
     }
 }
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // `cust` destroys the event next and needs its context.
+        // The event is destroyed next, which needs its context.
         let _ = self.gpu.enter();
     }
 }

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result, check};
 use crate::gpu::Gpu;
 use bitnet_kernels::Global;
-use cuda_driver::cust::sys::{self, CUdeviceptr, CUresult};
+use cuda_driver::sys::{self, CUdeviceptr, CUresult};
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 use std::sync::atomic::AtomicU32;

@@ -5,8 +5,7 @@ use crate::gpu::{Gpu, Reporting};
 use crate::graph::{Event, Graph};
 use crate::memory::{DeviceBuffer, Element};
 use bitnet_kernels::{Kernel, KernelInfo, Launch};
-use cuda_driver::cust::stream::{self, StreamFlags};
-use cuda_driver::cust::sys::{self, CUresult, CUstream};
+use cuda_driver::sys::{self, CUresult, CUstream};
 use cuda_driver::{LaunchAttribute, launch_kernel};
 use std::cell::Cell;
 
@@ -61,7 +60,7 @@ impl LaunchConfig {
 /// Work on a GPU, done in the order in which it is given.
 #[derive(Debug)]
 pub struct Stream {
-    inner: stream::Stream,
+    inner: cuda_driver::Stream,
     gpu: Gpu,
     /// Whether work goes into a graph instead of running.
     capturing: Cell<bool>,
@@ -74,8 +73,7 @@ impl Gpu {
     /// When the device fails.
     pub fn stream(&self) -> Result<Stream> {
         self.enter()?;
-        let inner =
-            stream::Stream::new(StreamFlags::DEFAULT, None).map_err(|e| Error::cust("making a stream", e))?;
+        let inner = cuda_driver::Stream::new().map_err(|e| Error::cuda("making a stream", e))?;
         Ok(Stream {
             inner,
             gpu: self.clone(),
@@ -331,7 +329,7 @@ impl Stream {
         event
             .inner
             .record(&self.inner)
-            .map_err(|e| Error::cust("recording an event", e))
+            .map_err(|e| Error::cuda("recording an event", e))
     }
 
     /// Records what `work` gives to this stream, without running it.
@@ -385,7 +383,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // `cust` destroys the stream next and needs its context.
+        // The stream is destroyed next, which needs its context.
         let _ = self.gpu.enter();
     }
 }

@@ -1,8 +1,8 @@
-//! `cuLaunchKernelEx`, which is newer (CUDA 11.8) than the headers `cust` was generated from: attributes for
+//! `cuLaunchKernelEx`, with attributes for
 //! programmatic dependent launch, cooperative launch and clusters.
 
 use crate::library;
-use cust::sys::{CUfunction, CUresult, CUstream};
+use crate::sys::{CUfunction, CUresult, CUstream};
 use std::ffi::{c_uint, c_void};
 use std::sync::OnceLock;
 
@@ -88,8 +88,12 @@ pub struct Launch<'a> {
 /// - `params` has a pointer to a value of the right size for every parameter of the kernel.
 /// - The kernel's own contract holds for those values and this grid.
 pub unsafe fn launch_kernel(function: CUfunction, launch: &Launch<'_>, params: &[*const c_void]) -> CUresult {
-    type Symbol =
-        unsafe extern "C" fn(*const RawConfig, CUfunction, *const *const c_void, *mut *mut c_void) -> i32;
+    type Symbol = unsafe extern "system" fn(
+        *const RawConfig,
+        CUfunction,
+        *const *const c_void,
+        *mut *mut c_void,
+    ) -> CUresult;
     static SYMBOL: OnceLock<Option<Symbol>> = OnceLock::new();
     // SAFETY: cuda.h's signature; the driver does not write through its first and third parameters.
     let Some(symbol) = SYMBOL.get_or_init(|| unsafe { library::symbol("cuLaunchKernelEx") }) else {
@@ -104,5 +108,5 @@ pub unsafe fn launch_kernel(function: CUfunction, launch: &Launch<'_>, params: &
         n_attributes: launch.attributes.len() as c_uint,
     };
     // SAFETY: the caller vouches for handles and parameters; `config` and the attributes outlive the call.
-    library::result(unsafe { symbol(&raw const config, function, params.as_ptr(), std::ptr::null_mut()) })
+    unsafe { symbol(&raw const config, function, params.as_ptr(), std::ptr::null_mut()) }
 }

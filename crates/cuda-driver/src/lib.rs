@@ -1,33 +1,21 @@
-//! The CUDA driver, looked up at run time: programs that use [`cust`] build on a machine without CUDA, start on a
-//! machine without a driver and say so, and use the GPU where there is one.
+//! The CUDA driver, looked up at run time: programs build on a machine without CUDA, start on a machine without a driver
+//! and say so, and use the GPU where there is one.
 //!
-//! `cust` expects a CUDA installation twice. Its build script wants a folder with libraries, and the program must link
-//! the `cu*` functions. This crate defines those functions; each looks its namesake up in `libcuda.so.1` on first use
-//! and returns `CUDA_ERROR_NOT_INITIALIZED` where there is no driver, or `CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND`
-//! where the driver lacks it. Use `cust` through this crate, and call [`probe`] first: it says which of driver, driver
-//! version, GPU and compute capability is missing.
-//!
-//! # What a program that depends on this crate must set
-//!
-//! `cust`'s build script looks for CUDA in the environment variable `CUDA_LIBRARY_PATH`, `/opt/cuda` and
-//! `/usr/local/cuda*`, and stops the build when none of them is a folder with a `lib64` in it. No dependency can set a
-//! variable for another's build script, so where CUDA is not installed put this into the `.cargo/config.toml` of your
-//! program (any folder that has a folder `lib64` will do, even an empty one):
-//!
-//! ```toml
-//! [env]
-//! CUDA_LIBRARY_PATH = "/usr"
-//! ```
-//!
-//! Nothing in that folder is used: this crate's build script puts an empty `libcuda.so` on the link path. Linux only.
+//! Each function of [`sys`] looks its namesake up in `libcuda.so.1` (`nvcuda.dll` on Windows) when it is first called, and
+//! returns `CUDA_ERROR_NOT_INITIALIZED` where there is no driver, or `CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND` where the
+//! driver lacks it. Nothing is linked, and no variable has to be set to build. Call [`probe`] first: it says which of
+//! driver, driver version, GPU and compute capability is missing.
+
+mod codes;
 
 mod library;
 
-mod launch;
-mod symbols;
+pub mod sys;
 
+mod handles;
+mod launch;
 mod probe;
 
-pub use cust;
+pub use handles::{Context, Device, DeviceAttribute, Event, Stream, driver_version, init};
 pub use launch::{Launch, LaunchAttribute, launch_kernel};
 pub use probe::{CudaVersion, Gpu, MIN_COMPUTE_CAPABILITY, MIN_CUDA, ProbeError, probe, require_driver};

@@ -1,9 +1,8 @@
 //! Whether this machine can run kernels, and if not, which of the four reasons it is.
 
-use crate::{library, symbols};
-use cust::CudaFlags;
-use cust::device::{Device, DeviceAttribute};
-use cust::error::CudaError;
+use crate::handles::{Device, DeviceAttribute, driver_version, init};
+use crate::library;
+use crate::sys::CUresult;
 use std::fmt;
 
 /// A version of CUDA: of a driver, what it supports; of PTX, what it needs.
@@ -124,30 +123,28 @@ pub struct Gpu {
 /// # Errors
 /// What is missing, and what is needed instead.
 pub fn probe(index: u32) -> Result<Gpu, ProbeError> {
-    // A linker that takes from a library only what the objects before it want must find the whole table wanted.
-    std::hint::black_box(symbols::all as fn() -> _);
     if let Err(reason) = library::open() {
         return Err(ProbeError::DriverMissing {
             reason: reason.to_owned(),
         });
     }
-    cust::init(CudaFlags::empty()).map_err(failed)?;
-    let version = cust::CudaApiVersion::get().map_err(failed)?;
-    let driver = CudaVersion::new(version.major().unsigned_abs(), version.minor().unsigned_abs());
+    init().map_err(failed)?;
+    let version = driver_version().map_err(failed)?.unsigned_abs();
+    let driver = CudaVersion::new(version / 1000, version % 1000 / 10);
     require_driver(driver, MIN_CUDA)?;
-    let count = Device::num_devices().map_err(failed)?;
+    let count = Device::count().map_err(failed)?;
     if count == 0 {
         return Err(ProbeError::NoDevice);
     }
     if index >= count {
         return Err(ProbeError::NoSuchDevice { index, count });
     }
-    let device = Device::get_device(index).map_err(failed)?;
+    let device = Device::get(index).map_err(failed)?;
     let name = device.name().map_err(failed)?;
-    let attribute = |which| device.get_attribute(which).map(i32::unsigned_abs).map_err(failed);
+    let attribute = |which| device.attribute(which).map(i32::unsigned_abs).map_err(failed);
     let compute_capability = (
-        attribute(DeviceAttribute::ComputeCapabilityMajor)?,
-        attribute(DeviceAttribute::ComputeCapabilityMinor)?,
+        attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        attribute(DeviceAttribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
     );
     if compute_capability < MIN_COMPUTE_CAPABILITY {
         return Err(ProbeError::ComputeCapability {
@@ -175,12 +172,12 @@ pub fn require_driver(found: CudaVersion, needed: CudaVersion) -> Result<(), Pro
     Ok(())
 }
 
-fn failed(error: CudaError) -> ProbeError {
+fn failed(error: CUresult) -> ProbeError {
     match error {
-        CudaError::NoDevice => ProbeError::NoDevice,
-        _ => ProbeError::DriverFailed {
+        CUresult::CUDA_ERROR_NO_DEVICE => ProbeError::NoDevice,
+        CUresult(code) => ProbeError::DriverFailed {
             reason: error.to_string(),
-            code: error as u32,
+            code: code.unsigned_abs(),
         },
     }
 }

@@ -1,6 +1,7 @@
 //! Linking and starting need no driver; using it without one is an error that says so.
 
-use cuda_driver::{ProbeError, cust, probe};
+use cuda_driver::sys::CUresult;
+use cuda_driver::{Device, ProbeError, init, probe};
 
 #[test]
 fn a_program_starts_and_says_what_is_missing() {
@@ -11,13 +12,13 @@ fn a_program_starts_and_says_what_is_missing() {
                 probe(1000),
                 Err(ProbeError::NoSuchDevice {
                     index: 1000,
-                    count: cust::device::Device::num_devices().unwrap()
+                    count: Device::count().unwrap()
                 })
             );
         }
         Err(ProbeError::DriverMissing { .. }) => {
-            let error = cust::init(cust::CudaFlags::empty()).unwrap_err();
-            assert_eq!(error, cust::error::CudaError::NotInitialized);
+            let error = init().unwrap_err();
+            assert_eq!(error, CUresult::CUDA_ERROR_NOT_INITIALIZED);
             assert!(error.to_string().contains("driver is not installed"), "{error}");
             let message = probe(0).unwrap_err().to_string();
             assert!(message.contains("libcuda.so.1"), "{message}");

@@ -13,6 +13,7 @@ fn main() -> anyhow::Result<()> {
     let generator = model.generator();
     let prompt = generator.prompt_ids(Prompt::Chat(&question))?;
     let room = generator.context().saturating_sub(prompt.len());
+    drop(generator);
     let end = model.config().eos.clone();
 
     // A step computes tokens that follow on those of a sequence, and gives the logits of the rows that are asked for.

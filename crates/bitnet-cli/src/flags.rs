@@ -459,11 +459,9 @@ const TABLE: &[(&[&str], Here)] = &[
         See(GRAMMAR),
     ),
     // Speculative decoding.
+    (&["--draft", "--draft-n"], Is("--draft-max")),
     (
         &[
-            "--draft",
-            "--draft-n",
-            "--draft-max",
             "--draft-min",
             "--draft-n-min",
             "--draft-p-split",

@@ -99,6 +99,10 @@ struct TextArgs {
     /// Plain input and output: no line editing, colors or spinner
     #[arg(long)]
     simple_io: bool,
+    /// Most tokens to guess from what the text has said before and to check at once, where that is faster; 0 guesses none.
+    /// The text is the same
+    #[arg(long, value_name = "N", default_value = "16", help_heading = "Device")]
+    draft_max: usize,
     /// Print no statistics
     #[arg(short, long)]
     quiet: bool,
@@ -250,6 +254,8 @@ impl TextArgs {
             } else {
                 SpecialTokens::Hide
             },
+            draft_max: self.draft_max,
+            ..GenerateOptions::default()
         };
         Answerer {
             facts: Facts::new(model, options.sampling.seed),

@@ -34,6 +34,8 @@ pub(crate) fn line(generation: &Generation, facts: &Facts, width: Option<usize>)
         prefill_tokens,
         reused_tokens,
         first_token,
+        drafted,
+        accepted,
         ..
     } = generation.timings;
     let reused = match reused_tokens {
@@ -41,8 +43,12 @@ pub(crate) fn line(generation: &Generation, facts: &Facts, width: Option<usize>)
         n => format!(" (+{n} reused)"),
     };
     let prompt_rate = rate(generation.timings.prefill_rate());
+    let guessed = match drafted {
+        0 => String::new(),
+        _ => format!(" ({accepted} of {drafted} guessed)"),
+    };
     let answer = format!(
-        "answer {} tokens, {} tokens/s",
+        "answer {} tokens{guessed}, {} tokens/s",
         generation.ids.len(),
         rate(generation.timings.decode_rate())
     );
@@ -95,6 +101,8 @@ pub(crate) fn object(generation: &Generation, facts: &Facts) -> Value {
             "decode_tokens": timings.decode_tokens,
             "decode_s": timings.decode.as_secs_f64(),
             "decode_tokens_per_s": timings.decode_rate(),
+            "drafted_tokens": timings.drafted,
+            "accepted_tokens": timings.accepted,
         },
         "memory_bytes": facts.memory_bytes,
         "peak_resident_bytes": peak_resident_bytes(),

@@ -37,6 +37,8 @@ mod transformer;
 
 mod session;
 
+pub mod schedule;
+
 pub mod conformance;
 mod score;
 
@@ -51,6 +53,8 @@ mod memory;
 
 mod model;
 
+mod engine;
+
 pub use bitnet_cpu::{KvType, Simd};
 #[cfg(feature = "cuda")]
 pub use bitnet_cuda::engine::{Part, PartTime, Profile};
@@ -61,13 +65,15 @@ pub use cpu::{CpuBackend, CpuOptions, LmHead};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBackend, CudaOptions, cuda_probe};
 pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
+pub use engine::{Client, Engine, Stream, Ticket};
 pub use error::{Error, Result};
-pub use generate::{Event, FinishReason, GenerateOptions, Generation, Generator, Prompt, Timings};
+pub use generate::{Event, Generation, Generator, Prompt};
 pub use generation_config::GenerationConfig;
 pub use logits_file::write_logits;
 pub use model::{Device, LoadOptions, Model, open_backend};
 pub use pages::{Batch, Limits, PageCopy, Pages, Run, Seq, Start};
 pub use sampler::{Choice, Chosen, Logprob, Sampler, Sampling};
+pub use schedule::{FinishReason, GenerateOptions, Scheduler, Timings};
 pub use score::{Chunking, Perplexity, each_logits, negative_log_likelihood};
 pub use session::Session;
 pub use source::{

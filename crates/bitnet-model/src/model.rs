@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::memory::check_context;
+use crate::schedule::{ScheduleOptions, Scheduler};
 use crate::{
     Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, Files, GenerateOptions,
     GenerationConfig, Generator, KvType, LmHead, Result, Simd, Tokenizer, Watched, WeightForm, WeightSource,
@@ -237,6 +238,18 @@ impl Model {
     /// Generates text; one generator serves all the turns of a conversation.
     pub fn generator(&mut self) -> Generator<'_> {
         Generator::new(self.backend.as_mut(), self.tokenizer.as_ref(), self.chat.as_ref())
+    }
+
+    /// Shares it among many requests.
+    #[must_use]
+    pub fn into_scheduler(self, options: ScheduleOptions) -> Scheduler<'static> {
+        Scheduler::new(self.backend, self.tokenizer.as_ref(), options)
+    }
+
+    /// As [`Model::into_scheduler`], with the chat template for those who ask.
+    pub(crate) fn into_parts(self, options: ScheduleOptions) -> (Scheduler<'static>, Option<ChatTemplate>) {
+        let scheduler = Scheduler::new(self.backend, self.tokenizer.as_ref(), options);
+        (scheduler, self.chat)
     }
 }
 

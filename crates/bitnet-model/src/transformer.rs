@@ -132,6 +132,25 @@ pub trait Backend: Send {
     }
 }
 
+/// So that one can be lent to whom else would own it.
+impl<B: Backend + ?Sized> Backend for &mut B {
+    fn spec(&self) -> &Spec {
+        (**self).spec()
+    }
+
+    fn step(&mut self, batch: &Batch, want: Want<'_>) -> Result<&[f32]> {
+        (**self).step(batch, want)
+    }
+
+    fn decoder(&mut self) -> Option<&mut dyn Decoder> {
+        (**self).decoder()
+    }
+
+    fn verbs(&mut self) -> Option<&mut dyn Verbs> {
+        (**self).verbs()
+    }
+}
+
 /// Decoding on the device, driven by the caller: sequences take seats, steps are given to the device ahead of time, and
 /// their tokens are read behind it.
 ///

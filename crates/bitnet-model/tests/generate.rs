@@ -23,7 +23,8 @@ struct Scripted {
     /// Decodes without the host, computing this many tokens past those that are read.
     ahead: Option<usize>,
     seat: Option<(Token, Sampler)>,
-    ready: Vec<u32>,
+    /// Tokens of steps that were not read; none where the sequence has left.
+    ready: Vec<Option<u32>>,
 }
 
 impl Scripted {
@@ -80,7 +81,7 @@ impl Decoder for Scripted {
     }
     fn leave(&mut self, _: usize) {
         self.seat = None;
-        self.ready.clear();
+        self.ready.fill(None);
     }
     fn ahead(&mut self, steps: usize) -> Result<()> {
         let (mut token, mut sampler) = self.seat.take().unwrap();
@@ -89,13 +90,13 @@ impl Decoder for Scripted {
             token.id = sampler.sample(&self.out)?;
             token.pos += 1;
             sampler.accept(token.id);
-            self.ready.push(token.id);
+            self.ready.push(Some(token.id));
         }
         self.seat = Some((token, sampler));
         Ok(())
     }
     fn next(&mut self, out: &mut Vec<(usize, u32)>) -> Result<()> {
-        out.push((0, self.ready.remove(0)));
+        out.extend(self.ready.remove(0).map(|id| (0, id)));
         Ok(())
     }
 }
@@ -108,8 +109,8 @@ fn backend(next: fn(&[u32]) -> u32) -> Scripted {
     let spec = Spec {
         config: Checkpoint::open(folder()).unwrap().config().clone(),
         name: "scripted".to_owned(),
-        page: 32,
-        n_pages: 1,
+        page: 2,
+        n_pages: 16,
         max_seqs: 1,
         context: 32,
         max_batch: 5,
@@ -188,12 +189,12 @@ fn what_two_prompts_share_is_computed_once() {
     let mut generator = Generator::new(&mut backend, None, None);
     let first = run(&mut generator, Prompt::Ids(&[1, 2, 3]), &greedy(3));
     assert_eq!(first.ids, [6, 12, 24]);
-    // The last token chosen was never computed.
+    // The last token chosen was never computed, and whole pages of two are kept.
     let turn = [1, 2, 3, 6, 12, 24, 7];
     let second = run(&mut generator, Prompt::Ids(&turn), &greedy(2));
     assert_eq!(
         (second.timings.reused_tokens, second.timings.prefill_tokens),
-        (5, 2)
+        (4, 3)
     );
     assert_eq!(second.ids, [55, 110]);
     let again = run(&mut generator, Prompt::Ids(&turn), &greedy(2));
@@ -312,6 +313,7 @@ fn the_context_ends_it_and_a_longer_prompt_is_refused() {
         let mut generator = Generator::new(&mut backend, None, None);
         let error = generator.generate(Prompt::Ids(prompt), &greedy(5), |_| ControlFlow::Continue(()));
         let message = error.unwrap_err().to_string();
+        drop(generator);
         assert!(backend.steps.is_empty());
         message
     };
@@ -360,8 +362,8 @@ fn the_callback_ends_it_between_batches_and_tokens() {
         )
     };
     assert_eq!(prompt(1), (0, 5, vec![]));
-    // What was computed before counts; two more events: a batch of seven is 5 + 2, then tokens.
-    assert_eq!(prompt(4), (5, 7, vec![2, 3]));
+    // What was computed before counts; two more events: a batch of eight is 5 + 3, then tokens.
+    assert_eq!(prompt(4), (4, 8, vec![2, 3]));
 }
 
 #[test]

@@ -1,0 +1,384 @@
+//! One step of the host: which tokens of whom, their logits, and what is chosen from them.
+
+use std::time::Instant;
+
+use super::sequence::Sequence;
+use super::{Drafts, Event, FinishReason, Scheduler};
+use crate::error::{Error, Result};
+use crate::pages::Run;
+use crate::transformer::Want;
+
+/// What a step computes of one sequence.
+#[derive(Debug)]
+struct Part {
+    /// Its place among those that run.
+    at: usize,
+    /// The next tokens of its text.
+    n: usize,
+    /// What is guessed to follow on them.
+    draft: Vec<u32>,
+    /// Whether the last of them is the end of the text, so that a token is chosen after it, and after each guess.
+    chooses: bool,
+}
+
+impl Part {
+    fn n_rows(&self) -> usize {
+        if self.chooses { 1 + self.draft.len() } else { 0 }
+    }
+}
+
+/// What a mask allows at each row of a part; none where there is no mask.
+type Allowed = Option<Result<Vec<Vec<u32>>>>;
+
+impl Scheduler<'_> {
+    /// Computes prompts, and tokens of those that the device does not decode by itself.
+    pub(super) fn compute(&mut self) {
+        self.fork_answers();
+        self.take_seats();
+        let mut parts = self.plan();
+        if let Err(error) = self.hold_all(&mut parts) {
+            return self.fail_all(&error);
+        }
+        if parts.is_empty() {
+            return;
+        }
+        if let Err(error) = self.compute_parts(&parts) {
+            self.fail_all(&error);
+        }
+    }
+
+    /// How much of its text is computed by the host: a device that decodes by itself begins at the last token, and so do the answers
+    /// of a request that wants several.
+    fn goal(&self, sequence: &Sequence) -> usize {
+        let stops_before =
+            sequence.limit > 0 && (sequence.forks > 0 || (self.device.exists() && sequence.suits_device()));
+        sequence.text.len() - usize::from(stops_before)
+    }
+
+    /// Divides requests whose prompt is computed into their answers.
+    fn fork_answers(&mut self) {
+        let most = self
+            .options
+            .max_running
+            .clamp(1, self.backend.spec().max_seqs.max(1));
+        for i in 0..self.running.len() {
+            if self.running[i].forks == 0 || !self.running[i].decodes() {
+                continue;
+            }
+            let forks = std::mem::take(&mut self.running[i].forks);
+            for choice in 1..=forks {
+                let original = &self.running[i];
+                // Those for whom there is no room find the prompt in the cache later.
+                let has_room = self.running.len() + choice <= most;
+                let pages = original.pages.as_ref().filter(|_| has_room);
+                let pages = pages.map(|pages| self.pages.fork(pages));
+                match original.fork(choice, pages) {
+                    Ok(answer) => self.running.push(answer),
+                    Err(error) => {
+                        let id = original.id;
+                        self.fail(id, error);
+                        break;
+                    }
+                }
+            }
+        }
+        self.sweep();
+        self.running.sort_by_key(Sequence::rank);
+    }
+
+    /// Who computes what: a token of each that decodes, then prompts, the first in rank first.
+    fn plan(&mut self) -> Vec<Part> {
+        let spec = self.backend.spec();
+        let budget = self.options.budget.clamp(1, spec.max_batch.max(1));
+        let max_seqs = spec.max_seqs;
+        let (mut decoding, mut prompts) = (Vec::new(), Vec::new());
+        for (i, sequence) in self.running.iter().enumerate() {
+            if sequence.seated.is_some() || sequence.is_paused || sequence.rest() == 0 {
+                continue;
+            }
+            if sequence.rest() == 1 && sequence.limit > 0 {
+                decoding.push(i);
+            } else if sequence.computed < self.goal(sequence) {
+                prompts.push(i);
+            }
+        }
+        // Who was passed over goes first.
+        decoding.sort_by_key(|&i| self.running[i].served);
+        let kept = match (prompts.is_empty(), budget) {
+            (true, _) => 0,
+            (false, 1) => usize::from(self.prompts_passed_over),
+            (false, _) => (budget / 4).max(1),
+        };
+        decoding.truncate((budget - kept).min(max_seqs));
+        let decodes = !decoding.is_empty() || self.running.iter().any(|s| s.seated.is_some());
+        let mut parts: Vec<Part> = Vec::new();
+        for at in decoding {
+            self.running[at].served = self.stats.steps;
+            parts.push(Part {
+                at,
+                n: 1,
+                draft: Vec::new(),
+                chooses: true,
+            });
+        }
+        let mut room = budget - parts.len();
+        if prompts.is_empty() {
+            self.draft(&mut parts, room);
+        } else if decodes {
+            room = room.min(self.chunk());
+        }
+        self.prompts_passed_over = room == 0;
+        for at in prompts {
+            let sequence = &self.running[at];
+            let n = room.min(self.goal(sequence) - sequence.computed);
+            if n == 0 || parts.len() == max_seqs {
+                break;
+            }
+            room -= n;
+            parts.push(Part {
+                at,
+                n,
+                draft: Vec::new(),
+                chooses: n == sequence.rest() && sequence.limit > 0,
+            });
+        }
+        parts
+    }
+
+    fn chunk(&self) -> usize {
+        let usual = if self.device.exists() { 1024 } else { 64 };
+        self.options.chunk.unwrap_or(usual).max(1)
+    }
+
+    /// Adds guesses where they pay, up to `room` of them.
+    fn draft(&self, parts: &mut [Part], mut room: usize) {
+        let mut rows = parts.len();
+        let mut tokens = rows as f64;
+        let mut order: Vec<(usize, f64)> = Vec::new();
+        for (p, part) in parts.iter().enumerate() {
+            let speculator = self.running[part.at].speculator.as_ref();
+            order.extend(speculator.and_then(|s| s.confidence()).map(|hits| (p, hits)));
+        }
+        // The best guesses first.
+        order.sort_by(|a, b| b.1.total_cmp(&a.1));
+        for (p, hits) in order {
+            let sequence = &self.running[parts[p].at];
+            let left = sequence.limit - sequence.answered() - 1;
+            let most = sequence.draft_max.min(left).min(room);
+            let plain = (self.device.exists() && rows == 1)
+                .then(|| self.device_seconds())
+                .flatten();
+            let n = match self.options.drafts {
+                Drafts::All => most,
+                Drafts::Paying => self.pace.best(plain, tokens, rows, hits, most),
+            };
+            if let (Some(speculator), true) = (&sequence.speculator, n > 0) {
+                parts[p].draft = speculator.propose(&sequence.text, n);
+                room -= n;
+                rows += n;
+                tokens += (1..=n as i32).map(|i| hits.powi(i)).sum::<f64>();
+            }
+        }
+    }
+
+    /// Holds the pages of all parts. Those that were set back for others drop out.
+    fn hold_all(&mut self, parts: &mut Vec<Part>) -> Result<()> {
+        let mut order: Vec<usize> = (0..parts.len()).collect();
+        order.sort_by_key(|&p| self.running[parts[p].at].rank());
+        for p in order {
+            let part = &mut parts[p];
+            if !part.draft.is_empty() {
+                let pages = self.running[part.at].pages.as_ref();
+                let n = part.n + part.draft.len();
+                // Nobody is set back for a guess.
+                if pages.is_some_and(|pages| self.pages.reserve(pages, n).is_err()) {
+                    part.draft.clear();
+                }
+            }
+            let n = part.n + part.draft.len();
+            self.hold(part.at, n)?;
+        }
+        parts.retain(|part| self.running[part.at].pages.is_some());
+        Ok(())
+    }
+
+    fn compute_parts(&mut self, parts: &[Part]) -> Result<()> {
+        let vocab = self.backend.spec().config.vocab;
+        let texts: Vec<Vec<u32>> = parts
+            .iter()
+            .map(|part| {
+                let sequence = &self.running[part.at];
+                let next = &sequence.text[sequence.computed..sequence.computed + part.n];
+                [next, &part.draft].concat()
+            })
+            .collect();
+        let mut runs = Vec::with_capacity(parts.len());
+        let mut rows = Vec::new();
+        let mut n_tokens = 0;
+        for (part, ids) in parts.iter().zip(&texts) {
+            let Some(seq) = &self.running[part.at].pages else {
+                continue;
+            };
+            runs.push(Run { seq, ids });
+            n_tokens += ids.len();
+            rows.extend(n_tokens - part.n_rows()..n_tokens);
+        }
+        let batch = self.pages.batch(&runs)?;
+        drop(runs);
+        let want = if rows.is_empty() {
+            Want::Nothing
+        } else {
+            Want::Logits(&rows)
+        };
+        let begun = Instant::now();
+        let (backend, running) = (&mut self.backend, &mut self.running);
+        let (logits, allowed) = if parts
+            .iter()
+            .any(|part| part.chooses && running[part.at].mask.is_some())
+        {
+            // What grammars allow is worked out while the device computes.
+            std::thread::scope(|scope| {
+                let allowed = scope.spawn(|| masks(parts, running, vocab));
+                let logits = backend.step(&batch, want);
+                let allowed = allowed.join().map_err(|_| {
+                    Error::Request("a mask failed: there is a mistake in its program".to_owned())
+                });
+                (logits, allowed)
+            })
+        } else {
+            (backend.step(&batch, want), Ok(Vec::new()))
+        };
+        let logits = logits?;
+        let (allowed, mask_error) = match allowed {
+            Ok(allowed) => (allowed, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        let now = Instant::now();
+        self.stats.failures = 0;
+        if parts.iter().all(|part| part.n == 1 && part.chooses) {
+            self.pace.measured(rows.len(), (now - begun).as_secs_f64());
+        }
+
+        // What was chosen, before anybody is told: an end changes who runs.
+        let mut ends = Vec::with_capacity(parts.len());
+        let mut allowed = allowed.into_iter();
+        let mut rest = logits;
+        for part in parts {
+            let sequence = &mut self.running[part.at];
+            let computed_before = sequence.computed;
+            if sequence.answered() == 0 || part.n > 1 {
+                self.stats.prompt_tokens += part.n as u64;
+            }
+            sequence.advance(part.n, now, &mut self.events);
+            let allowed: Allowed = allowed.next().flatten();
+            let (mine, others) = rest.split_at(part.n_rows() * vocab);
+            rest = others;
+            let end = if part.chooses {
+                let allowed = match (&mask_error, sequence.mask.is_some()) {
+                    (Some(error), true) => Some(Err(Error::Request(error.to_string()))),
+                    _ => allowed,
+                };
+                let rows = mine.chunks_exact(vocab);
+                choose(sequence, part, rows, allowed, now, &mut self.events)
+            } else {
+                Ok((0, None))
+            };
+            let end = end.map(|(accepted, end)| {
+                sequence.computed += accepted;
+                sequence.timings.drafted += part.draft.len();
+                sequence.timings.accepted += accepted;
+                self.stats.drafted += part.draft.len() as u64;
+                self.stats.accepted += accepted as u64;
+                self.stats.tokens += (accepted + usize::from(part.chooses)) as u64;
+                end
+            });
+            if let Some(pages) = &sequence.pages {
+                self.pages.rewind(pages, sequence.computed);
+                // What is whole can be found from now on.
+                if sequence.computed / self.pages.page() > computed_before / self.pages.page() {
+                    self.pages.advance(pages, &[])?;
+                }
+            }
+            if sequence.limit == 0 && sequence.rest() == 0 {
+                ends.push((part.at, Ok(Some(sequence.bound()))));
+            } else {
+                ends.push((part.at, end));
+            }
+        }
+        for (at, end) in ends {
+            self.taken(at, end);
+        }
+        Ok(())
+    }
+
+    /// What follows from a token that `running[i]` has taken.
+    pub(super) fn taken(&mut self, i: usize, taken: Result<Option<FinishReason>>) {
+        match taken {
+            Ok(None) => {}
+            Ok(Some(reason)) => self.finish(i, reason),
+            Err(error) => {
+                let id = self.running[i].id;
+                if !self.running[i].is_done {
+                    self.fail(id, error);
+                }
+            }
+        }
+    }
+}
+
+/// What the masks allow at every row: before each guess is known to be right, as if it were.
+fn masks(parts: &[Part], running: &mut [Sequence], vocab: usize) -> Vec<Allowed> {
+    let of_part = |part: &Part| {
+        let mask = running[part.at].mask.as_mut().filter(|_| part.chooses)?;
+        let mut walk = || -> Result<Vec<Vec<u32>>> {
+            let mut all: Vec<Vec<u32>> = Vec::with_capacity(part.n_rows());
+            let mut taken = 0;
+            for row in 0..part.n_rows() {
+                let mut bits = vec![0u32; vocab.div_ceil(32)];
+                mask.allowed(&mut bits)?;
+                let guess = part.draft.get(row).copied();
+                let goes_on = guess.is_some_and(|id| bits[id as usize / 32] >> (id % 32) & 1 == 1);
+                all.push(bits);
+                let Some(id) = guess.filter(|_| goes_on) else {
+                    break;
+                };
+                taken += 1;
+                if mask.accept(id)? {
+                    break;
+                }
+            }
+            mask.rollback(taken)?;
+            Ok(all)
+        };
+        Some(walk())
+    };
+    parts.iter().map(of_part).collect()
+}
+
+/// Chooses after the end of the text, and on while the guesses are what is chosen: how many were, and why it ends.
+fn choose<'l>(
+    sequence: &mut Sequence,
+    part: &Part,
+    rows: impl Iterator<Item = &'l [f32]>,
+    allowed: Allowed,
+    now: Instant,
+    events: &mut Vec<(super::Id, Event)>,
+) -> Result<(usize, Option<FinishReason>)> {
+    let allowed = allowed.transpose()?;
+    let mut accepted = 0;
+    for (row, logits) in rows.enumerate() {
+        let bits = allowed.as_ref().and_then(|rows| rows.get(row));
+        let chosen = sequence.choose(logits, bits.map(Vec::as_slice))?;
+        let end = sequence.take(chosen.id, chosen.logprob, now, events)?;
+        let is_right = part.draft.get(row) == Some(&chosen.id);
+        if let Some(end) = end {
+            // The last token is not needed in the cache, though it may be there.
+            return Ok((accepted, Some(end)));
+        }
+        if !is_right {
+            break;
+        }
+        accepted += 1;
+    }
+    Ok((accepted, None))
+}

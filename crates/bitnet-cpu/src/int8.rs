@@ -290,6 +290,8 @@ mod x86 {
 
 #[cfg(test)]
 mod tests {
+    use bitnet_layout::random::Random;
+
     use super::*;
     use crate::DenseType;
 
@@ -304,13 +306,8 @@ mod tests {
     }
 
     fn numbers(seed: u64, len: usize) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let next = std::iter::repeat_with(move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / 8_388_608.0 - 1.0
-        });
+        let mut random = Random::new(seed);
+        let next = std::iter::repeat_with(|| (random.word() >> 8) as f32 / 8_388_608.0 - 1.0);
         next.take(len).collect()
     }
 

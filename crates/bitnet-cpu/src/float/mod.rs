@@ -135,15 +135,15 @@ functions! {
 
 #[cfg(test)]
 mod tests {
+    use bitnet_layout::random::Random;
+
     use super::*;
 
     fn numbers(seed: u64, len: usize) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let next = std::iter::repeat_with(move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            ((state >> 40) as f32 / 8_388_608.0 - 1.0) * [1.0, 1e-3, 40.0][state as usize % 3]
+        let mut random = Random::new(seed);
+        let next = std::iter::repeat_with(|| {
+            let word = random.word();
+            ((word >> 8) as f32 / 8_388_608.0 - 1.0) * [1.0, 1e-3, 40.0][word as usize % 3]
         });
         next.take(len).collect()
     }

@@ -103,21 +103,10 @@ functions! {
 
 #[cfg(test)]
 mod tests {
+    use bitnet_layout::random::Random;
     use bitnet_layout::{reference, row_tiles, words};
 
     use super::*;
-
-    /// A generator of test data, the same on every machine.
-    struct Random(u64);
-
-    impl Random {
-        fn next(&mut self) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0
-        }
-    }
 
     /// Every path on [`TILES`] tiles of `t` (16 tiles, k) and a row `x`, against the reference.
     fn check(k: usize, t: &[i8], x: &[i8]) {
@@ -148,13 +137,13 @@ mod tests {
 
     #[test]
     fn every_path_equals_the_reference() {
-        let mut random = Random(1);
+        let mut random = Random::new(1);
         // Every k around where a run of 16-bit sums ends and where reading ahead leaves a tile, then those of real models.
         for k in (16..=1200).step_by(16).chain([2560, 6912]) {
             let t: Vec<i8> = (0..16 * TILES * k)
-                .map(|_| (random.next() % 3) as i8 - 1)
+                .map(|_| (random.word() % 3) as i8 - 1)
                 .collect();
-            let x: Vec<i8> = (0..k).map(|_| random.next() as i8).collect();
+            let x: Vec<i8> = (0..k).map(|_| random.word() as i8).collect();
             check(k, &t, &x);
         }
     }

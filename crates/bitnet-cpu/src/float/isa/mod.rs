@@ -146,17 +146,14 @@ fn mul_add(a: f32, b: f32, c: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use bitnet_layout::random::Random;
+
     use super::mul_add;
 
     #[test]
     fn the_portable_product_sum_rounds_once() {
-        let mut state = 1u64;
-        let mut next = || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state
-        };
+        let mut random = Random::new(1);
+        let mut next = || random.word();
         let check = |a: f32, b: f32, c: f32| {
             let (found, expected) = (mul_add(a, b, c), a.mul_add(b, c));
             let same = found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
@@ -164,7 +161,7 @@ mod tests {
         };
         for _ in 0..300_000 {
             // Any bits, then near cancellation and near ties, where a second rounding would show.
-            let [a, b, c] = [next(), next(), next()].map(|bits| f32::from_bits(bits as u32));
+            let [a, b, c] = [next(), next(), next()].map(f32::from_bits);
             check(a, b, c);
             check(a, b, -(a * b));
             let [a, b] = [next(), next()].map(|bits| (bits % (1 << 24)) as f32);

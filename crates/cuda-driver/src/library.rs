@@ -15,12 +15,23 @@ pub(crate) const NAME: &str = if cfg!(windows) {
 /// The library, or why it could not be opened.
 pub(crate) fn open() -> Result<&'static Library, &'static str> {
     static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
-    let library = LIBRARY.get_or_init(|| {
-        // SAFETY: the initializers of NVIDIA's driver library may run on any thread; it is never unloaded.
-        unsafe { Library::new(NAME) }
-            .map_err(|e| e.source().map_or_else(|| e.to_string(), ToString::to_string))
-    });
+    let library = LIBRARY
+        .get_or_init(|| load().map_err(|e| e.source().map_or_else(|| e.to_string(), ToString::to_string)));
     library.as_ref().map_err(String::as_str)
+}
+
+#[cfg(not(windows))]
+fn load() -> Result<Library, libloading::Error> {
+    // SAFETY: the initializers of NVIDIA's driver library may run on any thread; it is never unloaded.
+    unsafe { Library::new(NAME) }
+}
+
+/// From the system's folder alone: elsewhere a file of that name is not NVIDIA's.
+#[cfg(windows)]
+fn load() -> Result<Library, libloading::Error> {
+    use libloading::os::windows::{LOAD_LIBRARY_SEARCH_SYSTEM32, Library};
+    // SAFETY: the initializers of NVIDIA's driver library may run on any thread; it is never unloaded.
+    unsafe { Library::load_with_flags(NAME, LOAD_LIBRARY_SEARCH_SYSTEM32) }.map(Into::into)
 }
 
 /// The address of the driver's `name`, as the function pointer `F`.

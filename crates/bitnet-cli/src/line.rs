@@ -13,7 +13,7 @@ use rustyline::history::DefaultHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Context, Editor, Helper};
 
-use crate::repl::COMMANDS;
+use crate::commands::COMMANDS;
 use crate::terminal::{self, Terminal, say};
 
 const PROMPT: &str = "> ";

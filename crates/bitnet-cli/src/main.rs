@@ -3,34 +3,41 @@
 // These panic when their output is closed or full; `terminal::say` and `write!` do not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-mod answer;
-mod args;
-mod bench;
-mod convert;
+mod commands;
 mod demo;
-mod doctor;
-mod failure;
-mod flags;
-mod generate;
-mod hub;
-mod inspect;
+mod machine;
+mod terminal;
+
 mod interrupt;
 mod line;
+mod progress;
+mod report;
+
+mod answer;
+mod failure;
+
+mod flags;
+mod hub;
+mod model;
+mod repl;
+
+mod args;
+mod convert;
 mod list;
-mod logits;
-mod machine;
+mod pull;
+mod settings;
+
+mod bench;
+mod doctor;
+mod generate;
+mod inspect;
 mod manual;
 mod measure;
-mod model;
-mod perplexity;
-mod progress;
-mod pull;
-mod repl;
-mod report;
 mod rm;
-mod settings;
-mod terminal;
 mod tokenize;
+
+mod logits;
+mod perplexity;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

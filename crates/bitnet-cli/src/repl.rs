@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use bitnet_model::{Error, FinishReason, Message, Prompt, Sampling};
 
 use crate::answer::Answerer;
+use crate::commands::COMMANDS;
 use crate::line::{Input, Line};
 use crate::terminal::say;
 
@@ -22,24 +23,6 @@ pub(crate) struct Setup {
     /// No line editing.
     pub(crate) simple_io: bool,
 }
-
-/// Name, argument and explanation of every command.
-pub(crate) const COMMANDS: [(&str, &str, &str); 10] = [
-    ("/help", "", "show this"),
-    ("/exit", "", "leave (also /quit, /bye, Ctrl-D)"),
-    ("/clear", "", "forget the conversation"),
-    ("/system", "[TEXT]", "set the system message, or show it"),
-    ("/retry", "", "answer the last message again"),
-    ("/stats", "", "turn the statistics on or off"),
-    ("/temp", "T", "temperature; 0 always takes the most likely token"),
-    ("/topk", "K", "draw from the K most likely tokens; 0 from all"),
-    (
-        "/topp",
-        "P",
-        "draw from the most likely tokens of probability P; 1 from all",
-    ),
-    ("/seed", "N", "seed of the next answer"),
-];
 
 /// Holds a conversation until the person leaves.
 pub(crate) fn run(answerer: Answerer<'_>, setup: Setup) -> anyhow::Result<ExitCode> {

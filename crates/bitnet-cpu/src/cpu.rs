@@ -68,7 +68,10 @@ impl Cpu {
             cores.min(Self::MAX_THREADS)
         });
         if threads > Self::MAX_THREADS {
-            return Err(Error::Threads { wanted: threads });
+            return Err(Error::Threads {
+                wanted: threads,
+                max: Self::MAX_THREADS,
+            });
         }
         Ok(Self {
             simd,

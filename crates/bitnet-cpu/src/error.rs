@@ -33,13 +33,12 @@ pub enum Error {
         expected: usize,
     },
     /// More threads than a processor can use.
-    #[error(
-        "{wanted} threads are too many: at most {} can be used",
-        crate::Cpu::MAX_THREADS
-    )]
+    #[error("{wanted} threads are too many: at most {max} can be used")]
     Threads {
         /// Threads asked for.
         wanted: usize,
+        /// The most there can be.
+        max: usize,
     },
     /// A thread could not be started.
     #[error("worker thread {index} of {n_threads} cannot be started: {source}")]

@@ -1,17 +1,17 @@
 //! Whether what a model keeps of its context fits the memory of this machine: the system promises memory that it does not
 //! have, and ends programs that use it.
 
-use crate::{Config, Error, KvType, LmHead, LoadOptions, Result};
+use crate::{Config, CpuOptions, Error, KvType, LmHead, Result};
 
 /// Refuses a context whose keys and values do not fit the free memory beside the weights, and says how many tokens do.
-pub(crate) fn check_context(config: &Config, options: &LoadOptions, context: usize) -> Result<()> {
+pub(crate) fn check_context(config: &Config, options: &CpuOptions) -> Result<()> {
     match available() {
-        Some(available) => fits(config, options, context, available),
+        Some(available) => fits(config, options, options.context, available),
         None => Ok(()),
     }
 }
 
-fn fits(config: &Config, options: &LoadOptions, context: usize, available: u64) -> Result<()> {
+fn fits(config: &Config, options: &CpuOptions, context: usize, available: u64) -> Result<()> {
     let element = match options.kv_type {
         KvType::Bf16 => 2,
         KvType::F32 => 4,
@@ -89,7 +89,7 @@ mod tests {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracle/bitnet-packed");
         let checkpoint = Checkpoint::open(folder).unwrap();
         let config = crate::WeightSource::config(&checkpoint);
-        let options = LoadOptions::default();
+        let options = CpuOptions::default();
         let error = fits(config, &options, 10_000_000, 1_000_000_000)
             .unwrap_err()
             .to_string();

@@ -287,7 +287,6 @@ pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<
             "bf16 weights need a GPU, and the processor was chosen; use --device cuda".to_owned(),
         )),
         Device::Auto | Device::Cpu => {
-            check_context(source.config(), options, context)?;
             let options = CpuOptions {
                 threads: options.threads,
                 simd: options.simd,
@@ -297,6 +296,7 @@ pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<
                 kv_type: options.kv_type,
                 lm_head: options.lm_head,
             };
+            check_context(source.config(), &options)?;
             Ok(Box::new(CpuBackend::new(source, options)?))
         }
         Device::Cuda(index) => open_cuda(source, options, context, index),

@@ -9,8 +9,8 @@ use bitnet_layout::reference;
 use bitnet_layout::words::{CODES_PER_WORD, Shape, unpack_word};
 
 use super::Limits;
-use super::kernels::{HEAD, SHAPES};
 use super::report::{BF16, OURS, Report, Row, Timing};
+use super::shapes::{HEAD, SHAPES};
 use crate::machine;
 
 /// Weights that a cold pass goes through before it sees the same again: several times any last-level cache.

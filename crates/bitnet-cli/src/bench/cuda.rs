@@ -4,8 +4,8 @@ use bitnet_cuda::bench::Bench;
 use bitnet_cuda::gemv::{Bf16, GEMVS, Gemv};
 use bitnet_cuda::{Error, Gpu, Reporting};
 
-use super::kernels::{HEAD, SHAPES};
 use super::report::{Report, Row, Timing};
+use super::shapes::{HEAD, SHAPES};
 use crate::machine;
 
 /// Measures GPU `index`.

@@ -1,14 +1,16 @@
 //! `bitnet bench`: what the kernels and models reach on this machine.
 
 mod report;
+mod shapes;
 
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod model;
 mod plot;
 
 mod kernels;
-mod model;
+
 #[cfg(feature = "cuda")]
 mod step;
 

@@ -1,14 +1,12 @@
 //! Conversations as prompts: the model's own Jinja template, rendered as transformers renders it.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Environment, ErrorKind, Output, State, context};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
+use crate::jinja::{Failure, Template};
 use crate::source::{Fields, MAX_TEXT, read_file};
 use crate::tokenizer::TokenizerConfig;
 use crate::{Error, Files, Result, Tokenizer};
@@ -20,9 +18,6 @@ const BITNET_TEMPLATE: &str = "{% set loop_messages = messages %}{% for message 
 
 /// A file of its own for the template.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
-
-/// Steps a template may take; a real one takes some dozens a message.
-const FUEL: u64 = 10_000_000;
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -73,7 +68,7 @@ impl Message {
 #[derive(Debug)]
 pub struct ChatTemplate {
     /// Compiled, or why it cannot be used.
-    environment: Result<Environment<'static>, String>,
+    template: Result<Template, String>,
     /// What error messages call the template.
     origin: String,
     special_tokens: BTreeMap<String, String>,
@@ -109,6 +104,14 @@ impl ChatTemplate {
         Ok(Some(template))
     }
 
+    /// A template from its source; `special_tokens` (`bos_token`, `eos_token`, ...) are variables of it.
+    ///
+    /// # Errors
+    /// When it does not compile.
+    pub fn from_source(source: &str, special_tokens: BTreeMap<String, String>) -> Result<Self> {
+        Self::compile(source, "the chat template".to_owned(), special_tokens)
+    }
+
     /// A template of its own file, with the special tokens of the model in `folder`.
     ///
     /// # Errors
@@ -130,21 +133,9 @@ impl ChatTemplate {
         origin: String,
         special_tokens: BTreeMap<String, String>,
     ) -> Result<Self> {
-        let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_fuel(Some(FUEL));
-        environment.set_formatter(format);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_filter("tojson", to_json);
-        environment.add_filter("trim", trim);
-        environment
-            .add_template_owned("chat", plain_blocks(source).into_owned())
-            .map_err(|e| Error::invalid(&origin, describe(&e)))?;
+        let template = Template::new(source).map_err(|e| Error::invalid(&origin, describe(&e)))?;
         Ok(Self {
-            environment: Ok(environment),
+            template: Ok(template),
             origin,
             special_tokens,
             built_in: false,
@@ -154,7 +145,7 @@ impl ChatTemplate {
     /// A template that cannot be used, of a model that text and token ids can prompt all the same.
     pub(crate) fn broken(reason: Error) -> Self {
         Self {
-            environment: Err(reason.to_string()),
+            template: Err(reason.to_string()),
             origin: String::new(),
             special_tokens: BTreeMap::new(),
             built_in: false,
@@ -169,8 +160,8 @@ impl ChatTemplate {
         self.compiled().map(|_| ())
     }
 
-    fn compiled(&self) -> Result<&Environment<'static>> {
-        self.environment
+    fn compiled(&self) -> Result<&Template> {
+        self.template
             .as_ref()
             .map_err(|reason| Error::Request(reason.clone()))
     }
@@ -186,16 +177,26 @@ impl ChatTemplate {
     /// # Errors
     /// When the template refuses the conversation (`raise_exception`) or fails.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
-        let variables = context! {
-            messages,
-            tools => (),
-            documents => (),
-            add_generation_prompt => true,
-            ..minijinja::Value::from_serialize(&self.special_tokens)
-        };
+        let variables = Map::from_iter([("messages".to_owned(), json!(messages))]);
+        self.render_with(variables)
+    }
+
+    /// The prompt of a conversation with everything that a template may look at: `messages`, which may have tool calls and parts,
+    /// `tools`, `documents`, `add_generation_prompt` (true where it is not given), and whatever this model's template knows.
+    ///
+    /// # Errors
+    /// As for [`ChatTemplate::render`].
+    pub fn render_with(&self, variables: Map<String, Value>) -> Result<String> {
+        let mut all: BTreeMap<&str, Value> = BTreeMap::from([
+            ("tools", Value::Null),
+            ("documents", Value::Null),
+            ("add_generation_prompt", Value::Bool(true)),
+        ]);
+        let tokens = self.special_tokens.iter();
+        all.extend(tokens.map(|(name, token)| (&name[..], Value::String(token.clone()))));
+        all.extend(variables.iter().map(|(name, value)| (&name[..], value.clone())));
         self.compiled()?
-            .get_template("chat")
-            .and_then(|template| template.render(variables))
+            .render(&all)
             .map_err(|e| Error::Request(format!("{}: {}", self.origin, describe(&e))))
     }
 }
@@ -224,128 +225,19 @@ impl TokenizerConfig {
     }
 }
 
-/// Writes a value as Python's `str` would: `True`, `None`.
-fn format(out: &mut Output, state: &State, value: &minijinja::Value) -> Result<(), minijinja::Error> {
-    match value.kind() {
-        ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
-        ValueKind::None => Ok(out.write_str("None")?),
-        _ => minijinja::escape_formatter(out, state, value),
-    }
-}
-
-fn raise_exception(message: String) -> Result<String, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-}
-
-/// The local time in a `strftime` format.
-fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
-    use std::fmt::Write;
-    let mut text = String::new();
-    // `to_string` would panic on a format that chrono does not know.
-    write!(text, "{}", chrono::Local::now().format(format)).map_err(|_| {
-        let message = format!("strftime_now: unknown format {format:?}");
-        minijinja::Error::new(ErrorKind::InvalidOperation, message)
-    })?;
-    Ok(text)
-}
-
-/// `str.strip`: Python counts four separator characters as space that Unicode does not.
-fn trim(text: Cow<'_, str>, chars: Option<Cow<'_, str>>) -> String {
-    let trimmed = match &chars {
-        Some(chars) => text.trim_matches(|c| chars.contains(c)),
-        None => text.trim_matches(|c: char| c.is_whitespace() || matches!(c, '\x1c'..='\x1f')),
-    };
-    trimmed.to_owned()
-}
-
-/// transformers' `tojson`, which is Python's `json.dumps(value, ensure_ascii=False)`: a space after colons and, on one
-/// line, after commas; nothing escaped for HTML.
-fn to_json(value: minijinja::Value, kwargs: Kwargs) -> Result<String, minijinja::Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    let _ensure_ascii: Option<bool> = kwargs.get("ensure_ascii")?;
-    kwargs.assert_all_used()?;
-    let unserializable = |e| {
-        minijinja::Error::new(ErrorKind::InvalidOperation, "tojson cannot serialize this value")
-            .with_source(e)
-    };
-    let mut out = Vec::new();
-    let written = match indent {
-        Some(indent) => {
-            let indent = " ".repeat(indent.min(64));
-            let pretty = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, pretty))
+/// The message and line of a template's failure. Templates write messages too, which may hold control characters.
+fn describe(failure: &Failure) -> String {
+    let mut message = String::new();
+    for c in failure.message.chars().take(500) {
+        if c.is_control() {
+            message.extend(c.escape_default())
+        } else {
+            message.push(c)
         }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonJson)),
-    };
-    written.map_err(unserializable)?;
-    Ok(String::from_utf8_lossy(&out).into_owned())
-}
-
-/// Python's default separators.
-struct PythonJson;
-
-impl serde_json::ser::Formatter for PythonJson {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        out.write_all(if first { b"" } else { b", " })
     }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        out.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
-        out.write_all(b": ")
-    }
-}
-
-/// Replaces transformers' own `{% generation %} ... {% endgeneration %}`, which only marks text for training, by a block
-/// that does nothing.
-fn plain_blocks(source: &str) -> Cow<'_, str> {
-    if !source.contains("generation") {
-        return source.into();
-    }
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some((before, tag)) = rest.split_once("{%") {
-        out.push_str(before);
-        out.push_str("{%");
-        let word = tag.trim_start_matches(['-', '+']).trim_start();
-        let lead = tag.len() - word.len();
-        let (plain, length) = ["generation", "endgeneration"]
-            .into_iter()
-            .zip(["if true", "endif"])
-            .find_map(|(name, plain)| {
-                let end = word
-                    .strip_prefix(name)?
-                    .trim_start()
-                    .trim_start_matches(['-', '+']);
-                end.starts_with("%}").then_some((plain, name.len()))
-            })
-            .unwrap_or(("", 0));
-        out.push_str(&tag[..lead]);
-        out.push_str(plain);
-        rest = &tag[lead + length..];
-    }
-    out.push_str(rest);
-    out.into()
-}
-
-/// The message and line of a template error, without the library's own framing.
-fn describe(error: &minijinja::Error) -> String {
-    let message = error
-        .detail()
-        .map_or_else(|| error.kind().to_string(), str::to_owned);
-    match error.line() {
-        Some(line) => format!("{message} (line {line} of the template)"),
-        None => message,
+    match failure.line {
+        0 => message,
+        line => format!("{message} (line {line} of the template)"),
     }
 }
 

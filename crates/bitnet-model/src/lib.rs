@@ -25,6 +25,7 @@ mod weights;
 
 mod source;
 
+mod jinja;
 mod sampler;
 
 mod generation_config;

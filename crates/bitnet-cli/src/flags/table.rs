@@ -1,0 +1,310 @@
+//! What the flags and commands of other programs are here.
+
+/// What becomes of a flag of another program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Here {
+    /// It is this flag; its value, if it has one, stays.
+    Is(&'static str),
+    /// It asks for what happens anyway: it is dropped, with a value where it has one.
+    Anyway,
+    /// It asks for what happens anyway when it has one of these values.
+    AnywayWith(&'static [&'static str], &'static str),
+    /// It is refused, and this is the counterpart, or why there is none.
+    See(&'static str),
+}
+use Here::{Anyway, AnywayWith, Is, See};
+
+const ON: &[&str] = &["on", "auto", "1", "true"];
+const DEVICE: &str = "the whole model runs on one device: --device cuda, cuda:N or cpu";
+const LOADING: &str = "weights are read into memory once; there is nothing to choose";
+const AFFINITY: &str =
+    "threads are placed by the system; `taskset` or `numactl` before the command place them, -t counts them";
+const SAMPLER: &str =
+    "there is no such sampler; --temp, --top-k, --top-p, --min-p and the penalties choose tokens";
+const GRAMMAR: &str = "output cannot be constrained yet; ask for the form in the prompt, and --stop ends it";
+const DRAFT: &str = "there is no speculative decoding with a second model";
+const ROPE: &str = "positions are computed as config.json says; -c sets the context";
+const LOGS: &str = "there is no log; -q turns the statistics on stderr off";
+const MODEL: &str = "-m names a model: its folder, its GGUF file, or owner/name:file of the Hugging Face Hub";
+const ADAPTER: &str = "adapters are not supported; merge it into the weights, then convert them";
+const MEDIA: &str = "models here read and write text alone";
+const EXPERTS: &str = "no supported model has experts";
+const REASONING: &str =
+    "text between thinking tags is text like any other; a template of --chat-template-file may leave it out";
+const CHAT: &str = "`bitnet chat` holds a conversation, and `bitnet generate --chat-format` answers once";
+const SYSTEM_FILE: &str = "--system takes a text: --system \"$(cat FILE)\"";
+const TEMPLATE: &str = "--chat-template-file names a file with a Jinja template";
+const SERVER: &str = "it is a flag of a server";
+const CACHE: &str = "a conversation keeps its keys and values; there is nothing to choose";
+
+/// The flags of llama.cpp's programs (cli, completion, server, bench, perplexity) that are not flags here, of the wrappers
+/// of bitnet.cpp, of transformers, ollama and vLLM. Names that are flags here need no line.
+pub(super) const TABLE: &[(&str, Here)] = &[
+    // Which model.
+    (
+        "-hf -hfr --hf-repo --model-id --model-name-or-path",
+        Is("--model"),
+    ),
+    ("-hff --hf-file -mu --model-url -dr --docker-repo", See(MODEL)),
+    ("-hft --hf-token", See("the variable HF_TOKEN holds the token")),
+    (
+        "-cl --cache-list",
+        See("`bitnet list` shows what is in the cache"),
+    ),
+    (
+        "--offline",
+        See("the variable HF_HUB_OFFLINE=1 forbids connections"),
+    ),
+    (
+        "--lora --lora-scaled --lora-init-without-apply --lora-base --control-vector --control-vector-scaled \
+         --control-vector-layer-range",
+        See(ADAPTER),
+    ),
+    (
+        "-mm --mmproj -mmu --mmproj-url --mmproj-auto --no-mmproj --no-mmproj-auto --mmproj-offload \
+         --no-mmproj-offload -mmdev --mmproj-device --image --audio --video --image-min-tokens --image-max-tokens",
+        See(MEDIA),
+    ),
+    (
+        "--override-kv --check-tensors",
+        See("`bitnet inspect --verify` checks a model; its own files describe it"),
+    ),
+    (
+        "--gpt-oss-20b-default --gpt-oss-120b-default --vision-gemma-4b-default --vision-gemma-12b-default",
+        See(MODEL),
+    ),
+    // Where it runs.
+    ("-ngl --gpu-layers --n-gpu-layers", See(DEVICE)),
+    ("-dev", Is("--device")),
+    ("-mg --main-gpu", See("--device cuda:N names a GPU")),
+    (
+        "-sm --split-mode -ts --tensor-split --tensor-parallel-size --rpc -rpc -ot --override-tensor --device-map \
+         --no-host --gpu-memory-utilization",
+        See(DEVICE),
+    ),
+    ("-kvo --kv-offload --op-offload", Anyway),
+    ("-nkvo --no-kv-offload --no-op-offload -nopo", See(DEVICE)),
+    ("-cmoe --cpu-moe -ncmoe --n-cpu-moe", See(EXPERTS)),
+    (
+        "-fit --fit",
+        AnywayWith(ON, "-c sets the context; what does not fit is refused"),
+    ),
+    (
+        "-fitt --fit-target -fitc --fit-ctx",
+        See("-c sets the context; what does not fit is refused"),
+    ),
+    (
+        "--list-devices",
+        See("`bitnet doctor` lists the devices and tests them"),
+    ),
+    ("-tb --threads-batch", See("-t is for prompts and answers alike")),
+    (
+        "-C --cpu-mask -Cr --cpu-range --cpu-strict --prio --poll -Cb --cpu-mask-batch -Crb --cpu-range-batch \
+         --cpu-strict-batch --prio-batch --poll-batch --numa",
+        See(AFFINITY),
+    ),
+    (
+        "--mlock --no-mmap -lm --load-mode -dio --direct-io -lzm --lazy-mode --low-cpu-mem-usage",
+        See(LOADING),
+    ),
+    ("--mmap -ndio --no-direct-io --repack --warmup", Anyway),
+    (
+        "-nr --no-repack",
+        See("weights always take the layout of the device"),
+    ),
+    (
+        "--no-warmup",
+        See("the first run of each test warms up and is not counted"),
+    ),
+    (
+        "--dtype --torch-dtype --load-in-4bit --load-in-8bit --quantization -q4 --attn-implementation",
+        See("weights stay as they are trained; --lm-head int8 and --kv-type change head and cache"),
+    ),
+    (
+        "--trust-remote-code",
+        See("no code of a model's folder is ever run"),
+    ),
+    // Context and batches.
+    ("-ub --ubatch-size", Is("--batch-size")),
+    ("--max-model-length --num-ctx --ctx", Is("--ctx-size")),
+    (
+        "--keep --context-shift --no-context-shift --swa-full -gan --grp-attn-n -gaw --grp-attn-w",
+        See("a chat whose context is full forgets its oldest messages and keeps the system message"),
+    ),
+    (
+        "-ctxcp --ctx-checkpoints --swa-checkpoints -cram --cache-ram --cache-prompt --no-cache-prompt \
+         --cache-reuse -dt --defrag-thold --prompt-cache --prompt-cache-all --prompt-cache-ro --slot-save-path \
+         -kvu --kv-unified",
+        See(CACHE),
+    ),
+    ("-ctk --cache-type-k -ctv --cache-type-v", Is("--kv-type")),
+    (
+        "-ctkd --cache-type-k-draft --spec-draft-type-k -ctvd --cache-type-v-draft --spec-draft-type-v",
+        See(DRAFT),
+    ),
+    (
+        "-fa --flash-attn",
+        AnywayWith(
+            ON,
+            "attention never writes its scores to memory; there is no other one",
+        ),
+    ),
+    (
+        "-np --parallel --max-num-seqs -ns --sequences -cb --cont-batching -nocb --no-cont-batching",
+        See("one prompt is answered at a time; `bitnet bench model -b` times several side by side"),
+    ),
+    (
+        "--rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx --yarn-ext-factor \
+         --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast",
+        See(ROPE),
+    ),
+    // Prompt and conversation.
+    ("-sys --system-prompt --sys", Is("--system")),
+    ("-sysf --system-prompt-file", See(SYSTEM_FILE)),
+    (
+        "-bf --binary-file",
+        See("-f reads a file of UTF-8 text, and --prompt-ids takes tokens"),
+    ),
+    (
+        "-e --escape",
+        See("a prompt is used as it is; the shell's $'a\\nb' writes escapes"),
+    ),
+    ("--no-escape", Anyway),
+    ("-cnv --conversation", See(CHAT)),
+    (
+        "-no-cnv -nocnv --no-conversation",
+        See("`bitnet generate` continues a text"),
+    ),
+    (
+        "-st --single-turn",
+        See("`bitnet generate --chat-format -p TEXT` answers once"),
+    ),
+    (
+        "-mli --multiline-input",
+        See("\"\"\" begins and ends a message of several lines"),
+    ),
+    ("--jinja", Anyway),
+    ("--no-jinja --chat-template", See(TEMPLATE)),
+    (
+        "--chat-template-kwargs --skip-chat-parsing --no-skip-chat-parsing",
+        See(TEMPLATE),
+    ),
+    (
+        "-rea --reasoning --reasoning-format --reasoning-effort --reasoning-budget --reasoning-budget-message \
+         --reasoning-preserve --no-reasoning-preserve --think --hidethinking",
+        See(REASONING),
+    ),
+    ("--in-prefix --in-suffix --in-prefix-bos", See(TEMPLATE)),
+    ("--interactive-first", Is("--interactive")),
+    ("-sp", Is("--special")),
+    ("-r", Is("--stop")),
+    ("--display-prompt --echo-prompt", Is("--echo")),
+    (
+        "--no-display-prompt --no-perf --show-timings --log-disable --no-log-prefix --no-log-timestamps",
+        Anyway,
+    ),
+    ("--no-show-timings --silent", Is("--quiet")),
+    (
+        "--verbose-prompt",
+        See("`bitnet tokenize` shows the tokens of a text"),
+    ),
+    (
+        "-co --color --nowordwrap",
+        See("a terminal gets colors and a pipe none; NO_COLOR=1 turns them off"),
+    ),
+    (
+        "-v --verbose --log-verbose -lv --verbosity --log-verbosity --log-file --log-colors --log-prefix \
+         --log-timestamps --log-prompts-dir --perf",
+        See(LOGS),
+    ),
+    ("--format --keepalive", See("--json prints one JSON object")),
+    ("--output-file", See("text goes to stdout; > FILE keeps it")),
+    (
+        "--completion-bash",
+        See("`bitnet completions bash` prints the completions"),
+    ),
+    // Sampling.
+    ("-temp -temperature", Is("--temp")),
+    (
+        "--max-new-tokens --max-length --predict --num-predict",
+        Is("--n-predict"),
+    ),
+    (
+        "--do-sample --num-beams",
+        See("--temp 0 takes the most likely token each time; any other --temp draws"),
+    ),
+    (
+        "--samplers --sampler-seq --sampling-seq --top-nsigma --top-n-sigma --xtc-probability --xtc-threshold \
+         --typical --typical-p --dry-multiplier --dry-base --dry-allowed-length --dry-penalty-last-n \
+         --dry-sequence-breaker --adaptive-target --adaptive-decay --dynatemp-range --dynatemp-exp --mirostat \
+         --mirostat-lr --mirostat-ent -bs --backend-sampling --tfs --penalize-nl",
+        See(SAMPLER),
+    ),
+    (
+        "--grammar --grammar-file -j --json-schema -jf --json-schema-file",
+        See(GRAMMAR),
+    ),
+    // Speculative decoding.
+    ("--draft --draft-n", Is("--draft-max")),
+    (
+        "--draft-min --draft-n-min --draft-p-split --draft-p-min -md --model-draft \
+         -hfd -hfrd --hf-repo-draft -td --threads-draft -tbd --threads-batch-draft -Cd --cpu-mask-draft -Crd \
+         --cpu-range-draft --cpu-strict-draft --prio-draft --poll-draft -Cbd --cpu-mask-batch-draft \
+         --cpu-strict-batch-draft --prio-batch-draft --poll-batch-draft -otd --override-tensor-draft -cmoed \
+         --cpu-moe-draft -ncmoed --n-cpu-moe-draft -devd --device-draft -ngld --gpu-layers-draft \
+         --n-gpu-layers-draft -cd --ctx-size-draft",
+        See(DRAFT),
+    ),
+    // Measuring.
+    (
+        "-pg --delay -oe --output-err --progress -embd --embeddings --n-gen-warmup",
+        See("-p, -n, -d and -b say what is timed, -r how often, -o and --save in which form"),
+    ),
+    (
+        "--chunks --ppl-stride --ppl-output-type --hellaswag --winogrande --multiple-choice --kl-divergence",
+        See("`bitnet perplexity` scores a text in chunks of -c tokens, or as one piece with --whole"),
+    ),
+    // Servers.
+    (
+        "--host --port -a --alias --api-key --api-key-file --ssl-key-file --ssl-cert-file --metrics --slots \
+         --no-slots --props --path --no-webui --embedding --pooling --rerank --reranking -to --timeout \
+         --threads-http -sps --slot-prompt-similarity --served-model-name --server-base",
+        See(SERVER),
+    ),
+];
+
+/// Commands of other programs.
+pub(super) const VERBS: &[(&str, &str)] = &[
+    (
+        "run cli main",
+        "`bitnet chat -m MODEL` talks to a model, `bitnet generate -m MODEL -p TEXT` continues a text",
+    ),
+    (
+        "completion complete",
+        "`bitnet generate` continues a text; `bitnet completions` is for shells",
+    ),
+    (
+        "serve server",
+        "there is no server yet; `bitnet chat` talks to a model",
+    ),
+    ("show info gguf", "`bitnet inspect` shows what is in a model"),
+    (
+        "quantize create convert-hf-to-gguf",
+        "`bitnet convert` packs a checkpoint",
+    ),
+    (
+        "detokenize",
+        "`bitnet tokenize --ids` gives the text of token ids",
+    ),
+    ("benchmark speed", "`bitnet bench model` measures a model"),
+    ("ppl", "`bitnet perplexity` scores a text"),
+    (
+        "download",
+        "`bitnet pull` fetches a model from the Hugging Face Hub",
+    ),
+    (
+        "ls ps cache",
+        "`bitnet list` shows the models in the cache, and `bitnet rm` removes them",
+    ),
+    ("env collect-env devices", "`bitnet doctor` checks this machine"),
+];

@@ -7,6 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
+use bitnet_model::Error;
+
 use crate::interrupt;
 use crate::terminal::say;
 
@@ -92,12 +94,17 @@ pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
     for hinted in error.chain().filter_map(|e| e.downcast_ref::<Hinted>()) {
         say!("hint: {}", hinted.hint);
     }
+    if error
+        .chain()
+        .any(|e| matches!(e.downcast_ref(), Some(Error::ContextFull { .. })))
+    {
+        say!("hint: raise it with --ctx-size");
+    }
     if error.chain().any(|e| e.is::<Usage>()) {
         return ExitCode::from(2);
     }
-    let cancelled = |e: &(dyn std::error::Error + 'static)| {
-        matches!(e.downcast_ref(), Some(bitnet_model::Error::Cancelled))
-    };
+    let cancelled =
+        |e: &(dyn std::error::Error + 'static)| matches!(e.downcast_ref(), Some(Error::Cancelled));
     if error.chain().any(cancelled) {
         return interrupt::status();
     }

@@ -5,7 +5,7 @@
 //! Where `n` is not a multiple of 4 the codes of the rows past the last mean nothing. Code 3 never occurs in a sound file;
 //! it survives the conversion to words, where [`crate::words::Shape::first_invalid`] finds it.
 
-use crate::words::CODES_PER_WORD;
+use crate::words::{CODES_PER_WORD, add_plane, from_plane};
 
 /// Rows of bytes that hold `n` rows of codes.
 #[must_use]
@@ -20,10 +20,7 @@ pub const fn packed_rows(n: usize) -> usize {
 pub fn unpack_row(packed: &[u8], plane: usize, words: &mut [u32]) {
     assert!(plane < 4 && packed.len() == words.len() * CODES_PER_WORD);
     for (word, bytes) in words.iter_mut().zip(packed.as_chunks::<CODES_PER_WORD>().0) {
-        *word = 0;
-        for (p, &four) in bytes.as_chunks::<4>().0.iter().enumerate() {
-            *word |= ((u32::from_le_bytes(four) >> (2 * plane)) & 0x0303_0303) << (2 * p);
-        }
+        *word = from_plane(bytes, 2 * plane as u32);
     }
 }
 
@@ -36,10 +33,7 @@ pub fn pack_row(rows: &[&[u32]], packed: &mut [u8]) {
     packed.fill(0);
     for (plane, row) in rows.iter().enumerate() {
         for (word, bytes) in row.iter().zip(packed.as_chunks_mut::<CODES_PER_WORD>().0) {
-            for (p, four) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                let codes = (word >> (2 * p)) & 0x0303_0303;
-                *four = (u32::from_le_bytes(*four) | codes << (2 * plane)).to_le_bytes();
-            }
+            add_plane(*word, bytes, 2 * plane as u32);
         }
     }
 }

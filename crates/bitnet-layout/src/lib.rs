@@ -13,6 +13,7 @@ pub mod act;
 pub mod random;
 pub mod words;
 
+pub mod gguf;
 pub mod hf;
 pub mod mma_tile;
 pub mod reference;

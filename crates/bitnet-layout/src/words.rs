@@ -35,6 +35,26 @@ pub fn unpack_word(word: u32) -> [i8; CODES_PER_WORD] {
     core::array::from_fn(|e| value((word >> shift(e)) & 3))
 }
 
+/// The word whose code of column `e` stands at bits `shift` and `shift + 1` of byte `e`; `shift` is 0, 2, 4 or 6.
+#[inline]
+#[must_use]
+pub fn from_plane(bytes: &[u8; CODES_PER_WORD], shift: u32) -> u32 {
+    let mut word = 0;
+    for (p, &four) in bytes.as_chunks::<4>().0.iter().enumerate() {
+        word |= ((u32::from_le_bytes(four) >> shift) & 0x0303_0303) << (2 * p);
+    }
+    word
+}
+
+/// Sets the bits that [`from_plane`] reads, in bytes where they are zero.
+#[inline]
+pub fn add_plane(word: u32, bytes: &mut [u8; CODES_PER_WORD], shift: u32) {
+    for (p, four) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        let codes = (word >> (2 * p)) & 0x0303_0303;
+        *four = (u32::from_le_bytes(*four) | codes << shift).to_le_bytes();
+    }
+}
+
 /// Whether no code of the word is 3.
 #[inline]
 #[must_use]

@@ -1,5 +1,7 @@
 //! The input of ternary matrices: a row for each token, normed and quantized.
 
+use bitnet_layout::words::CODES_PER_WORD;
+
 use crate::gemm;
 use crate::integer::{COLUMN_STEP, TOKEN_STEP};
 use crate::memory::{Buffer, Pages};
@@ -53,12 +55,16 @@ pub struct Activations {
 pub(crate) type Columns = [i8; COLUMN_STEP];
 
 impl Activations {
-    /// Room for `max_tokens` rows of `max_k` columns, to be filled by `n_threads` threads.
+    /// Room for `max_tokens` rows of `max_k` columns, to be filled by `n_threads` threads. Columns are filled up to whole words of
+    /// weights.
     ///
     /// # Errors
     /// When memory cannot be had.
     pub fn new(precision: Precision, n_threads: usize, max_tokens: usize, max_k: usize) -> Result<Self> {
         let what = "activations";
+        let max_k = max_k
+            .checked_next_multiple_of(CODES_PER_WORD)
+            .unwrap_or(usize::MAX);
         let size = |rows: usize, cols: usize| {
             let bytes = usize::MAX;
             rows.checked_mul(cols).ok_or(Error::Memory { what, bytes })

@@ -1,5 +1,7 @@
 //! What the processor does for a model: the operations a transformer is made of, over plain slices.
 
+use bitnet_layout::words::CODES_PER_WORD;
+
 use crate::activations::{self, Activations, Norm, Precision};
 use crate::error::check_size;
 use crate::float::{Float, TOKENS};
@@ -106,7 +108,8 @@ impl Cpu {
         }
     }
 
-    /// Makes activations of the rows of `x`, (tokens, k): applies `norms` in order, then quantizes.
+    /// Makes activations of the rows of `x`, (tokens, k): applies `norms` in order, then quantizes. Where k is no multiple of 16,
+    /// the rows are filled up with zeros to the next, which the columns of a [`crate::TernaryMatrix`] then are.
     ///
     /// # Panics
     /// When `x` is not whole rows, or they are more or longer than `activations` has room for, or a norm is of another
@@ -124,7 +127,8 @@ impl Cpu {
             "{n_tokens} tokens, room for {}",
             a.max_tokens
         );
-        (a.n_tokens, a.k) = (n_tokens, k);
+        let width = k.next_multiple_of(CODES_PER_WORD);
+        (a.n_tokens, a.k) = (n_tokens, width);
         a.packed = a.precision == Precision::Int8 && n_tokens >= gemm::MIN_TOKENS;
         let (n_steps, max_steps) = (activations::steps(k), activations::steps(a.max_k));
         let (precision, packed, max_k) = (a.precision, a.packed, a.max_k);
@@ -139,10 +143,12 @@ impl Cpu {
                 for token in tokens {
                     let first = match precision {
                         Precision::Int8 => thread * max_k,
-                        Precision::F32 => token * k,
+                        Precision::F32 => token * width,
                     };
                     // SAFETY: rows differ between tokens, and threads between calls that run at one time.
-                    let floats = unsafe { rows.get(first, k) };
+                    let floats = unsafe { rows.get(first, width) };
+                    let (floats, padding) = floats.split_at_mut(k);
+                    padding.fill(0.0);
                     floats.copy_from_slice(&x[token * k..][..k]);
                     for norm in norms {
                         (self.float.rms_norm)(floats, norm.weight, norm.eps);
@@ -198,6 +204,26 @@ impl Cpu {
                 (self.float.rotate)(head, &cos[token * half..][..half], &sin[token * half..][..half]);
             }
         });
+    }
+
+    /// RMSNorm of each of the heads in the rows of `x`.
+    ///
+    /// # Panics
+    /// When the heads do not fit the rows, `x` is not whole rows, or the norm is of another length than a head.
+    pub fn norm_heads(&self, x: &mut [f32], heads: Heads, norm: Norm<'_>) {
+        let Heads {
+            stride,
+            first,
+            count,
+            dim,
+        } = heads;
+        assert!(dim > 0 && norm.weight.len() == dim && first + count * dim <= stride);
+        assert!(x.len().is_multiple_of(stride), "whole rows");
+        for row in x.chunks_exact_mut(stride) {
+            for head in row[first..first + count * dim].chunks_exact_mut(dim) {
+                (self.float.rms_norm)(head, norm.weight, norm.eps);
+            }
+        }
     }
 
     /// RMSNorm of each row of `x`, (tokens, weights).

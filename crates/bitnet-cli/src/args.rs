@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use bitnet_cpu::Cpu;
-use bitnet_model::{Device, Files, KvType, LmHead, LoadOptions, Sampling, Simd, read_file};
+use bitnet_model::{
+    ActQuant, Device, Files, I2sLayout, KvType, LmHead, LoadOptions, OpenOptions, Sampling, Simd, read_file,
+};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use crate::demo;
@@ -17,8 +19,8 @@ use crate::terminal::say;
 /// Which model.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ModelArgs {
-    /// Model folder: a Hugging Face BitNet checkpoint as downloaded, or what `bitnet convert` wrote. Or a model of the Hugging
-    /// Face Hub: owner/name, owner/name:I2_S, each also with @revision; what the cache does not have is fetched
+    /// Model: a folder with a Hugging Face BitNet checkpoint as downloaded or what `bitnet convert` wrote, or a GGUF file. Or a
+    /// model of the Hugging Face Hub: owner/name, owner/name:I2_S, each also with @revision; what the cache does not have is fetched
     /// [default: the demo model inside this program]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<PathBuf>,
@@ -73,6 +75,8 @@ pub(crate) struct DeviceArgs {
         help_heading = "Device"
     )]
     lm_head: LmHead,
+    #[command(flatten)]
+    source: SourceArgs,
 }
 
 impl DeviceArgs {
@@ -86,8 +90,37 @@ impl DeviceArgs {
             max_batch: self.batch_size,
             kv_type,
             lm_head: self.lm_head,
+            source: self.source.options(),
             ..LoadOptions::default()
         }
+    }
+}
+
+/// How a model is read where its files leave it open.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SourceArgs {
+    /// Layout of the I2_S tensors of a GGUF file: canonical, or what bitnet.cpp's llama-quantize writes on ARM (arm64) or on
+    /// x86 without ACT_PARALLEL (rows4); nothing in a file tells, and the wrong one gives noise
+    #[arg(
+        long,
+        value_name = "LAYOUT",
+        default_value = "canonical",
+        value_parser = one_of(&I2S_LAYOUTS),
+        help_heading = "Model files"
+    )]
+    i2s_layout: I2sLayout,
+    /// Inputs of linear layers: int8, or float as weight-only models have them [default: what the files say; int8 for GGUF]
+    #[arg(long, value_name = "TYPE", value_parser = one_of(&ACTIVATIONS), help_heading = "Model files")]
+    activations: Option<ActQuant>,
+}
+
+impl SourceArgs {
+    /// What they ask for.
+    pub(crate) fn options(&self) -> OpenOptions {
+        let mut options = OpenOptions::default();
+        options.i2s_layout = self.i2s_layout;
+        options.activations = self.activations;
+        options
     }
 }
 
@@ -330,6 +363,14 @@ fn last_n(text: &str) -> Result<usize, String> {
 
 /// The element types of keys and values.
 pub(crate) const KV_TYPES: [(&str, KvType); 2] = [("bf16", KvType::Bf16), ("f32", KvType::F32)];
+
+const I2S_LAYOUTS: [(&str, I2sLayout); 3] = [
+    ("canonical", I2sLayout::Canonical),
+    ("arm64", I2sLayout::Arm64),
+    ("rows4", I2sLayout::Rows4),
+];
+
+const ACTIVATIONS: [(&str, ActQuant); 2] = [("int8", ActQuant::Int8), ("float", ActQuant::None)];
 
 const LM_HEADS: [(&str, LmHead); 2] = [("stored", LmHead::Stored), ("int8", LmHead::Int8)];
 

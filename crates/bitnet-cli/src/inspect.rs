@@ -9,7 +9,7 @@ use anyhow::Context;
 use bitnet_model::{Checkpoint, Inspection, TensorSummary, TernaryCounts, Verification, inspect, verify};
 use serde_json::json;
 
-use crate::args::ModelArgs;
+use crate::args::{ModelArgs, SourceArgs};
 use crate::hub;
 use crate::progress::{self, human_bytes};
 use crate::report;
@@ -23,6 +23,8 @@ pub(crate) struct Args {
     folder: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    source: SourceArgs,
     /// List every tensor, not one line for all layers
     #[arg(long)]
     tensors: bool,
@@ -43,7 +45,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             args.model.files()?
         }
     };
-    let checkpoint = Checkpoint::open(files)?;
+    crate::model::require(&files)?;
+    let checkpoint = Checkpoint::open_with(files, args.source.options())?;
+    crate::model::say_notes(checkpoint.notes());
     let verification = match args.verify {
         true => {
             let bar = progress::Bar::bytes("verifying");
@@ -76,7 +80,7 @@ fn summary(
     // Names are what the file says.
     let mut line = |name: &str, value: String| writeln!(out, "{name:<14}{}", visible(&value));
     line("architecture", found.architecture.clone())?;
-    line("weights", found.storage.into())?;
+    line("weights", found.storage.clone())?;
     line(
         "shape",
         format!(
@@ -139,6 +143,9 @@ fn summary(
         ),
     )?;
     line("values", histogram(&found.values))?;
+    for warning in &found.warnings {
+        line("warning", warning.clone())?;
+    }
     if let Some(checked) = verification {
         let sums = match checked.checksums {
             0 => "this folder has no checksums".into(),

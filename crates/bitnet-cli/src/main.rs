@@ -29,6 +29,7 @@ mod settings;
 
 mod bench;
 mod doctor;
+mod embed;
 mod generate;
 mod inspect;
 mod manual;
@@ -82,6 +83,7 @@ enum Command {
     Inspect(inspect::Args),
     Logits(logits::Args),
     Perplexity(perplexity::Args),
+    Embed(embed::Args),
     Tokenize(tokenize::Args),
     Bench(bench::Args),
     Doctor(doctor::Args),
@@ -107,6 +109,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(args),
         Command::Logits(args) => logits::run(args),
         Command::Perplexity(args) => perplexity::run(args),
+        Command::Embed(args) => embed::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args, cli.config.as_deref()),

@@ -46,11 +46,13 @@ impl MeasureArgs {
         self.model.introduce();
         let files = self.model.files()?;
         model::require(&files)?;
-        let checkpoint = Checkpoint::open(&files)?;
+        let source = self.device.options(None, KvType::F32).source;
+        let checkpoint = Checkpoint::open_with(&files, source)?;
+        let files = checkpoint.files();
         let config = checkpoint.config();
         let tokenizer = match &self.prompt_ids {
             Some(_) if !files.has("tokenizer.json") => None,
-            _ => Some(Tokenizer::from_folder(&files, config.bos, &config.eos)?),
+            _ => Some(Tokenizer::from_folder(files, config.bos, &config.eos)?),
         };
         let ids = match (&self.prompt_ids, &tokenizer) {
             (None, Some(tokenizer)) => {

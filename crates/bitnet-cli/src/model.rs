@@ -14,6 +14,7 @@ pub(crate) fn load(files: &Files, options: LoadOptions, terminal: Terminal) -> a
     let model =
         Model::load_watched(files, options, &mut |done, total| bar.set(done, total)).map_err(advised)?;
     drop(bar);
+    say_notes(model.notes());
     if let Some(context) = asked {
         warn_past_training(context, model.config());
     }
@@ -24,6 +25,7 @@ pub(crate) fn load(files: &Files, options: LoadOptions, terminal: Terminal) -> a
 pub(crate) fn open(checkpoint: &Checkpoint, options: &LoadOptions) -> anyhow::Result<Box<dyn Backend>> {
     let bar = Bar::loading(checkpoint.files(), Terminal::detect(false));
     let mut report = |done, total| bar.set(done, total);
+    say_notes(checkpoint.notes());
     open_backend(&Watched::new(checkpoint, &mut report), options).map_err(advised)
 }
 
@@ -38,14 +40,21 @@ fn advised(error: bitnet_model::Error) -> anyhow::Error {
     }
 }
 
-/// Refuses a folder that is not there.
+/// Refuses a model that is not there.
 pub(crate) fn require(files: &Files) -> anyhow::Result<()> {
     match files {
         Files::Folder(folder) if !folder.exists() => Err(hinted(
-            format!("{files}: no such folder"),
-            "-m names a folder with config.json, the *.safetensors and the tokenizer files of a BitNet model",
+            format!("{files}: no such file or folder"),
+            "-m names a GGUF file, or a folder with config.json, the *.safetensors and the tokenizer files of a BitNet model",
         )),
         _ => Ok(()),
+    }
+}
+
+/// Says what was decided that the model's files do not say.
+pub(crate) fn say_notes(notes: &[String]) {
+    for note in notes {
+        say!("note: {note}");
     }
 }
 

@@ -19,7 +19,7 @@ use crate::failure::{also_hinted, hinted, usage};
 use crate::flags;
 
 /// Flags that belong to one run: what to do it with, where its results go, what it prints.
-const OF_ONE_RUN: [&str; 23] = [
+const OF_ONE_RUN: [&str; 27] = [
     "help",
     "version",
     "config",
@@ -44,6 +44,10 @@ const OF_ONE_RUN: [&str; 23] = [
     "commit",
     "all",
     "yes",
+    "to",
+    "gguf-type",
+    "ternarize",
+    "lines",
 ];
 
 /// Flags that mean something else in a command than the setting of the same name in others: a default for those would be an

@@ -7,14 +7,9 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::jinja::{Failure, Template};
-use crate::source::{Fields, MAX_TEXT, read_file};
+use crate::source::{BITNET_TEMPLATE, Fields, MAX_TEXT, read_file};
 use crate::tokenizer::TokenizerConfig;
 use crate::{Error, Files, Result, Tokenizer};
-
-/// The template of BitNet b1.58 2B-4T, for folders of that architecture that come without one.
-const BITNET_TEMPLATE: &str = "{% set loop_messages = messages %}{% for message in loop_messages %}\
-    {% set content = message['role'] | capitalize + ': '+ message['content'] | trim + '<|eot_id|>' %}{{ content }}\
-    {% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}";
 
 /// A file of its own for the template.
 const TEMPLATE_FILE: &str = "chat_template.jinja";

@@ -47,12 +47,18 @@ pub struct Config {
     pub activation: Activation,
     /// Whether o_proj and down_proj have an RMSNorm before them (`attn_sub_norm`, `ffn_sub_norm`).
     pub sub_norms: bool,
+    /// Whether each head of queries and keys has an RMSNorm before its rotation (`q_norm`, `k_norm`).
+    pub qk_norms: bool,
     /// Epsilon of an RMSNorm of its own before every quantized linear layer (`use_rms_norm`), if there is one.
     pub linear_norm_eps: Option<f32>,
     /// Quantization of the input of the linear layers.
     pub act_quant: ActQuant,
     /// Whether the output head is the embedding.
     pub tied_head: bool,
+    /// Whether there is an output head at all; embedding models have none, and give no logits.
+    pub has_head: bool,
+    /// Whether the output head is ternary, with 8-bit inputs as the other linear layers.
+    pub ternary_head: bool,
     /// First token of every sequence, if the model has one.
     pub bos: Option<u32>,
     /// Tokens that end a sequence, from config.json and generation_config.json.

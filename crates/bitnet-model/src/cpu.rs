@@ -81,6 +81,8 @@ pub struct CpuBackend {
 struct Layer {
     attn_norm: Vec<f32>,
     qkv: Linear,
+    q_norm: Option<Vec<f32>>,
+    k_norm: Option<Vec<f32>>,
     attn_sub_norm: Option<Vec<f32>>,
     o: Linear,
     ffn_norm: Vec<f32>,
@@ -129,7 +131,7 @@ impl CpuBackend {
             .collect::<Result<_>>()?;
         let final_norm = source.final_norm()?;
         check_len("the final norm", final_norm.len(), config.d_model)?;
-        let head = Head::new(&cpu, source, &embedding, &options)?;
+        let head = Head::new(&cpu, &config, source, &embedding, &options)?;
         let threads = cpu.n_threads();
         let plural = if threads == 1 { "" } else { "s" };
         let layer_bytes: u64 = layers.iter().map(Layer::bytes).sum();
@@ -223,7 +225,13 @@ impl Verbs for CpuBackend {
     fn qkv(&mut self, layer: usize) -> Result<()> {
         self.start_layer(layer)?;
         let (c, s, n_tokens) = (&self.spec.config, &mut self.scratch, self.places.len());
-        let Layer { attn_norm, qkv, .. } = &self.layers[layer];
+        let Layer {
+            attn_norm,
+            qkv,
+            q_norm,
+            k_norm,
+            ..
+        } = &self.layers[layer];
         let input = Input {
             x: &s.residual[..n_tokens * c.d_model],
             norm: Some(attn_norm),
@@ -237,6 +245,21 @@ impl Verbs for CpuBackend {
             count: c.n_heads + c.n_kv_heads,
             dim: c.head_dim,
         };
+        for (norm, first, count) in [(q_norm, 0, c.n_heads), (k_norm, c.n_heads, c.n_kv_heads)] {
+            if let Some(weight) = norm {
+                let eps = c.rms_eps;
+                let first = heads.first + first * c.head_dim;
+                self.cpu.norm_heads(
+                    rows,
+                    Heads {
+                        first,
+                        count,
+                        ..heads
+                    },
+                    Norm { weight, eps },
+                );
+            }
+        }
         let n_angles = n_tokens * s.frequencies.len();
         let angles = Angles {
             cos: &s.cos[..n_angles],
@@ -336,12 +359,18 @@ impl Verbs for CpuBackend {
         if let Want::Nothing | Want::Hidden(_) = want {
             return Ok(last);
         }
+        if !c.has_head {
+            return Err(Error::Request(
+                "this is an embedding model, which writes no text; use `bitnet embed`".into(),
+            ));
+        }
         let len = rows.len() * c.vocab;
         if s.logits.len() < len {
             s.logits.resize(len, 0.0);
         }
         let logits = &mut s.logits[..len];
-        self.head.apply(&self.cpu, &self.embedding, last, logits)?;
+        self.head
+            .apply(&self.cpu, c, &mut s.activations, &self.embedding, last, logits)?;
         Ok(logits)
     }
 
@@ -370,6 +399,8 @@ impl Layer {
         for (norm, part, k) in [
             (&w.attn_sub_norm, "attn_sub_norm", c.d_q()),
             (&w.ffn_sub_norm, "ffn_sub_norm", c.d_ffn),
+            (&w.q_norm, "q_norm", c.head_dim),
+            (&w.k_norm, "k_norm", c.head_dim),
         ] {
             if let Some(norm) = norm {
                 check_len(&name(part), norm.len(), k)?;
@@ -382,6 +413,8 @@ impl Layer {
             gate_up: linear("gate, up", w.gate_up, 2 * c.d_ffn, c.d_model)?,
             down: linear("down", w.down, c.d_model, c.d_ffn)?,
             attn_norm: w.attn_norm,
+            q_norm: w.q_norm,
+            k_norm: w.k_norm,
             attn_sub_norm: w.attn_sub_norm,
             ffn_norm: w.ffn_norm,
             ffn_sub_norm: w.ffn_sub_norm,

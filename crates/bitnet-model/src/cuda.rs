@@ -76,6 +76,18 @@ impl CudaBackend {
         if config.linear_norm_eps.is_some() {
             return refuse("models with a norm of its own before every linear layer (use_rms_norm)");
         }
+        if config.qk_norms || !config.has_head {
+            return refuse("embedding models");
+        }
+        if config.ternary_head {
+            return refuse("a ternary output head");
+        }
+        if !config.d_ffn.is_multiple_of(16) {
+            return refuse(&format!(
+                "a feed-forward width of {}, which is no multiple of 16",
+                config.d_ffn
+            ));
+        }
         let embedding = source.embedding()?;
         let head = source.head()?;
         for dense in [Some(&embedding), head.as_ref()].into_iter().flatten() {

@@ -38,6 +38,8 @@ mod transformer;
 
 mod session;
 
+mod embed;
+
 pub mod schedule;
 
 pub mod conformance;
@@ -66,6 +68,7 @@ pub use cpu::{CpuBackend, CpuOptions, LmHead};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBackend, CudaOptions, cuda_probe};
 pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
+pub use embed::embed;
 pub use engine::{Client, Engine, Stream, Ticket};
 pub use error::{Error, Result};
 pub use generate::{Event, Generation, Generator, Prompt};
@@ -78,9 +81,9 @@ pub use schedule::{FinishReason, GenerateOptions, Scheduler, Timings};
 pub use score::{Chunking, Perplexity, each_logits, negative_log_likelihood};
 pub use session::Session;
 pub use source::{
-    Checkpoint, ConvertProgress, Converted, Existing, Files, Inspection, MemoryFiles, ScaleSummary,
-    ShapeSummary, TensorSummary, TernaryCounts, Verification, Watched, convert, inspect, read_file,
-    replace_file, verify,
+    Checkpoint, ConvertProgress, Converted, Existing, Files, GgufFile, GgufTernary, I2sLayout, Inspection,
+    MemoryFiles, OpenOptions, Pooling, ScaleSummary, ShapeSummary, TensorSummary, TernaryCounts,
+    Verification, Watched, convert, convert_to_gguf, inspect, read_file, replace_file, verify,
 };
 pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, Decoder, Spec, Tap, Verbs, Want, transformer};

@@ -7,7 +7,8 @@ use crate::memory::check_context;
 use crate::schedule::{ScheduleOptions, Scheduler};
 use crate::{
     Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, Files, GenerateOptions,
-    GenerationConfig, Generator, KvType, LmHead, Result, Simd, Tokenizer, Watched, WeightForm, WeightSource,
+    GenerationConfig, Generator, KvType, LmHead, OpenOptions, Pooling, Result, Simd, Tokenizer, Watched,
+    WeightForm, WeightSource, embed,
 };
 
 /// Tokens of context where neither the caller nor a smaller limit of the model says otherwise.
@@ -86,6 +87,8 @@ pub struct LoadOptions {
     pub lm_head: LmHead,
     /// How the weights of linear layers are kept.
     pub weights: WeightForm,
+    /// What the model's files leave open.
+    pub source: OpenOptions,
 }
 
 impl Default for LoadOptions {
@@ -100,6 +103,7 @@ impl Default for LoadOptions {
             kv_type: KvType::Bf16,
             lm_head: LmHead::Stored,
             weights: WeightForm::Ternary,
+            source: OpenOptions::default(),
         }
     }
 }
@@ -139,11 +143,13 @@ pub struct Model {
     tokenizer: Option<Tokenizer>,
     chat: Option<ChatTemplate>,
     generation: GenerationConfig,
+    notes: Vec<String>,
+    pooling: Option<Pooling>,
 }
 
 impl Model {
-    /// Loads the model in `folder`, a path or [`Files`]: a Hugging Face checkpoint as downloaded, or what
-    /// [`crate::convert`] wrote.
+    /// Loads the model in `folder`, a path or [`Files`]: a Hugging Face checkpoint as downloaded, what [`crate::convert`] wrote,
+    /// or a GGUF file.
     ///
     /// # Errors
     /// When a file is missing, damaged or of an unsupported kind, or the device cannot hold the model.
@@ -162,7 +168,9 @@ impl Model {
     ) -> Result<Self> {
         let (files, options) = (folder.into(), options.into());
         // The small files first: what is wrong with them shows before gigabytes are read.
-        let checkpoint = Checkpoint::open(&files)?;
+        let checkpoint = Checkpoint::open_with(&files, options.source)?;
+        // Opened once: what stands for the tokenizer's files is made of the same metadata.
+        let files = checkpoint.files().clone();
         let config = checkpoint.config();
         let tokenizer = if files.has("tokenizer.json") {
             Some(Tokenizer::from_folder(&files, config.bos, &config.eos)?)
@@ -176,12 +184,18 @@ impl Model {
             None => None,
         };
         let generation = GenerationConfig::from_files(&files)?;
+        let pooling = match config.has_head {
+            true => None,
+            false => Pooling::from_files(&files)?,
+        };
         Ok(Self {
             files,
             backend: open_backend(&Watched::new(&checkpoint, report), &options)?,
             tokenizer,
             chat,
             generation,
+            notes: checkpoint.notes().to_vec(),
+            pooling,
         })
     }
 
@@ -189,6 +203,12 @@ impl Model {
     #[must_use]
     pub fn files(&self) -> &Files {
         &self.files
+    }
+
+    /// What was decided that its files do not say; see [`Checkpoint::notes`].
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Its shape.
@@ -233,6 +253,34 @@ impl Model {
             stop: self.generation.stop_strings.clone(),
             ..GenerateOptions::default()
         }
+    }
+
+    /// How its files say that vectors of tokens become one; `None` where they do not, and for models that write text.
+    #[must_use]
+    pub fn pooling(&self) -> Option<Pooling> {
+        self.pooling
+    }
+
+    /// The vector of a text, (d_model), of length 1; see [`embed`]. The text gets the tokens that the model's tokenizer puts around
+    /// one. `pooling` is for models whose files do not say it, and outranks those that do.
+    ///
+    /// # Errors
+    /// When there is no tokenizer, nobody says how to pool, or as for [`embed`].
+    pub fn embed(&mut self, text: &str, pooling: Option<Pooling>) -> Result<Vec<f32>> {
+        let pooling = pooling.or(self.pooling).ok_or_else(|| {
+            Error::Request(format!(
+                "{}: no file says how the vectors of a text's tokens become one; choose mean, first or last",
+                self.files
+            ))
+        })?;
+        let tokenizer = self.tokenizer.as_ref().ok_or_else(|| {
+            Error::Request(format!(
+                "{}: there is no tokenizer, which a text needs",
+                self.files
+            ))
+        })?;
+        let ids = tokenizer.encode(text)?;
+        embed(self.backend.as_mut(), &ids, pooling)
     }
 
     /// Generates text; one generator serves all the turns of a conversation.

@@ -61,7 +61,7 @@ impl Tokenizer {
     /// # Errors
     /// When `tokenizer.json` is missing, or a file cannot be read or is malformed.
     pub fn from_folder(folder: impl Into<Files>, bos: Option<u32>, eos: &[u32]) -> Result<Self> {
-        let files = folder.into();
+        let files = folder.into().opened()?;
         let path = files.path("tokenizer.json");
         let json = files.read("tokenizer.json")?.ok_or_else(|| {
             Error::invalid(

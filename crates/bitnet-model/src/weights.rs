@@ -8,7 +8,7 @@ use crate::{Config, Result};
 pub struct TernaryTensor {
     /// Outputs.
     pub n: usize,
-    /// Inputs; a multiple of 16.
+    /// Inputs, filled up to a multiple of 16 with columns of zeros.
     pub k: usize,
     /// `n * k / 16` words, row-major, every code valid.
     pub words: Vec<u32>,
@@ -34,6 +34,10 @@ pub struct LayerWeights {
     pub attn_norm: Vec<f32>,
     /// q, k and v stacked: (d_q + 2 d_kv, d_model); three segments.
     pub qkv: TernaryTensor,
+    /// RMSNorm of each head of the query before its rotation, (head_dim).
+    pub q_norm: Option<Vec<f32>>,
+    /// RMSNorm of each head of the key before its rotation, (head_dim).
+    pub k_norm: Option<Vec<f32>>,
     /// RMSNorm before o, (d_q).
     pub attn_sub_norm: Option<Vec<f32>>,
     /// (d_model, d_q); one segment.
@@ -141,9 +145,16 @@ pub trait WeightSource {
     /// # Errors
     /// As for [`WeightSource::embedding`].
     fn final_norm(&self) -> Result<Vec<f32>>;
-    /// The output head (vocab, d_model), or `None` where it is the embedding.
+    /// The output head (vocab, d_model), or `None` where it is the embedding, or ternary, or there is none.
     ///
     /// # Errors
     /// As for [`WeightSource::embedding`].
     fn head(&self) -> Result<Option<Box<dyn Dense + '_>>>;
+    /// The output head where it is ternary ([`Config::ternary_head`]): (vocab, d_model), one segment.
+    ///
+    /// # Errors
+    /// As for [`WeightSource::layer`].
+    fn ternary_head(&self) -> Result<Option<TernaryTensor>> {
+        Ok(None)
+    }
 }

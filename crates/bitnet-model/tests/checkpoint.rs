@@ -4,9 +4,10 @@ mod folder;
 
 use std::path::PathBuf;
 
-use bitnet_layout::words::unpack_row;
+use bitnet_layout::ternary::{WeightQuant, abs_sum};
+use bitnet_layout::words::{self, unpack_row};
 use bitnet_model::{ActQuant, Activation, Checkpoint, DenseDtype, WeightSource};
-use folder::{Folder, LAYERS, PROJECTIONS, canonical, numbers, ternary};
+use folder::{Array, Folder, LAYERS, PROJECTIONS, canonical, numbers, ternary};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -298,4 +299,39 @@ fn oracle_folders() {
         (480, 777, 1e-6)
     );
     assert_eq!(odd.layer(0).unwrap().down.words.len(), 192 * 480 / 16);
+}
+
+/// A head with a norm of its own is ternarized as the projections are.
+#[test]
+fn a_ternary_head_is_read_as_one_more_projection() {
+    let mut folder = Folder::online(Dtype::BF16);
+    folder.linear_norms();
+    folder.config["tie_word_embeddings"] = json!(false);
+    let master = numbers(77, 20 * 48);
+    let weight = Array::bf16(&[20, 48], &master);
+    folder.tensors.insert("lm_head.weight".into(), weight);
+    let norm = numbers(78, 48);
+    let array = Array::bf16(&[48], &norm);
+    folder.tensors.insert("lm_head.rms_norm.weight".into(), array);
+    let dir = tempfile::tempdir().unwrap();
+    folder.write(dir.path());
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert!(checkpoint.config().ternary_head && checkpoint.head().unwrap().is_none());
+    let head = checkpoint.ternary_head().unwrap().unwrap();
+    let quant = WeightQuant::from_abs_sum(master.chunks(48).map(abs_sum).sum(), master.len());
+    let mut words = vec![0; 20 * 3];
+    let t: Vec<i8> = master.iter().map(|&w| quant.quantize(w)).collect();
+    words::pack_row(&t, &mut words);
+    assert!(head.words == words);
+    let [segment] = &head.segments[..] else {
+        panic!("one segment");
+    };
+    assert_eq!((segment.rows, segment.scale), (20, quant.scale));
+    assert_eq!(segment.input_norm.as_deref(), Some(&norm[..]));
+    // Without a norm, and as floats, it is a dense one.
+    folder.tensors.remove("lm_head.rms_norm.weight");
+    let dir = tempfile::tempdir().unwrap();
+    folder.write(dir.path());
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert!(!checkpoint.config().ternary_head && checkpoint.head().unwrap().is_some());
 }

@@ -44,7 +44,7 @@ fn damaged_tensors() {
         (
             "weight shape",
             |f| f.tensor(DOWN).shape = vec![80, 48],
-            "has shape [80, 48], and config.json calls for [48, 80]",
+            "has shape [80, 48], and the model's configuration calls for [48, 80]",
         ),
         (
             "missing weight",
@@ -152,10 +152,14 @@ fn damaged_tensors() {
 
     let mut folder = Folder::baked(Dtype::F32);
     folder.tensor(DOWN).set(80 * 3 + 2, 0.25);
-    let error = refuse_folder("a float model", &folder, "holds 0.25 at row 3, column 2");
+    let error = refuse_folder(
+        "a float model",
+        &folder,
+        "holds weights of 2 magnitudes, so it is not ternary",
+    );
     assert!(matches!(error, Error::Unsupported { .. }));
     folder.tensor(DOWN).set(80 * 3 + 2, f32::INFINITY);
-    refuse_folder("an infinite float model", &folder, "row 0, column");
+    refuse_folder("an infinite float model", &folder, "holds inf at row 3, column 2");
 }
 
 #[test]
@@ -246,7 +250,7 @@ fn paths_that_are_something_else() {
     check(
         "a file for a folder",
         refusal(&at("model.safetensors")),
-        "is a file; name the folder",
+        "is a file, and not a GGUF file; name the folder",
     );
 
     std::fs::rename(at("model.safetensors"), at("weights")).unwrap();
@@ -256,7 +260,11 @@ fn paths_that_are_something_else() {
         "holds neither model.safetensors nor",
     );
     std::fs::write(at("ggml-model-i2_s.gguf"), "GGUF").unwrap();
-    check("gguf", refusal(dir.path()), "ggml-model-i2_s.gguf is GGUF");
+    check(
+        "gguf",
+        refusal(dir.path()),
+        "ggml-model-i2_s.gguf: is not a GGUF file",
+    );
     std::fs::remove_file(at("ggml-model-i2_s.gguf")).unwrap();
     std::fs::write(at("pytorch_model.bin"), "").unwrap();
     check(

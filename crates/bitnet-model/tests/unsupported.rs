@@ -50,8 +50,8 @@ fn models_that_are_not_implemented() {
             json!(0.5),
             "partial_rotary_factor is 0.5",
         ),
-        ("head_dim", json!(10), "must be a multiple of 16"),
-        ("intermediate_size", json!(72), "must be a multiple of 16"),
+        ("hidden_size", json!(50), "must be a multiple of 4"),
+        ("intermediate_size", json!(74), "must be a multiple of 4"),
         (
             "max_position_embeddings",
             json!(4_000_000_000u32),
@@ -88,7 +88,11 @@ fn models_that_are_not_implemented() {
             json!({"quant_method": "bitnet-words", "format_version": 1, "activations": "fp4"}),
             "activations is `fp4`",
         ),
-        ("quantization_config", json!(null), "is not a BitNet checkpoint"),
+        (
+            "quantization_config",
+            json!(null),
+            "so it is not ternary: config.json has no quantization_config",
+        ),
     ] {
         let mut folder = Folder::online(Dtype::BF16);
         folder.config[key] = value;

@@ -1,26 +1,33 @@
 //! Dense matrices: the embedding, and the output head in the forms in which it is kept.
 
-use bitnet_cpu::{Cpu, DenseMatrix, DenseType, Int8Input, Int8Matrix};
+use bitnet_cpu::{Activations, Cpu, DenseMatrix, DenseType, Int8Input, Int8Matrix, Write};
 
+use super::linear::{Input, Linear};
 use super::{CpuOptions, LmHead, check_len};
-use crate::{Dense, DenseDtype, Result, WeightSource};
+use crate::{Config, Dense, DenseDtype, Result, WeightSource};
 
 /// The output head.
 pub(super) enum Head {
     Embedding,
     Dense(DenseMatrix),
     Int8(Int8Matrix, Int8Input),
+    Ternary(Linear),
 }
 
 impl Head {
     /// Loads the head, or makes it of the embedding, as `options` ask.
     pub(super) fn new(
         cpu: &Cpu,
+        config: &Config,
         source: &dyn WeightSource,
         embedding: &DenseMatrix,
         options: &CpuOptions,
     ) -> Result<Self> {
         let shape = (embedding.rows(), embedding.cols());
+        if let Some(head) = source.ternary_head()? {
+            // It is smaller than one of 8-bit integers.
+            return Linear::new(config, "the output head", head, shape).map(Self::Ternary);
+        }
         let head = match source.head()? {
             Some(head) => Self::Dense(dense(&*head, "the output head", shape)?),
             None => Self::Embedding,
@@ -42,6 +49,7 @@ impl Head {
             Self::Embedding => 0,
             Self::Dense(w) => w.bytes(),
             Self::Int8(w, input) => w.bytes() + input.bytes(),
+            Self::Ternary(w) => w.bytes(),
         }
     }
 
@@ -49,6 +57,8 @@ impl Head {
     pub(super) fn apply(
         &mut self,
         cpu: &Cpu,
+        config: &Config,
+        activations: &mut Activations,
         embedding: &DenseMatrix,
         x: &[f32],
         logits: &mut [f32],
@@ -57,6 +67,11 @@ impl Head {
             Self::Embedding => cpu.dense(embedding, x, logits)?,
             Self::Dense(w) => cpu.dense(w, x, logits)?,
             Self::Int8(w, input) => cpu.dense_int8(w, x, input, logits)?,
+            Self::Ternary(w) if !x.is_empty() => {
+                let input = Input { x, norm: None };
+                w.apply(cpu, config, activations, input, logits, Write::Replace);
+            }
+            Self::Ternary(_) => {}
         }
         Ok(())
     }

@@ -8,6 +8,8 @@ use crate::{Activation, Config, Error, Result, TernaryTensor};
 /// Projections of one input: one matrix, or one for each projection where each norms that input in its own way.
 pub(super) struct Linear {
     pub(super) n: usize,
+    /// Inputs; those of the matrices are filled up to whole words.
+    k: usize,
     parts: Vec<Part>,
 }
 
@@ -26,9 +28,10 @@ pub(super) struct Input<'a> {
 impl Linear {
     pub(super) fn new(c: &Config, name: &str, w: TernaryTensor, (n, k): (usize, usize)) -> Result<Self> {
         check_len(&format!("rows of {name}"), w.n, n)?;
-        check_len(&format!("columns of {name}"), w.k, k)?;
+        check_len(&format!("columns of {name}"), w.k, k.next_multiple_of(16))?;
+        let per_row = w.k / 16;
         let build = |rows: usize, words: &[u32], segments: &[(usize, f32)]| {
-            TernaryMatrix::new(rows, k, words, segments)
+            TernaryMatrix::new(rows, w.k, words, segments)
                 .map_err(|error| Error::Device(format!("{name}: {error}")))
         };
         let mut parts = Vec::new();
@@ -48,7 +51,7 @@ impl Linear {
             let mut first_row = 0;
             for segment in w.segments {
                 let end = first_row + segment.rows;
-                let words = w.words.get(first_row * k / 16..end * k / 16).ok_or_else(|| {
+                let words = w.words.get(first_row * per_row..end * per_row).ok_or_else(|| {
                     Error::Request(format!("rows {first_row}..{end} of {name}, which has {n}"))
                 })?;
                 if let Some(norm) = &segment.input_norm {
@@ -63,7 +66,7 @@ impl Linear {
             }
             check_len(&format!("rows of the projections of {name}"), first_row, n)?;
         }
-        Ok(Self { n, parts })
+        Ok(Self { n, k, parts })
     }
 
     /// Size in memory.
@@ -82,7 +85,7 @@ impl Linear {
         write: Write,
     ) {
         for part in &self.parts {
-            part.prepare(cpu, c, activations, &input);
+            part.prepare(cpu, c, self.k, activations, &input);
             let output = Output {
                 data: &mut *rows,
                 stride: self.n,
@@ -94,7 +97,7 @@ impl Linear {
     }
 
     /// Norms, quantizes and multiplies the rows of `input`, and gates the second half of the products with the first:
-    /// (tokens, n / 2). `rows`, (tokens, n), is for projections that have each a norm of their own.
+    /// (tokens, n / 2). `rows`, (tokens, n), is for layers that [`Linear::is_split`].
     pub(super) fn apply_gated(
         &self,
         cpu: &Cpu,
@@ -108,8 +111,10 @@ impl Linear {
             Activation::Relu2 => Gate::Relu2,
             Activation::Silu => Gate::Silu,
         };
-        if let [part] = &self.parts[..] {
-            part.prepare(cpu, c, activations, &input);
+        if let [part] = &self.parts[..]
+            && !self.is_split()
+        {
+            part.prepare(cpu, c, self.k, activations, &input);
             cpu.matmul_gated(&part.matrix, activations, gate, gated);
         } else {
             self.apply(cpu, c, activations, input, rows, Write::Replace);
@@ -117,15 +122,16 @@ impl Linear {
         }
     }
 
-    /// Whether [`Linear::apply_gated`] needs `rows`.
+    /// Whether [`Linear::apply_gated`] needs `rows`: where projections have each a norm of their own, or a tile of 16 rows would
+    /// hold gates and what they gate.
     pub(super) fn is_split(&self) -> bool {
-        self.parts.len() > 1
+        self.parts.len() > 1 || !(self.n / 2).is_multiple_of(16)
     }
 }
 
 impl Part {
     /// Norms and quantizes the rows of `input`: the norm of the block, then the projection's own.
-    fn prepare(&self, cpu: &Cpu, c: &Config, activations: &mut Activations, input: &Input<'_>) {
+    fn prepare(&self, cpu: &Cpu, c: &Config, k: usize, activations: &mut Activations, input: &Input<'_>) {
         let block = input.norm.map(|weight| Norm {
             weight,
             eps: c.rms_eps,
@@ -137,6 +143,6 @@ impl Part {
             (Some(norm), None) | (None, Some(norm)) => &[norm],
             (None, None) => &[],
         };
-        cpu.prepare(input.x, self.matrix.k(), norms, activations);
+        cpu.prepare(input.x, k, norms, activations);
     }
 }

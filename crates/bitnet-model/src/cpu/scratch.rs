@@ -13,7 +13,7 @@ pub(super) struct Scratch {
     pub(super) qkv: Rows,
     /// (tokens, d_q)
     pub(super) attention: Rows,
-    /// (tokens, 2 d_ffn), or empty where gate and up are one matrix.
+    /// (tokens, 2 d_ffn), or empty where gate and up are multiplied at once.
     pub(super) gate_up: Rows,
     /// (tokens, d_ffn)
     pub(super) gated: Rows,
@@ -48,8 +48,8 @@ impl Scratch {
             ActQuant::Int8 => Precision::Int8,
             ActQuant::None => Precision::F32,
         };
-        // Gate and up are one matrix unless each norms its input in its own way.
-        let split_width = if c.linear_norm_eps.is_some() {
+        // As `Linear::is_split` says.
+        let split_width = if c.linear_norm_eps.is_some() || !c.d_ffn.is_multiple_of(16) {
             2 * c.d_ffn
         } else {
             0

@@ -32,6 +32,19 @@ fn models() -> Vec<(&'static str, Random)> {
             model(|c| c.linear_norm_eps = Some(1e-6)),
         ),
         ("float activations", model(|c| c.act_quant = ActQuant::None)),
+        ("a width of no whole words", model(|c| c.d_ffn = 100)),
+        (
+            "the same with norms and float activations",
+            model(|c| (c.d_ffn, c.linear_norm_eps, c.act_quant) = (92, Some(1e-6), ActQuant::None)),
+        ),
+        ("norms of heads", model(|c| c.qk_norms = true)),
+        (
+            "a ternary head",
+            model(|c| {
+                (c.tied_head, c.ternary_head) = (false, true);
+                c.linear_norm_eps = Some(1e-6);
+            }),
+        ),
         ("f16, untied", f16),
         ("f32, odd width", f32),
     ]
@@ -149,6 +162,10 @@ fn an_8_bit_head_is_close_and_as_repeatable() {
             assert_eq!(run(&mut backend, &steps), expected, "{name}, {simd}");
         }
         let stored = run(&mut stored, &[vec![tokens]]);
+        if source.config.ternary_head {
+            assert_eq!(stored, expected, "a ternary head is smaller than one of 8 bits");
+            continue;
+        }
         let pairs = stored
             .iter()
             .zip(&expected)
@@ -166,6 +183,59 @@ fn an_8_bit_head_is_close_and_as_repeatable() {
             (error / size).sqrt()
         );
     }
+}
+
+/// A ternary head is one more linear layer: norm, 8-bit inputs, exact sums, scale.
+#[test]
+fn a_ternary_head_multiplies_quantized_inputs() {
+    use bitnet_layout::{act, reference};
+
+    let source = model(|c| {
+        (c.tied_head, c.ternary_head) = (false, true);
+        c.linear_norm_eps = Some(1e-6);
+    });
+    let c = &source.config;
+    let (_, ids) = prompt(4, c.vocab, 0);
+    let mut backend = CpuBackend::new(&source, options(None, 2)).unwrap();
+    let hidden = Session::new(&mut backend)
+        .step(&[(0, &ids)], Want::Hidden(&[3]))
+        .unwrap()
+        .to_vec();
+    let logits = Session::new(&mut backend)
+        .step(&[(0, &ids)], Want::Logits(&[3]))
+        .unwrap()
+        .to_vec();
+    let head = source.ternary_head().unwrap().unwrap();
+    let segment = &head.segments[0];
+    let mean = hidden.iter().map(|x| x * x).sum::<f32>() / hidden.len() as f32;
+    let inverse = 1.0 / (mean + 1e-6).sqrt();
+    let norm = segment.input_norm.as_ref().unwrap();
+    let normed: Vec<f32> = hidden.iter().zip(norm).map(|(x, w)| w * (x * inverse)).collect();
+    let mut q = vec![0; normed.len()];
+    let scale = act::quantize_row(&normed, &mut q);
+    let rows = head.words.chunks_exact(c.d_model / 16);
+    for (row, logit) in rows.zip(&logits) {
+        let expected = reference::dot(row, &q) as f32 * segment.scale / scale;
+        // A last bit of the norm may move one input to the next code.
+        assert!(
+            (logit - expected).abs() <= 0.02 * expected.abs().max(1.0),
+            "{logit} {expected}"
+        );
+    }
+}
+
+#[test]
+fn an_embedding_model_has_hidden_states_and_no_logits() {
+    let source = model(|c| (c.has_head, c.qk_norms) = (false, true));
+    let mut backend = CpuBackend::new(&source, options(None, 1)).unwrap();
+    let (_, ids) = prompt(4, source.config.vocab, 0);
+    let mut session = Session::new(&mut backend);
+    assert_eq!(
+        session.step(&[(0, &ids)], Want::Hidden(&[1, 3])).unwrap().len(),
+        2 * 64
+    );
+    let error = session.step(&[(0, &[1])], Want::Logits(&[0])).unwrap_err();
+    assert!(error.to_string().contains("embedding model"));
 }
 
 #[test]

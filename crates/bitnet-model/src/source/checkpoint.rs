@@ -1,25 +1,23 @@
-//! A folder with a model in it, opened: everything is checked against config.json at once, and read when it is asked for.
+//! A model's files, opened: everything is checked against the configuration at once, and read when it is asked for.
 //!
 //! Folders are what the Hugging Face Hub serves (every form of BitNet b1.58 that is kept in safetensors) and what
-//! [`crate::convert`] writes. Which form a folder has is decided in `storage.rs`, how a matrix is read in `projection.rs`;
-//! this file knows the names of the tensors.
+//! [`crate::convert`] writes; GGUF files are what bitnet.cpp, llama.cpp and ik_llama.cpp write. Which form the weights have is
+//! decided in `storage.rs`, how a matrix is read in `projection.rs`, what tensors are called in `roles.rs`.
 
-use bitnet_layout::words::Shape;
+use serde_json::{Map, Value};
 
+use super::dense::DenseTensor;
+use super::dtype::Dtype;
+use super::files::Files;
 use super::hf_config::{self, HfConfig};
 use super::projection::Projection;
-use super::safetensors::{Tensor, TensorFiles};
-use crate::{
-    Config, Dense, DenseDtype, Error, Files, LayerWeights, Result, Segment, TernaryTensor, WeightSource,
-};
+use super::roles::{HfNames, Linear, Names, Role};
+use super::safetensors;
+use super::storage::{GgufForm, OpenOptions, Quantization, Storage};
+use super::tensors::{Tensor, TensorFiles};
+use crate::{ActQuant, Config, Dense, Error, LayerWeights, Result, Segment, TernaryTensor, WeightSource};
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const FINAL_NORM: &str = "model.norm.weight";
-const HEAD: &str = "lm_head.weight";
-const ATTN_NORM: &str = "input_layernorm.weight";
-const FFN_NORM: &str = "post_attention_layernorm.weight";
-
-/// An opened checkpoint folder.
+/// An opened checkpoint: a folder, or a GGUF file.
 ///
 /// ```
 /// use bitnet_model::{Checkpoint, WeightSource};
@@ -34,22 +32,14 @@ const FFN_NORM: &str = "post_attention_layernorm.weight";
 pub struct Checkpoint {
     files: Files,
     hf: HfConfig,
-    tensors: TensorFiles,
+    /// Of a folder; a GGUF file holds its own.
+    folder: TensorFiles,
+    names: Names,
+    notes: Vec<String>,
 }
 
-/// The seven linear layers of a transformer layer.
-pub(crate) const PROJECTIONS: [&str; 7] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
-
 impl Checkpoint {
-    /// Opens a folder with config.json and model.safetensors, or model.safetensors.index.json and its shards.
+    /// Opens a folder with config.json and model.safetensors, or model.safetensors.index.json and its shards; or a GGUF file.
     ///
     /// Reads the configuration and the headers, and checks that every tensor is there with the type and shape that the
     /// configuration calls for, and that there is none which this engine would ignore. An output head that stands beside the
@@ -59,26 +49,77 @@ impl Checkpoint {
     /// When a file is missing, damaged or inconsistent with the others ([`Error::Io`], [`Error::Invalid`]), or the model is
     /// of a kind that is not implemented ([`Error::Unsupported`]).
     pub fn open(files: impl Into<Files>) -> Result<Self> {
+        Self::open_with(files, OpenOptions::default())
+    }
+
+    /// As [`Checkpoint::open`], with what the files leave open.
+    ///
+    /// # Errors
+    /// As for [`Checkpoint::open`].
+    pub fn open_with(files: impl Into<Files>, options: OpenOptions) -> Result<Self> {
         let files = files.into();
-        if let Files::Folder(dir) = &files {
-            let attributes = std::fs::metadata(dir).map_err(|source| Error::io(dir, source))?;
-            if !attributes.is_dir() {
-                return Err(Error::invalid(
-                    dir,
-                    "is a file; name the folder that holds config.json and model.safetensors",
-                ));
+        if let Files::Folder(path) = &files {
+            std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
+        }
+        let files = files.opened()?;
+        let mut checkpoint = match &files {
+            Files::Gguf(file) => {
+                let found = file.config()?;
+                let form = GgufForm {
+                    i2s: options.i2s_layout,
+                    paired_heads: found.paired_heads,
+                    ternarize: options.ternarize,
+                };
+                let eps = found.json.get("rms_norm_eps").and_then(Value::as_f64);
+                let quantization = Quantization {
+                    storage: Storage::Gguf(form),
+                    act_quant: ActQuant::Int8,
+                    linear_norm_eps: eps.filter(|_| found.linear_norms).map(|eps| eps as f32),
+                };
+                Self {
+                    hf: hf_config::from_json(file.path(), found.json, quantization)?,
+                    files,
+                    folder: TensorFiles::default(),
+                    names: Names::Gguf,
+                    notes: found.notes,
+                }
+            }
+            _ => {
+                let mut hf = hf_config::read(&files)?;
+                if options.ternarize && hf.storage == Storage::Baked {
+                    hf.storage = Storage::Master;
+                    hf.config.act_quant = ActQuant::Int8;
+                }
+                let folder = safetensors::open(&files)?;
+                // A body that was saved without a head has no prefix.
+                let prefix = match folder.find("embed_tokens.weight") {
+                    Some(_) => "",
+                    None => hf.names.prefix,
+                };
+                Self {
+                    names: Names::Hf(HfNames { prefix, ..hf.names }),
+                    hf,
+                    files,
+                    folder,
+                    notes: Vec::new(),
+                }
+            }
+        };
+        checkpoint.hf.config.ternary_head = checkpoint.has_ternary_head();
+        if checkpoint.hf.config.tied_head && !checkpoint.hf.config.ternary_head {
+            let tensors = checkpoint.tensors();
+            let [embedding, head] =
+                [Role::Embedding, Role::Head].map(|role| tensors.find(&checkpoint.name(role)));
+            if let (Some(embedding), Some(head)) = (embedding, head) {
+                // A head that differs from the embedding is what was trained, whatever config.json says; transformers and vLLM do
+                // not tie them then either.
+                checkpoint.hf.config.tied_head = embedding.is_same(&head)?;
             }
         }
-        let mut hf = hf_config::read(&files)?;
-        let tensors = TensorFiles::open(&files)?;
-        if hf.config.tied_head
-            && let (Some(embedding), Some(head)) = (tensors.find(EMBEDDING), tensors.find(HEAD))
-        {
-            // A head that differs from the embedding is what was trained, whatever config.json says; transformers and vLLM do not
-            // tie them then either.
-            hf.config.tied_head = embedding.is_same(&head)?;
+        if let Some(activations) = options.activations {
+            checkpoint.hf.config.act_quant = activations;
         }
-        let checkpoint = Self { files, hf, tensors };
+        checkpoint.note_activations(options);
         checkpoint.check()?;
         Ok(checkpoint)
     }
@@ -89,136 +130,255 @@ impl Checkpoint {
         &self.files
     }
 
-    /// What config.json calls the model: `BitNetForCausalLM`, `LlamaForCausalLM`.
+    /// What its configuration calls the model: `BitNetForCausalLM`, `LlamaForCausalLM`.
     #[must_use]
     pub fn architecture(&self) -> &str {
         &self.hf.architecture
     }
 
-    /// The configuration as it stands in config.json, and how it is understood.
-    pub(crate) fn hf(&self) -> &HfConfig {
-        &self.hf
+    /// What was decided that the files do not say, or that differs from what they say: sentences for people.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
-    /// The tensors of the folder.
+    /// Its configuration as config.json has it.
+    pub(super) fn json(&self) -> &Map<String, Value> {
+        &self.hf.json
+    }
+
+    /// How its weights are stored.
+    pub(super) fn storage(&self) -> Storage {
+        self.hf.storage
+    }
+
+    /// What a Hugging Face folder of it calls its tensors.
+    pub(super) fn hf_names(&self) -> HfNames {
+        self.hf.names
+    }
+
+    /// What its files call a tensor.
+    pub(super) fn name(&self, role: Role) -> String {
+        self.names.of(role)
+    }
+
+    /// Its tensors.
     pub(crate) fn tensors(&self) -> &TensorFiles {
-        &self.tensors
+        match &self.files {
+            Files::Gguf(file) => file.tensors(),
+            _ => &self.folder,
+        }
     }
 
-    /// The linear layers of layer `layer`, in the order of [`PROJECTIONS`].
-    pub(crate) fn projection(&self, layer: usize, which: &str) -> Result<Projection<'_>> {
-        let name = format!("model.layers.{layer}.{which}");
+    /// What the names of all tensors of a layer begin with.
+    pub(super) fn layer_prefix(&self, layer: usize) -> String {
+        self.names.layer_prefix(layer)
+    }
+
+    /// The tensor of a role.
+    pub(super) fn tensor(&self, role: Role) -> Result<Tensor<'_>> {
+        self.tensors().get(&self.name(role))
+    }
+
+    /// A linear layer of layer `layer`.
+    pub(super) fn projection(&self, layer: usize, linear: Linear) -> Result<Projection<'_>> {
         let config = &self.hf.config;
-        let (n, k) = match which {
-            "self_attn.q_proj" => (config.d_q(), config.d_model),
-            "self_attn.k_proj" | "self_attn.v_proj" => (config.d_kv(), config.d_model),
-            "self_attn.o_proj" => (config.d_model, config.d_q()),
-            "mlp.gate_proj" | "mlp.up_proj" => (config.d_ffn, config.d_model),
-            _ => (config.d_model, config.d_ffn),
+        Projection::find(
+            self.tensors(),
+            self.names,
+            self.hf.storage,
+            &self.name(Role::Weight(layer, linear)),
+            linear.shape(config),
+            matches!(linear, Linear::Q | Linear::K).then_some(config.head_dim),
+        )
+    }
+
+    /// The output head, where it is ternary.
+    pub(super) fn head_projection(&self) -> Result<Option<Projection<'_>>> {
+        let config = &self.hf.config;
+        if !config.ternary_head {
+            return Ok(None);
+        }
+        Projection::find(
+            self.tensors(),
+            self.names,
+            self.hf.storage,
+            &self.name(Role::Head),
+            (config.vocab, config.d_model),
+            None,
+        )
+        .map(Some)
+    }
+
+    /// Whether the output head is stored as the projections are, with a norm of its own or a scale.
+    fn has_ternary_head(&self) -> bool {
+        let tensors = self.tensors();
+        let head = self.name(Role::Head);
+        let Some(weight) = tensors.find(&head).filter(|_| self.names != Names::Gguf) else {
+            return false;
         };
-        let shape = Shape::new(n, k)
-            .map_err(|error| Error::invalid(self.files.root(), format!("{name}: {error}")))?;
-        Projection::find(&self.tensors, self.hf.storage, &name, shape)
+        matches!(weight.dtype(), Dtype::U8 | Dtype::U32)
+            || tensors.find(&self.names.scale(&head)).is_some()
+            || (self.hf.config.linear_norm_eps.is_some()
+                && tensors.find(&self.name(Role::HeadNorm)).is_some())
     }
 
-    /// Names and lengths of the norms of a layer, except those of single projections.
-    pub(crate) fn layer_norms(&self, layer: usize) -> Vec<(String, usize)> {
+    /// Norms of a layer with their lengths, except those of single projections.
+    pub(super) fn layer_norms(&self, layer: usize) -> Vec<(Role, usize)> {
         let config = &self.hf.config;
-        let mut norms = vec![(ATTN_NORM, config.d_model), (FFN_NORM, config.d_model)];
-        if let Some([attn, ffn]) = self.hf.sub_norms {
-            norms.extend([(attn, config.d_q()), (ffn, config.d_ffn)]);
+        let mut norms = vec![
+            (Role::AttnNorm(layer), config.d_model),
+            (Role::FfnNorm(layer), config.d_model),
+        ];
+        if config.sub_norms {
+            norms.extend([
+                (Role::AttnSubNorm(layer), config.d_q()),
+                (Role::FfnSubNorm(layer), config.d_ffn),
+            ]);
         }
-        let full = |(name, len): (&str, usize)| (format!("model.layers.{layer}.{name}"), len);
-        norms.into_iter().map(full).collect()
+        if config.qk_norms {
+            norms.extend([
+                (Role::QNorm(layer), config.head_dim),
+                (Role::KNorm(layer), config.head_dim),
+            ]);
+        }
+        norms
     }
 
-    /// The dense tensors outside the layers: embedding, final norm, and the head where it is not the embedding.
-    pub(crate) fn outer_tensors(&self) -> Vec<(&'static str, Vec<usize>)> {
+    /// The dense matrices: the embedding, and the head where it is one of its own.
+    pub(super) fn tables(&self) -> Vec<Role> {
         let config = &self.hf.config;
-        let table = vec![config.vocab, config.d_model];
-        let mut tensors = vec![(EMBEDDING, table.clone()), (FINAL_NORM, vec![config.d_model])];
-        if !config.tied_head {
-            tensors.push((HEAD, table));
+        let own = config.has_head && !config.tied_head && !config.ternary_head;
+        let head = own.then_some(Role::Head);
+        [Role::Embedding].into_iter().chain(head).collect()
+    }
+
+    /// A dense matrix.
+    pub(super) fn table(&self, role: Role) -> Result<DenseTensor<'_>> {
+        let config = &self.hf.config;
+        DenseTensor::new(self.tensor(role)?, (config.vocab, config.d_model))
+    }
+
+    /// Says what was chosen where models that look alike differ.
+    fn note_activations(&mut self, options: OpenOptions) {
+        if self.names != Names::Gguf || self.hf.json["model_type"] != "llama" {
+            return;
         }
-        tensors
+        let q = self.tensors().find(&self.name(Role::Weight(0, Linear::Q)));
+        // Official BitNet files are in I2_S; the other types also hold models whose inputs stay floats.
+        let certain = q.is_none_or(|q| q.dtype() == Dtype::Gguf(super::dtype::GgufType::I2_S));
+        if !certain && options.activations.is_none() {
+            self.notes.push(
+                "inputs of linear layers are 8-bit, as a BitNet model needs; for TriLM and other weight-only models take \
+                 --activations float"
+                    .into(),
+            );
+        }
     }
 
     /// Checks every tensor against the configuration.
     fn check(&self) -> Result<()> {
-        let mut used = std::collections::HashSet::new();
-        for (name, shape) in self.outer_tensors() {
-            let tensor = self.tensors.get(name)?;
-            tensor.float_dtype()?;
-            tensor.expect_shape(&shape)?;
-            used.insert(tensor.name());
+        let config = &self.hf.config;
+        if config.qk_norms
+            && self
+                .tensors()
+                .find(&self.name(Role::InputNorm(0, Linear::Q)))
+                .is_none()
+        {
+            return Err(Error::unsupported(
+                self.files.root(),
+                "a Qwen 3 model without norms before its projections is no BitNet model: its inputs are not quantized",
+            ));
         }
-        for layer in 0..self.hf.config.n_layers {
-            for which in PROJECTIONS {
-                let projection = self.projection(layer, which)?;
-                used.insert(projection.weight().name());
-                used.extend(projection.scale_tensor()?.map(|scale| scale.name()));
-                if self.hf.config.linear_norm_eps.is_some() {
-                    used.insert(
-                        self.norm_tensor(&linear_norm(layer, which), projection.shape().k())?
-                            .name(),
-                    );
+        let mut used = std::collections::HashSet::new();
+        for role in self.tables() {
+            self.table(role)?;
+            used.insert(self.name(role));
+        }
+        used.insert(
+            self.norm_tensor(Role::FinalNorm, config.d_model)?
+                .name()
+                .to_owned(),
+        );
+        let head = self.head_projection()?;
+        for projection in head.iter() {
+            used.insert(projection.weight().name().to_owned());
+            used.extend(projection.scale_tensor().map(|scale| scale.name().to_owned()));
+            if config.linear_norm_eps.is_some() {
+                used.insert(
+                    self.norm_tensor(Role::HeadNorm, config.d_model)?
+                        .name()
+                        .to_owned(),
+                );
+            }
+        }
+        for layer in 0..config.n_layers {
+            for linear in Linear::ALL {
+                let projection = self.projection(layer, linear)?;
+                used.insert(projection.weight().name().to_owned());
+                used.extend(projection.scale_tensor().map(|scale| scale.name().to_owned()));
+                if config.linear_norm_eps.is_some() {
+                    let norm = self.norm_tensor(Role::InputNorm(layer, linear), projection.cols())?;
+                    used.insert(norm.name().to_owned());
                 }
             }
-            for (name, len) in self.layer_norms(layer) {
-                used.insert(self.norm_tensor(&name, len)?.name());
+            for (role, len) in self.layer_norms(layer) {
+                used.insert(self.norm_tensor(role, len)?.name().to_owned());
             }
         }
-        let harmless =
-            |name: &str| name.ends_with("rotary_emb.inv_freq") || (self.hf.config.tied_head && name == HEAD);
+        let head = self.name(Role::Head);
+        let harmless = |name: &str| {
+            // Checked to change nothing when the metadata were read.
+            name == "rope_freqs.weight"
+                || name.ends_with("rotary_emb.inv_freq")
+                || ((config.tied_head || !config.has_head) && name == head)
+        };
         match self
-            .tensors
+            .tensors()
             .iter()
             .find(|tensor| !used.contains(tensor.name()) && !harmless(tensor.name()))
         {
             None => Ok(()),
             Some(unknown) => Err(unknown.unsupported(format!(
-                "is not part of a {} as config.json describes it; ignoring it would change the numbers",
+                "is not part of a {} as its configuration describes it; ignoring it would change the numbers",
                 self.hf.architecture
             ))),
         }
     }
 
-    fn norm_tensor(&self, name: &str, len: usize) -> Result<Tensor<'_>> {
-        let tensor = self.tensors.get(name)?;
+    fn norm_tensor(&self, role: Role, len: usize) -> Result<Tensor<'_>> {
+        let tensor = self.tensor(role)?;
         tensor.float_dtype()?;
         tensor.expect_shape(&[len])?;
         Ok(tensor)
     }
 
-    fn dense(&self, name: &str) -> Result<Box<dyn Dense + '_>> {
-        let tensor = self.tensors.get(name)?;
-        Ok(Box::new(DenseTensor {
-            tensor,
-            dtype: tensor.float_dtype()?,
-            shape: (self.hf.config.vocab, self.hf.config.d_model),
-        }))
+    /// Reads projections that share their input into one matrix.
+    fn stack(&self, layer: usize, which: &[Linear]) -> Result<TernaryTensor> {
+        let parts: Result<Vec<_>> = which
+            .iter()
+            .map(|&linear| {
+                let norm = Role::InputNorm(layer, linear);
+                Ok((self.projection(layer, linear)?, norm))
+            })
+            .collect();
+        self.read_stacked(&parts?)
     }
 
-    /// Reads projections that share their input into one matrix.
-    fn stack(&self, layer: usize, which: &[&str]) -> Result<TernaryTensor> {
+    fn read_stacked(&self, parts: &[(Projection<'_>, Role)]) -> Result<TernaryTensor> {
         let mut stack = TernaryTensor {
             n: 0,
             k: 0,
-            words: Vec::new(),
+            words: Vec::with_capacity(parts.iter().map(|(part, _)| part.shape().words()).sum()),
             segments: Vec::new(),
         };
-        for which in which {
-            let projection = self.projection(layer, which)?;
+        for (projection, norm) in parts {
             let shape = projection.shape();
             let filled = stack.words.len();
             stack.words.resize(filled + shape.words(), 0);
             let scale = projection.read(&mut stack.words[filled..])?;
             let input_norm = match self.hf.config.linear_norm_eps {
-                Some(_) => Some(
-                    self.tensors
-                        .get(&linear_norm(layer, which))?
-                        .read_floats(shape.k())?,
-                ),
+                Some(_) => Some(self.tensor(*norm)?.read_floats(projection.cols())?),
                 None => None,
             };
             stack.n += shape.n();
@@ -233,126 +393,54 @@ impl Checkpoint {
     }
 }
 
-/// Name of the norm of the input of one projection.
-pub(crate) fn linear_norm(layer: usize, which: &str) -> String {
-    format!("model.layers.{layer}.{which}.rms_norm.weight")
-}
-
 impl WeightSource for Checkpoint {
     fn config(&self) -> &Config {
         &self.hf.config
     }
 
     fn embedding(&self) -> Result<Box<dyn Dense + '_>> {
-        self.dense(EMBEDDING)
+        Ok(Box::new(self.table(Role::Embedding)?))
     }
 
     fn layer(&self, index: usize) -> Result<LayerWeights> {
-        let n_layers = self.hf.config.n_layers;
-        if index >= n_layers {
-            return Err(Error::Request(format!("layer {index} of a model of {n_layers}")));
+        let config = &self.hf.config;
+        if index >= config.n_layers {
+            return Err(Error::Request(format!(
+                "layer {index} of a model of {}",
+                config.n_layers
+            )));
         }
-        let norms = self.layer_norms(index);
-        let norm = |at: usize| {
-            let (name, len) = &norms[at];
-            self.tensors.get(name)?.read_floats(*len)
-        };
-        let sub_norm = |at| self.hf.sub_norms.map(|_| norm(at)).transpose();
-        let [q, k, v, o, gate, up, down] = PROJECTIONS;
+        let norm = |role: Role, len: usize| self.tensor(role)?.read_floats(len);
+        let optional = |there: bool, role, len| there.then(|| norm(role, len)).transpose();
         Ok(LayerWeights {
-            attn_norm: norm(0)?,
-            qkv: self.stack(index, &[q, k, v])?,
-            attn_sub_norm: sub_norm(2)?,
-            o: self.stack(index, &[o])?,
-            ffn_norm: norm(1)?,
-            gate_up: self.stack(index, &[gate, up])?,
-            ffn_sub_norm: sub_norm(3)?,
-            down: self.stack(index, &[down])?,
+            attn_norm: norm(Role::AttnNorm(index), config.d_model)?,
+            qkv: self.stack(index, &[Linear::Q, Linear::K, Linear::V])?,
+            q_norm: optional(config.qk_norms, Role::QNorm(index), config.head_dim)?,
+            k_norm: optional(config.qk_norms, Role::KNorm(index), config.head_dim)?,
+            attn_sub_norm: optional(config.sub_norms, Role::AttnSubNorm(index), config.d_q())?,
+            o: self.stack(index, &[Linear::O])?,
+            ffn_norm: norm(Role::FfnNorm(index), config.d_model)?,
+            gate_up: self.stack(index, &[Linear::Gate, Linear::Up])?,
+            ffn_sub_norm: optional(config.sub_norms, Role::FfnSubNorm(index), config.d_ffn)?,
+            down: self.stack(index, &[Linear::Down])?,
         })
     }
 
     fn final_norm(&self) -> Result<Vec<f32>> {
-        self.tensors.get(FINAL_NORM)?.read_floats(self.hf.config.d_model)
+        self.tensor(Role::FinalNorm)?.read_floats(self.hf.config.d_model)
     }
 
     fn head(&self) -> Result<Option<Box<dyn Dense + '_>>> {
-        match self.hf.config.tied_head {
-            true => Ok(None),
-            false => self.dense(HEAD).map(Some),
+        Ok(match self.tables().contains(&Role::Head) {
+            false => None,
+            true => Some(Box::new(self.table(Role::Head)?)),
+        })
+    }
+
+    fn ternary_head(&self) -> Result<Option<TernaryTensor>> {
+        match self.head_projection()? {
+            None => Ok(None),
+            Some(projection) => self.read_stacked(&[(projection, Role::HeadNorm)]).map(Some),
         }
-    }
-}
-
-/// A table of a checkpoint, in its file.
-struct DenseTensor<'a> {
-    tensor: Tensor<'a>,
-    dtype: DenseDtype,
-    shape: (usize, usize),
-}
-
-impl Dense for DenseTensor<'_> {
-    fn dtype(&self) -> DenseDtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> (usize, usize) {
-        self.shape
-    }
-
-    fn read_rows(&self, first: usize, out: &mut [u8]) -> Result<()> {
-        let (rows, cols) = self.shape;
-        let row_bytes = cols * self.dtype.size();
-        let wanted = out.len() / row_bytes;
-        if !out.len().is_multiple_of(row_bytes) || first > rows || wanted > rows - first {
-            return Err(Error::Request(format!(
-                "{} bytes from row {first} of tensor `{}`, which has {rows} rows of {row_bytes} bytes",
-                out.len(),
-                self.tensor.name()
-            )));
-        }
-        self.tensor.read(first * row_bytes, out)?;
-        check_finite(&self.tensor, self.dtype, first * row_bytes, out)
-    }
-}
-
-/// Refuses NaN and infinity among the bytes of a dense tensor from `offset` on.
-pub(crate) fn check_finite(
-    tensor: &Tensor<'_>,
-    dtype: DenseDtype,
-    offset: usize,
-    bytes: &[u8],
-) -> Result<()> {
-    let Some(at) = first_not_finite(dtype, bytes) else {
-        return Ok(());
-    };
-    let (index, cols) = (
-        offset / dtype.size() + at,
-        tensor.shape().last().copied().unwrap_or(1),
-    );
-    Err(tensor.invalid(format!(
-        "holds NaN or infinity at row {}, column {}; the file is damaged",
-        index / cols,
-        index % cols
-    )))
-}
-
-/// Index of the first element that is NaN or infinite: its exponent bits are all ones.
-fn first_not_finite(dtype: DenseDtype, bytes: &[u8]) -> Option<usize> {
-    fn find<const N: usize>(bytes: &[u8], exponent: u32, value: impl Fn([u8; N]) -> u32) -> Option<usize> {
-        let all_ones = |&bytes: &[u8; N]| value(bytes) & exponent == exponent;
-        let elements = bytes.as_chunks().0;
-        // Whole blocks first: a loop without an early exit becomes SIMD, and damage is rare.
-        let block = elements
-            .chunks(4096)
-            .position(|block| block.iter().fold(false, |any, e| any | all_ones(e)))?;
-        elements[block * 4096..]
-            .iter()
-            .position(all_ones)
-            .map(|at| block * 4096 + at)
-    }
-    match dtype {
-        DenseDtype::Bf16 => find(bytes, 0x7f80, |bytes| u16::from_le_bytes(bytes).into()),
-        DenseDtype::F16 => find(bytes, 0x7c00, |bytes| u16::from_le_bytes(bytes).into()),
-        DenseDtype::F32 => find(bytes, 0x7f80_0000, u32::from_le_bytes),
     }
 }

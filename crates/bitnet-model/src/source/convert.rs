@@ -23,12 +23,18 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::checkpoint::{PROJECTIONS, check_finite, linear_norm};
+use super::checkpoint::Checkpoint;
+use super::dense::{DenseTensor, check_finite};
+use super::dtype::Dtype as Stored;
+use super::files::Files;
+use super::pooling::Pooling;
 use super::projection::Projection;
-use super::safetensors::{Tensor, checksum_key, checksum_text};
+use super::roles::{Linear, Names, Role};
+use super::safetensors::checksum_key;
 use super::staging::{Staging, is_vacant};
 use super::storage::{WORDS_METHOD, WORDS_VERSION};
-use crate::{ActQuant, Checkpoint, Error, Files, Result, WeightSource};
+use super::tensors::{Tensor, checksum_text};
+use crate::{ActQuant, Dense, DenseDtype, Error, Result, WeightSource};
 
 const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
@@ -148,7 +154,7 @@ pub fn convert(
         }
     }
     // Last, so that a folder is never taken for a model before all of it is there.
-    staging.write(CONFIG, config_json(source).as_bytes())?;
+    staging.write(CONFIG, config_json(source)?.as_bytes())?;
     staging.commit(&obsolete)?;
     Ok(Converted {
         source_bytes: parts.iter().map(Part::source_bytes).sum(),
@@ -174,8 +180,8 @@ fn check_output(source: &Files, out: &Path) -> Result<()> {
 }
 
 /// config.json of the output: the source's, with our own quantization_config.
-fn config_json(source: &Checkpoint) -> String {
-    let mut config = source.hf().json.clone();
+fn config_json(source: &Checkpoint) -> Result<String> {
+    let mut config = source.json().clone();
     let mut quantization = Map::new();
     for key in ["use_rms_norm", "rms_norm_eps"] {
         if let Some(value) = config
@@ -193,50 +199,104 @@ fn config_json(source: &Checkpoint) -> String {
     };
     quantization.insert("activations".into(), activations.into());
     config.insert("quantization_config".into(), quantization.into());
-    format!("{:#}\n", Value::Object(config))
+    // The bits of its master weights would be read as a sign that these are some.
+    for key in ["weight_bits", "input_bits"] {
+        config.remove(key);
+    }
+    if !source.config().has_head
+        && let Some(pooling) = Pooling::from_files(source.files())?
+    {
+        config.insert("pooling".into(), pooling.to_string().into());
+    }
+    Ok(format!("{:#}\n", Value::Object(config)))
 }
 
-/// What becomes of one tensor of the source.
-enum Part<'a> {
-    /// It is written as it is.
+/// One tensor of the source, and what it becomes.
+struct Part<'a> {
+    /// Its name in the output; a scale's is made of it.
+    name: String,
+    content: Content<'a>,
+}
+
+enum Content<'a> {
+    /// Floats, which stay as they are.
     Dense(Tensor<'a>),
-    /// It becomes words and a scale.
+    /// A table in a quantized type, which becomes f32.
+    Table(Tensor<'a>, DenseTensor<'a>),
+    /// Words and a scale.
     Ternary(Projection<'a>),
 }
 
 /// Everything of a model, in the order in which a back end reads it.
 fn parts(source: &Checkpoint) -> Result<Vec<Part<'_>>> {
-    let dense = |name: &str| source.tensors().get(name).map(Part::Dense);
-    let outer = source.outer_tensors();
-    let (embedding, rest) = outer.split_first().expect("every model has an embedding");
-    let mut parts = vec![dense(embedding.0)?];
-    for layer in 0..source.config().n_layers {
-        for (name, _) in source.layer_norms(layer) {
-            parts.push(dense(&name)?);
+    let names = Names::Hf(source.hf_names());
+    let config = source.config();
+    let dense = |role: Role| {
+        let tensor = source.tensor(role)?;
+        Ok::<_, Error>(Part {
+            name: names.of(role),
+            content: Content::Dense(tensor),
+        })
+    };
+    let table = |role: Role| {
+        let tensor = source.tensor(role)?;
+        let content = match tensor.dtype() {
+            Stored::Float(_) => Content::Dense(tensor),
+            _ => Content::Table(tensor, source.table(role)?),
+        };
+        let name = names.of(role);
+        Ok::<_, Error>(Part { name, content })
+    };
+    let ternary = |role: Role, projection| Part {
+        name: names.of(role),
+        content: Content::Ternary(projection),
+    };
+    let mut parts = vec![table(Role::Embedding)?];
+    for layer in 0..config.n_layers {
+        for (role, _) in source.layer_norms(layer) {
+            parts.push(dense(role)?);
         }
-        for which in PROJECTIONS {
-            if source.config().linear_norm_eps.is_some() {
-                parts.push(dense(&linear_norm(layer, which))?);
+        for linear in Linear::ALL {
+            if config.linear_norm_eps.is_some() {
+                parts.push(dense(Role::InputNorm(layer, linear))?);
             }
-            parts.push(Part::Ternary(source.projection(layer, which)?));
+            parts.push(ternary(
+                Role::Weight(layer, linear),
+                source.projection(layer, linear)?,
+            ));
         }
     }
-    for (name, _) in rest {
-        parts.push(dense(name)?);
+    parts.push(dense(Role::FinalNorm)?);
+    if let Some(projection) = source.head_projection()? {
+        if config.linear_norm_eps.is_some() {
+            parts.push(dense(Role::HeadNorm)?);
+        }
+        parts.push(ternary(Role::Head, projection));
+    } else if source.tables().contains(&Role::Head) {
+        parts.push(table(Role::Head)?);
     }
     Ok(parts)
 }
 
 impl<'a> Part<'a> {
     fn tensor(&self) -> Tensor<'a> {
-        match self {
-            Self::Dense(tensor) => *tensor,
-            Self::Ternary(projection) => projection.weight(),
+        match &self.content {
+            Content::Dense(tensor) | Content::Table(tensor, _) => *tensor,
+            Content::Ternary(projection) => projection.weight(),
         }
     }
 
     fn source_bytes(&self) -> u64 {
         self.tensor().n_bytes() as u64
+    }
+}
+
+/// The type of floats in the output.
+fn written_as(dtype: DenseDtype) -> Dtype {
+    match dtype {
+        DenseDtype::Bf16 => Dtype::BF16,
+        DenseDtype::F16 => Dtype::F16,
+        DenseDtype::F32 => Dtype::F32,
     }
 }
 
@@ -299,13 +359,25 @@ impl Writer {
             });
         };
         for part in parts {
-            let name = part.tensor().name();
-            match part {
-                Part::Dense(tensor) => add(name.into(), tensor.dtype(), tensor.shape(), tensor.n_bytes()),
-                Part::Ternary(projection) => {
+            let name = part.name.clone();
+            match &part.content {
+                Content::Dense(tensor) => {
+                    add(
+                        name,
+                        written_as(tensor.float_dtype()?),
+                        tensor.shape(),
+                        tensor.n_bytes(),
+                    );
+                }
+                Content::Table(_, table) => {
+                    let (rows, cols) = table.shape();
+                    let bytes = rows * cols * table.dtype().size();
+                    add(name, written_as(table.dtype()), &[rows, cols], bytes);
+                }
+                Content::Ternary(projection) => {
                     let shape = projection.shape();
                     add(
-                        name.into(),
+                        name.clone(),
                         Dtype::U32,
                         &[shape.n(), shape.words_per_row()],
                         shape.words() * 4,
@@ -326,9 +398,27 @@ impl Writer {
 
     /// Writes a tensor, and calls `add` with the bytes of the source that are done.
     fn part(&mut self, part: &Part<'_>, add: &mut dyn FnMut(u64) -> Result<()>) -> Result<(), Failure> {
-        match part {
-            Part::Dense(tensor) => self.dense(tensor, add),
-            Part::Ternary(projection) => {
+        match &part.content {
+            Content::Dense(tensor) => self.dense(tensor, add),
+            Content::Table(tensor, table) => {
+                let (rows, cols) = table.shape();
+                let row_bytes = cols * table.dtype().size();
+                let at_once = ((1 << 20) / row_bytes).max(1);
+                let mut bytes = Vec::new();
+                let mut done = 0;
+                for first in (0..rows).step_by(at_once) {
+                    let n = at_once.min(rows - first);
+                    bytes.resize(n * row_bytes, 0);
+                    table.read_rows(first, &mut bytes)?;
+                    self.append(&bytes)?;
+                    let reached = tensor.n_bytes() as u64 * (first + n) as u64 / rows as u64;
+                    add(reached - done)?;
+                    done = reached;
+                }
+                self.written += 1;
+                Ok(())
+            }
+            Content::Ternary(projection) => {
                 let mut words = vec![0; projection.shape().words()];
                 let scale = projection.read(&mut words)?;
                 let mut buffer = std::mem::take(&mut self.buffer);

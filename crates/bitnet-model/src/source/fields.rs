@@ -1,6 +1,6 @@
 //! Typed access to the fields of a JSON file, with errors that name the file, the key and what was found.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -24,6 +24,14 @@ impl Fields {
             Ok(Value::Object(map)) => Ok(Some(Self { path, map })),
             Ok(_) => Err(Error::invalid(path, "is not a JSON object")),
             Err(error) => Err(Error::invalid(path, format!("is not valid JSON: {error}"))),
+        }
+    }
+
+    /// The fields of a file of another kind.
+    pub(crate) fn new(path: &Path, map: Map<String, Value>) -> Self {
+        Self {
+            path: path.into(),
+            map,
         }
     }
 

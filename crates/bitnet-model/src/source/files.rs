@@ -1,14 +1,18 @@
-//! The files of a model: in a folder, or in the memory of a program that brings its model along.
+//! The files of a model: in a folder, made of a GGUF file, or in the memory of a program that brings its model along.
 //!
-//! Knows nothing of what they hold.
+//! Knows the names of files that can stand in for others, and nothing of what they hold.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::ops::Deref;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::gguf::{self, GgufFile};
+use super::pieces::{Content, Pieces, Shared, read_file};
+use super::sentencepiece;
 use crate::{Error, Result};
+
+/// A folder with one of these holds a model in one safetensors file, or in several.
+pub(super) const WEIGHTS: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
 
 /// Most bytes of a configuration, a chat template, an index or a license; published ones have some kilobytes.
 pub(crate) const MAX_TEXT: u64 = 32 << 20;
@@ -16,7 +20,7 @@ pub(crate) const MAX_TEXT: u64 = 32 << 20;
 /// Most bytes of a tokenizer; the largest that is published has 33 MB.
 const MAX_TOKENIZER: u64 = 256 << 20;
 
-/// Where the files of a model are. Whatever takes these takes a path, too.
+/// Where the files of a model are. Whatever takes these takes a path, too: of a folder, or of a GGUF file.
 ///
 /// ```
 /// use bitnet_model::{Files, MemoryFiles};
@@ -31,15 +35,15 @@ const MAX_TOKENIZER: u64 = 256 << 20;
 /// assert!(files.has("config.json") && !files.has("tokenizer.json"));
 /// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Files {
-    /// A folder.
+    /// A folder, or a GGUF file that nobody has opened yet.
     Folder(PathBuf),
     /// Bytes in memory.
     Memory(MemoryFiles),
+    /// An opened GGUF file. Its metadata stand for config.json and the tokenizer's files.
+    Gguf(Arc<GgufFile>),
 }
-
-/// The bytes of one file in memory, whoever owns them.
-type Shared = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// A model in the memory of a program. Clones share the bytes.
 #[derive(Clone)]
@@ -86,132 +90,153 @@ impl std::fmt::Debug for MemoryFiles {
     }
 }
 
-/// All of a file.
-pub(crate) enum Content {
-    Read(Vec<u8>),
-    Memory(Shared),
-}
-
-impl Deref for Content {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Read(bytes) => bytes,
-            Self::Memory(shared) => shared.as_ref().as_ref(),
-        }
-    }
-}
-
 impl Files {
-    /// The folder, or the name that stands for it.
+    /// The folder or GGUF file, or the name that stands for it.
     #[must_use]
     pub fn root(&self) -> &Path {
         match self {
             Self::Folder(folder) => folder,
             Self::Memory(files) => Path::new(&files.name),
+            Self::Gguf(file) => file.path(),
         }
     }
 
     /// What messages call the file `name`; in a folder, its path.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
-        self.root().join(name)
+        match self {
+            Self::Gguf(file) => file.path().to_owned(),
+            _ => self.root().join(name),
+        }
     }
 
-    /// Whether there is something called `name`. A link that leads nowhere counts: reading it is the error that says so.
+    /// Opens a GGUF file, where this is one: the path of a file, or of a folder with no other model in it than one in GGUF.
+    /// Anything else comes back as it is.
+    pub(crate) fn opened(self) -> Result<Self> {
+        match self.gguf_path()? {
+            Some(path) => Ok(Self::Gguf(Arc::new(GgufFile::open(&path)?))),
+            None => Ok(self),
+        }
+    }
+
+    fn gguf_path(&self) -> Result<Option<PathBuf>> {
+        let Self::Folder(path) = self else {
+            return Ok(None);
+        };
+        let Ok(attributes) = std::fs::metadata(path) else {
+            return Ok(None);
+        };
+        if !attributes.is_dir() {
+            return match gguf::is_gguf(path) {
+                true => Ok(Some(path.clone())),
+                false => Err(Error::invalid(
+                    path,
+                    "is a file, and not a GGUF file; name the folder that holds config.json and model.safetensors, or a GGUF file",
+                )),
+            };
+        }
+        // Repositories of GGUF files often have a config.json too.
+        if WEIGHTS.iter().any(|name| path.join(name).exists()) {
+            return Ok(None);
+        }
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        // Of a split model the first part.
+        let later_part = |name: &str| name.contains("-of-") && !name.contains("-00001-of-");
+        let mut names: Vec<String> = names
+            .filter(|name| name.ends_with(".gguf") && !later_part(name))
+            .collect();
+        names.sort_unstable();
+        match &names[..] {
+            [] => Ok(None),
+            [name] => Ok(Some(path.join(name))),
+            _ => Err(Error::invalid(
+                path,
+                format!(
+                    "holds {} GGUF files; name one of them: {}",
+                    names.len(),
+                    names.join(", ")
+                ),
+            )),
+        }
+    }
+
+    /// Whether there is something called `name`, or something that stands for it. A link that leads nowhere counts: reading it is
+    /// the error that says so.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         match self {
-            Self::Folder(folder) => folder.join(name).symlink_metadata().is_ok(),
-            Self::Memory(files) => files.get(name).is_some(),
+            Self::Gguf(file) => file.has(name),
+            _ => {
+                self.has_stored(name)
+                    || stand_in(name).is_some_and(|other| self.has_stored(other))
+                    || matches!(self.clone().opened(), Ok(Self::Gguf(file)) if file.has(name))
+            }
         }
     }
 
     /// All of the file `name`, or `None` where there is none. A file of more bytes than any of its kind has is refused
     /// before it is read.
     pub(crate) fn read(&self, name: &str) -> Result<Option<Content>> {
+        let made = |file: &GgufFile| Ok(file.read(name)?.map(Content::Read));
+        if let Self::Gguf(file) = self {
+            return made(file);
+        }
+        if let Some(content) = self.read_stored(name)? {
+            return Ok(Some(content));
+        }
+        if let Some(other) = stand_in(name)
+            && let Some(content) = self.read_stored(other)?
+        {
+            let added = self.read_stored("added_tokens.json")?;
+            let json = sentencepiece::tokenizer_json(&content, added.as_deref())
+                .map_err(|message| Error::invalid(self.path(other), message))?;
+            return Ok(Some(Content::Read(json.into_bytes())));
+        }
+        match self.clone().opened()? {
+            Self::Gguf(file) => made(&file),
+            _ => Ok(None),
+        }
+    }
+
+    fn has_stored(&self, name: &str) -> bool {
+        match self {
+            Self::Folder(folder) => folder.join(name).symlink_metadata().is_ok(),
+            Self::Memory(files) => files.get(name).is_some(),
+            Self::Gguf(_) => false,
+        }
+    }
+
+    fn read_stored(&self, name: &str) -> Result<Option<Content>> {
         let limit = match name {
             "tokenizer.json" | "tokenizer.model" => MAX_TOKENIZER,
             _ => MAX_TEXT,
         };
         match self {
-            Self::Folder(folder) if self.has(name) => {
+            Self::Folder(folder) if self.has_stored(name) => {
                 read_file(&folder.join(name), limit).map(|bytes| Some(Content::Read(bytes)))
             }
-            Self::Folder(_) => Ok(None),
             Self::Memory(files) => Ok(files.get(name).map(Content::Memory)),
+            _ => Ok(None),
         }
     }
 
     /// Opens the file `name` to read pieces of it.
     pub(crate) fn open(&self, name: &str) -> Result<Pieces> {
         match self {
-            Self::Folder(folder) => open_file(&folder.join(name)).map(Pieces::File),
+            Self::Folder(folder) => Pieces::open(&folder.join(name)),
             Self::Memory(files) => {
                 let missing = || Error::io(self.path(name), io::ErrorKind::NotFound.into());
                 files.get(name).map(Pieces::Memory).ok_or_else(missing)
             }
+            Self::Gguf(_) => Err(Error::io(self.path(name), io::ErrorKind::NotFound.into())),
         }
     }
 }
 
-/// All bytes of the regular file `path`, which may be at most `limit`: a pipe, a device or a folder in its place, a link
-/// that leads nowhere and a file that is larger are errors that say so, before anything is read.
-///
-/// # Errors
-/// When there is no such file, it is not a regular one, it is larger than `limit`, or it cannot be read.
-pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = open_file(path)?;
-    let io = |source| Error::io(path, source);
-    let too_large = |size: u64| {
-        Error::invalid(
-            path,
-            format!("has {size} bytes or more; a file of its kind has at most {limit}"),
-        )
-    };
-    let size = file.metadata().map_err(io)?.len();
-    if size > limit {
-        return Err(too_large(size));
-    }
-    // Files of the system, such as those of /proc, say 0 whatever they hold, and any file can grow while it is read.
-    let mut bytes = Vec::with_capacity(size as usize);
-    (&file).take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
-    match bytes.len() as u64 {
-        read if read > limit => Err(too_large(read)),
-        _ => Ok(bytes),
-    }
-}
-
-/// Opens a regular file.
-fn open_file(path: &Path) -> Result<File> {
-    let io = |source| Error::io(path, source);
-    // Asked before opening: opening a pipe would wait for its other end.
-    let kind = match std::fs::metadata(path) {
-        Ok(attributes) => attributes.file_type(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(match std::fs::read_link(path) {
-                Ok(target) => Error::invalid(
-                    path,
-                    format!("is a link to {}, which is not there", target.display()),
-                ),
-                Err(_) => io(error),
-            });
-        }
-        Err(error) => return Err(io(error)),
-    };
-    if kind.is_file() {
-        return File::open(path).map_err(io);
-    }
-    let found = if kind.is_dir() {
-        "a folder"
-    } else {
-        "a pipe or device"
-    };
-    Err(Error::invalid(
-        path,
-        format!("is {found}, where a file is expected"),
-    ))
+/// The file of which a missing file `name` can be made.
+fn stand_in(name: &str) -> Option<&'static str> {
+    (name == "tokenizer.json").then_some("tokenizer.model")
 }
 
 impl std::fmt::Display for Files {
@@ -248,63 +273,4 @@ impl<T: ?Sized + AsRef<std::ffi::OsStr>> From<&T> for Files {
     fn from(folder: &T) -> Self {
         Self::Folder(folder.into())
     }
-}
-
-/// An open file, or bytes in memory: read anywhere, any number of times.
-pub(crate) enum Pieces {
-    File(File),
-    Memory(Shared),
-}
-
-impl std::fmt::Debug for Pieces {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::File(file) => file.fmt(f),
-            Self::Memory(content) => write!(f, "{} bytes in memory", content.as_ref().as_ref().len()),
-        }
-    }
-}
-
-impl Pieces {
-    /// Its size in bytes.
-    pub(crate) fn size(&self) -> io::Result<u64> {
-        match self {
-            Self::File(file) => Ok(file.metadata()?.len()),
-            Self::Memory(content) => Ok(content.as_ref().as_ref().len() as u64),
-        }
-    }
-
-    /// Fills `out` with the bytes from `offset` on.
-    pub(crate) fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
-        match self {
-            Self::File(file) => read_exact_at(file, out, offset),
-            Self::Memory(content) => {
-                let content = content.as_ref().as_ref();
-                let piece = usize::try_from(offset)
-                    .ok()
-                    .and_then(|start| content.get(start..start.checked_add(out.len())?));
-                out.copy_from_slice(piece.ok_or(io::ErrorKind::UnexpectedEof)?);
-                Ok(())
-            }
-        }
-    }
-}
-
-#[cfg(unix)]
-fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !out.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, out, offset)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            n => {
-                out = &mut out[n..];
-                offset += n as u64;
-            }
-        }
-    }
-    Ok(())
 }

@@ -3,11 +3,15 @@
 //! Missing keys take the defaults of transformers' `BitNetConfig` and `LlamaConfig`. Whatever would change the numbers and
 //! is not implemented is an error, never ignored.
 
+use std::path::Path;
+
 use serde_json::{Map, Value};
 
 use super::fields::Fields;
-use super::storage::{Storage, quantization};
-use crate::{Activation, Config, Error, Files, Result};
+use super::files::Files;
+use super::roles::HfNames;
+use super::storage::{Quantization, Storage, quantization};
+use crate::{ActQuant, Activation, Config, Error, Result};
 
 /// Inputs of a ternary linear layer: sums of 8-bit products over more would not fit 32 bits.
 const MAX_COLUMNS: usize = 1 << 23;
@@ -19,8 +23,8 @@ const MAX_POSITIONS: usize = 1 << 24;
 pub(crate) struct HfConfig {
     pub(crate) config: Config,
     pub(crate) storage: Storage,
-    /// Names of the norms before o_proj and down_proj inside a layer, in models that have them.
-    pub(crate) sub_norms: Option<[&'static str; 2]>,
+    /// What its tensors are called.
+    pub(crate) names: HfNames,
     /// `architectures[0]`, else the family's.
     pub(crate) architecture: String,
     /// All of config.json.
@@ -36,7 +40,16 @@ pub(crate) fn read(files: &Files) -> Result<HfConfig> {
         )
     })?;
     let generation = Fields::read(files, "generation_config.json")?;
-    parse(&fields, generation.as_ref())
+    parse(&fields, generation.as_ref(), None)
+}
+
+/// Reads the configuration of a file of another kind, in the words of config.json, with what it says of its weights.
+pub(crate) fn from_json(
+    path: &Path,
+    json: Map<String, Value>,
+    quantization: Quantization,
+) -> Result<HfConfig> {
+    parse(&Fields::new(path, json), None, Some(quantization))
 }
 
 /// The first token and the end tokens of the model among `files`, none where there is no config.json.
@@ -59,7 +72,11 @@ pub(crate) fn special_ids(files: &Files) -> Result<(Option<u32>, Vec<u32>)> {
 /// What differs between the families; sizes are the defaults of missing keys.
 struct Family {
     architecture: &'static str,
-    sub_norms: Option<[&'static str; 2]>,
+    sub_norms: bool,
+    names: HfNames,
+    /// Norms of the heads of queries and keys.
+    qk_norms: bool,
+    head: bool,
     vocab: usize,
     d_model: usize,
     d_ffn: usize,
@@ -75,7 +92,10 @@ struct Family {
 
 const BITNET: Family = Family {
     architecture: "BitNetForCausalLM",
-    sub_norms: Some(["self_attn.attn_sub_norm.weight", "mlp.ffn_sub_norm.weight"]),
+    sub_norms: true,
+    names: HfNames::BITNET,
+    qk_norms: false,
+    head: true,
     vocab: 128_256,
     d_model: 2560,
     d_ffn: 6912,
@@ -91,7 +111,10 @@ const BITNET: Family = Family {
 
 const LLAMA: Family = Family {
     architecture: "LlamaForCausalLM",
-    sub_norms: None,
+    sub_norms: false,
+    names: HfNames::BITNET,
+    qk_norms: false,
+    head: true,
     vocab: 32_000,
     d_model: 4096,
     d_ffn: 11_008,
@@ -108,11 +131,38 @@ const LLAMA: Family = Family {
 /// The first reproductions of the paper, `BitnetForCausalLM` of 1bitLLM: Llama with norms of other names.
 const ONE_BIT: Family = Family {
     architecture: "BitnetForCausalLM",
-    sub_norms: Some(["self_attn.inner_attn_ln.weight", "mlp.ffn_layernorm.weight"]),
+    sub_norms: true,
+    names: HfNames {
+        sub_norms: ["self_attn.inner_attn_ln", "mlp.ffn_layernorm"],
+        ..HfNames::BITNET
+    },
     ..LLAMA
 };
 
-fn parse(fields: &Fields, generation: Option<&Fields>) -> Result<HfConfig> {
+/// The body of the BitNet embedding models: Qwen 3 with a norm before each projection.
+const QWEN3: Family = Family {
+    architecture: "Qwen3Model",
+    sub_norms: false,
+    names: HfNames {
+        input_norm: "norm",
+        ..HfNames::BITNET
+    },
+    qk_norms: true,
+    head: false,
+    vocab: 151_936,
+    d_model: 1024,
+    d_ffn: 3072,
+    n_layers: 28,
+    n_heads: 16,
+    n_kv_heads: Some(8),
+    activation: "silu",
+    rms_eps: 1e-6,
+    rope_theta: 1_000_000.0,
+    bos: u32::MAX,
+    eos: 151_643,
+};
+
+fn parse(fields: &Fields, generation: Option<&Fields>, given: Option<Quantization>) -> Result<HfConfig> {
     let family = family(fields)?;
     refuse_what_is_not_implemented(fields)?;
     let d_model = fields.size("hidden_size", family.d_model)?;
@@ -147,9 +197,9 @@ fn parse(fields: &Fields, generation: Option<&Fields>) -> Result<HfConfig> {
         ("intermediate_size", d_ffn),
         ("num_attention_heads * head_dim", d_q),
     ] {
-        if !columns.is_multiple_of(16) || columns > MAX_COLUMNS {
+        if !columns.is_multiple_of(4) || columns > MAX_COLUMNS {
             return Err(fields.unsupported(format!(
-                "{what} is {columns}; it must be a multiple of 16 and at most {MAX_COLUMNS}"
+                "{what} is {columns}; it must be a multiple of 4 and at most {MAX_COLUMNS}"
             )));
         }
     }
@@ -160,7 +210,19 @@ fn parse(fields: &Fields, generation: Option<&Fields>) -> Result<HfConfig> {
         )));
     }
     let vocab = fields.size("vocab_size", family.vocab)?;
-    let quantization = quantization(fields)?;
+    let mut quantization = match given {
+        Some(given) => given,
+        None => quantization(fields)?,
+    };
+    let rms_eps = fields.positive("rms_norm_eps", family.rms_eps)?;
+    if family.names.input_norm != HfNames::BITNET.input_norm && quantization.storage == Storage::Baked {
+        // These models name no quantization: their weights are made ternary in each forward pass.
+        quantization = Quantization {
+            storage: Storage::Master,
+            act_quant: ActQuant::Int8,
+            linear_norm_eps: Some(rms_eps),
+        };
+    }
     let config = Config {
         d_model,
         d_ffn,
@@ -170,20 +232,23 @@ fn parse(fields: &Fields, generation: Option<&Fields>) -> Result<HfConfig> {
         head_dim,
         vocab,
         max_context,
-        rms_eps: fields.positive("rms_norm_eps", family.rms_eps)?,
+        rms_eps,
         rope_theta: rope_theta(fields, family.rope_theta)?,
         activation: activation(fields, family.activation)?,
-        sub_norms: family.sub_norms.is_some(),
+        sub_norms: family.sub_norms,
+        qk_norms: family.qk_norms,
         linear_norm_eps: quantization.linear_norm_eps,
         act_quant: quantization.act_quant,
-        tied_head: fields.flag("tie_word_embeddings", false)?,
+        tied_head: fields.flag("tie_word_embeddings", !family.head)?,
+        has_head: family.head,
+        ternary_head: false,
         bos: bos(fields, generation, family.bos, vocab)?,
         eos: eos(fields, generation, family.eos, vocab)?,
     };
     Ok(HfConfig {
         config,
         storage: quantization.storage,
-        sub_norms: family.sub_norms,
+        names: family.names,
         architecture: architecture(fields)?.unwrap_or_else(|| family.architecture.into()),
         json: fields.map.clone(),
     })
@@ -215,12 +280,13 @@ fn family(fields: &Fields) -> Result<Family> {
         ("bitnet", None | Some("BitNetForCausalLM" | "BitnetForCausalLM")) => Ok(BITNET),
         ("llama", None | Some("LlamaForCausalLM" | "BitnetForCausalLM")) if one_bit => Ok(ONE_BIT),
         ("llama", None | Some("LlamaForCausalLM")) => Ok(LLAMA),
+        ("qwen3", None | Some("Qwen3Model" | "Qwen3ForCausalLM")) => Ok(QWEN3),
         (_, Some(architecture)) => Err(fields.unsupported(format!(
-            "model_type `{model_type}` with architecture `{architecture}`; supported are bitnet with BitNetForCausalLM, and llama \
-             with LlamaForCausalLM or BitnetForCausalLM"
+            "model_type `{model_type}` with architecture `{architecture}`; supported are bitnet with BitNetForCausalLM, llama \
+             with LlamaForCausalLM or BitnetForCausalLM, and qwen3 with Qwen3Model"
         ))),
         (_, None) => Err(fields.unsupported(format!(
-            "model_type `{model_type}`; supported are `bitnet` and `llama`"
+            "model_type `{model_type}`; supported are `bitnet`, `llama` and `qwen3`"
         ))),
     }
 }

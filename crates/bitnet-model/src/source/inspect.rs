@@ -2,11 +2,17 @@
 
 use serde::Serialize;
 
-use super::checkpoint::{PROJECTIONS, check_finite};
+use super::checkpoint::Checkpoint;
+use super::dense::{DenseTensor, check_finite};
+use super::dtype::Dtype;
 use super::projection::Projection;
-use super::safetensors::Tensor;
+use super::roles::{Linear, Role};
 use super::storage::Storage;
-use crate::{ActQuant, Activation, Checkpoint, Config, Error, Result, WeightSource};
+use super::tensors::Tensor;
+use crate::{ActQuant, Activation, Config, Dense, Error, Result, WeightSource};
+
+/// Scales of the same projection that differ by more between layers are reported.
+const SCALE_RATIO: f32 = 50.0;
 
 /// A description of a checkpoint, for people and (as JSON) for programs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -15,7 +21,7 @@ pub struct Inspection {
     /// What config.json calls the model.
     pub architecture: String,
     /// How the projections are stored, in words.
-    pub storage: &'static str,
+    pub storage: String,
     /// Dimensions and constants.
     pub shape: ShapeSummary,
     /// Weights of the projections.
@@ -32,6 +38,8 @@ pub struct Inspection {
     pub scales: ScaleSummary,
     /// Over all projections.
     pub values: TernaryCounts,
+    /// What looks like damage, and may be none.
+    pub warnings: Vec<String>,
     /// Every tensor of the files, by name.
     pub tensors: Vec<TensorSummary>,
 }
@@ -134,10 +142,12 @@ pub fn inspect(checkpoint: &Checkpoint, mut progress: impl FnMut(u64, u64)) -> R
     let mut values = TernaryCounts::default();
     let mut scales = Vec::with_capacity(projections.len());
     let (mut ternary_parameters, mut scale_bytes) = (0, 0);
+    let (mut warnings, mut nonzero) = (Vec::new(), Vec::new());
     for projection in &projections {
         let mut words = vec![0; projection.shape().words()];
         let scale = projection.read(&mut words)?;
-        let counts = TernaryCounts::of(&words);
+        let shape = projection.shape();
+        let counts = TernaryCounts::of(&words, shape.n() * (shape.k() - projection.cols()));
         let at = tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(projection.weight().name()));
         let tensor = &mut tensors[at.expect("the projection is one of the tensors")];
         (tensor.scale, tensor.values) = (Some(scale), Some(counts));
@@ -145,16 +155,25 @@ pub fn inspect(checkpoint: &Checkpoint, mut progress: impl FnMut(u64, u64)) -> R
         scales.push(scale);
         ternary_parameters += counts.total();
         scale_bytes += projection
-            .scale_tensor()?
+            .scale_tensor()
             .map_or(0, |scale| scale.n_bytes() as u64);
+        if counts.zero == counts.total() {
+            warnings.push(format!(
+                "{} is all zero: damaged or pruned?",
+                projection.weight().name()
+            ));
+        } else {
+            nonzero.push((projection, scale));
+        }
         done += n_bytes(projection);
         progress(done, total);
     }
+    warnings.extend(scale_warnings(checkpoint, &nonzero));
     let total_bytes = tensors.iter().map(|tensor| tensor.bytes).sum();
     let dense_parameters = dense_parameters(checkpoint)?;
     Ok(Inspection {
         architecture: checkpoint.architecture().into(),
-        storage: storage(checkpoint.hf().storage),
+        storage: storage(checkpoint),
         shape: ShapeSummary::of(checkpoint.config()),
         ternary_parameters,
         dense_parameters,
@@ -163,8 +182,37 @@ pub fn inspect(checkpoint: &Checkpoint, mut progress: impl FnMut(u64, u64)) -> R
         bits_per_weight: 8.0 * total_bytes as f64 / (ternary_parameters + dense_parameters) as f64,
         scales: ScaleSummary::of(&scales),
         values,
+        warnings,
         tensors,
     })
+}
+
+/// The projections whose scales differ too much between layers.
+fn scale_warnings(checkpoint: &Checkpoint, scales: &[(&Projection<'_>, f32)]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for linear in Linear::ALL {
+        let names: std::collections::HashSet<String> = (0..checkpoint.config().n_layers)
+            .map(|layer| checkpoint.name(Role::Weight(layer, linear)))
+            .collect();
+        let of_linear = || {
+            let all = scales.iter();
+            all.filter(|(projection, _)| names.contains(projection.weight().name()))
+        };
+        let least = of_linear().min_by(|a, b| a.1.total_cmp(&b.1));
+        let most = of_linear().max_by(|a, b| a.1.total_cmp(&b.1));
+        if let (Some(least), Some(most)) = (least, most)
+            && most.1 > SCALE_RATIO * least.1
+        {
+            warnings.push(format!(
+                "scales of {} and {} are {} and {}, more than {SCALE_RATIO} times apart: damaged, or divided where to multiply?",
+                least.0.weight().name(),
+                most.0.weight().name(),
+                least.1,
+                most.1
+            ));
+        }
+    }
+    warnings
 }
 
 /// Reads everything: refuses values that are not finite, invalid codes and scales, and, in folders written by
@@ -188,7 +236,7 @@ pub fn verify(checkpoint: &Checkpoint, mut progress: impl FnMut(u64, u64)) -> Re
     let mut seen = std::collections::HashSet::new();
     for projection in projections(checkpoint)? {
         projection.read(&mut vec![0; projection.shape().words()])?;
-        for tensor in [Some(projection.weight()), projection.scale_tensor()?]
+        for tensor in [Some(projection.weight()), projection.scale_tensor()]
             .into_iter()
             .flatten()
         {
@@ -201,13 +249,7 @@ pub fn verify(checkpoint: &Checkpoint, mut progress: impl FnMut(u64, u64)) -> Re
         .iter()
         .filter(|tensor| !seen.contains(tensor.name()))
     {
-        let dtype = tensor.float_dtype()?;
-        let mut offset = 0;
-        tensor.read_all(|bytes| {
-            check_finite(&tensor, dtype, offset, bytes)?;
-            offset += bytes.len();
-            Ok::<_, Error>(())
-        })?;
+        dense(&tensor)?;
         passed(&tensor);
     }
     Ok(Verification { tensors, checksums })
@@ -215,8 +257,31 @@ pub fn verify(checkpoint: &Checkpoint, mut progress: impl FnMut(u64, u64)) -> Re
 
 fn projections(checkpoint: &Checkpoint) -> Result<Vec<Projection<'_>>> {
     let layers = 0..checkpoint.config().n_layers;
-    let all = layers.flat_map(|layer| PROJECTIONS.map(|which| checkpoint.projection(layer, which)));
-    all.collect()
+    let all = layers.flat_map(|layer| Linear::ALL.map(|linear| checkpoint.projection(layer, linear)));
+    all.chain(checkpoint.head_projection().transpose()).collect()
+}
+
+/// Reads a dense tensor from end to end; its checksum too, where it has one.
+fn dense(tensor: &Tensor<'_>) -> Result<()> {
+    if let Dtype::Float(dtype) = tensor.dtype() {
+        let mut offset = 0;
+        return tensor.read_all(|bytes| {
+            check_finite(tensor, dtype, offset, bytes)?;
+            offset += bytes.len();
+            Ok::<_, Error>(())
+        });
+    }
+    let [rows, cols] = *tensor.shape() else {
+        return tensor.float_dtype().map(drop);
+    };
+    let table = DenseTensor::new(*tensor, (rows, cols))?;
+    let at_once = ((1 << 20) / (4 * cols)).max(1);
+    let mut out = Vec::new();
+    for first in (0..rows).step_by(at_once) {
+        out.resize(at_once.min(rows - first) * cols * table.dtype().size(), 0);
+        table.read_rows(first, &mut out)?;
+    }
+    Ok(())
 }
 
 fn dense_parameters(checkpoint: &Checkpoint) -> Result<u64> {
@@ -224,7 +289,7 @@ fn dense_parameters(checkpoint: &Checkpoint) -> Result<u64> {
     let mut matrices = std::collections::HashSet::new();
     for projection in projections(checkpoint)? {
         matrices.insert(projection.weight().name());
-        matrices.extend(projection.scale_tensor()?.map(|scale| scale.name()));
+        matrices.extend(projection.scale_tensor().map(|scale| scale.name()));
     }
     let tensors = checkpoint.tensors().iter();
     Ok(tensors
@@ -236,7 +301,7 @@ fn dense_parameters(checkpoint: &Checkpoint) -> Result<u64> {
 fn summary(tensor: &Tensor<'_>) -> TensorSummary {
     TensorSummary {
         name: tensor.name().into(),
-        dtype: format!("{:?}", tensor.dtype()),
+        dtype: tensor.dtype().to_string(),
         shape: tensor.shape().into(),
         bytes: tensor.n_bytes() as u64,
         scale: None,
@@ -244,14 +309,25 @@ fn summary(tensor: &Tensor<'_>) -> TensorSummary {
     }
 }
 
-fn storage(storage: Storage) -> &'static str {
-    match storage {
+fn storage(checkpoint: &Checkpoint) -> String {
+    let text = match checkpoint.storage() {
+        Storage::Gguf(_) => {
+            let kinds = projections(checkpoint).unwrap_or_default();
+            let mut kinds: Vec<String> = kinds
+                .iter()
+                .map(|projection| projection.weight().dtype().to_string())
+                .collect();
+            kinds.sort_unstable();
+            kinds.dedup();
+            return format!("GGUF, {}", kinds.join(" and "));
+        }
         Storage::Master => "real weights, made ternary when loaded",
         Storage::Baked => "real weights that are ternary as stored",
         Storage::PackedMultiply => "four weights to a byte, outputs multiplied by the scale",
         Storage::PackedDivide => "four weights to a byte, outputs divided by the stored scale",
         Storage::Words => "sixteen weights to a word, converted by this program",
-    }
+    };
+    text.into()
 }
 
 impl ShapeSummary {
@@ -295,8 +371,9 @@ impl ScaleSummary {
 }
 
 impl TernaryCounts {
-    /// Counts the codes of valid words: the low bit of a code is set for 0, the high one for +1.
-    fn of(words: &[u32]) -> Self {
+    /// Counts the codes of valid words, `padding` of which are zeros that are not the matrix's: the low bit of a code is set for 0,
+    /// the high one for +1.
+    fn of(words: &[u32], padding: usize) -> Self {
         let count = |mask: u32| {
             words
                 .iter()
@@ -306,7 +383,7 @@ impl TernaryCounts {
         let (zero, plus) = (count(0x5555_5555), count(0xaaaa_aaaa));
         Self {
             minus: 16 * words.len() as u64 - zero - plus,
-            zero,
+            zero: zero - padding as u64,
             plus,
         }
     }

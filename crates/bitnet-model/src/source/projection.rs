@@ -3,68 +3,140 @@
 //! Files are read in blocks of rows, by a few threads; the result does not depend on how many. The only whole matrix in
 //! memory is the result, sixteen times smaller than a bf16 original.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bitnet_layout::hf;
 use bitnet_layout::ternary::{WeightQuant, abs_sum};
-use bitnet_layout::words::{Shape, pack_row};
-use safetensors::Dtype;
+use bitnet_layout::words::{CODES_PER_WORD, Shape, pack_row};
+use bitnet_layout::{gguf, hf};
 
-use super::safetensors::{Tensor, TensorFiles};
-use super::storage::Storage;
+use super::dtype::{Dtype, GgufType};
+use super::roles::Names;
+use super::storage::{GgufForm, I2sLayout, Storage};
+use super::tensors::{Tensor, TensorFiles};
+use super::ternary_types::{RowType, Scales};
 use crate::{DenseDtype, Error, Result};
 
 /// Bytes a thread reads at a time: enough to pay for the call, little enough to stay in its cache.
 const BLOCK_BYTES: usize = 256 << 10;
 
+/// Magnitudes that are counted before a matrix is said to have many.
+const MANY: usize = 1000;
+
 /// A ternary matrix of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Projection<'a> {
-    tensors: &'a TensorFiles,
     weight: Tensor<'a>,
-    storage: Storage,
+    scale: Option<Tensor<'a>>,
+    form: Form,
+    /// Its columns are those of the matrix, filled up to whole words with zeros.
     shape: Shape,
+    /// Columns of the matrix.
+    cols: usize,
+    /// Rows of a head, where each two that are rotated together stand together in the file.
+    paired: Option<usize>,
+}
+
+/// How a matrix is stored.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    /// Real weights, made ternary by their mean.
+    Master,
+    /// Real weights that are 0 and plus or minus one magnitude.
+    Baked {
+        or_master: bool,
+        gguf: bool,
+    },
+    /// Four rows to a byte; `divide` by the scale, or multiply.
+    Packed {
+        divide: bool,
+    },
+    /// Canonical words.
+    Words,
+    I2s(I2sLayout),
+    Rows(RowType),
 }
 
 impl<'a> Projection<'a> {
-    /// The matrix of linear layer `name` (`model.layers.0.self_attn.q_proj`), whose type and shape are checked.
-    pub(crate) fn find(tensors: &'a TensorFiles, storage: Storage, name: &str, shape: Shape) -> Result<Self> {
-        let weight = tensors.get(&format!("{name}.weight"))?;
-        let (n, k) = (shape.n(), shape.k());
-        match (storage, weight.dtype()) {
-            (Storage::Master | Storage::Baked, Dtype::BF16 | Dtype::F16 | Dtype::F32) => {
-                weight.expect_shape(&[n, k])?
+    /// The matrix of the tensor `name` with `n` rows and `k` columns, whose type and shape are checked. Where the rows of heads
+    /// can be stored in pairs, `head` is how many a head has.
+    pub(crate) fn find(
+        tensors: &'a TensorFiles,
+        names: Names,
+        storage: Storage,
+        name: &str,
+        (n, k): (usize, usize),
+        head: Option<usize>,
+    ) -> Result<Self> {
+        let weight = tensors.get(name)?;
+        let shape = k
+            .checked_next_multiple_of(CODES_PER_WORD)
+            .map(|k| Shape::new(n, k));
+        let shape = match shape {
+            Some(Ok(shape)) => shape,
+            _ => {
+                return Err(
+                    weight.invalid(format!("is to have {n} rows of {k}; no memory has room for them"))
+                );
             }
-            (Storage::PackedMultiply | Storage::PackedDivide, Dtype::U8) => {
-                weight.expect_shape(&[hf::packed_rows(n), k])?;
-            }
-            (Storage::Words, Dtype::U32) => weight.expect_shape(&[n, shape.words_per_row()])?,
+        };
+        let form = match (storage, weight.dtype()) {
+            (Storage::Master, Dtype::Float(_)) => Form::Master,
+            (Storage::Baked, Dtype::Float(_)) => Form::Baked {
+                or_master: false,
+                gguf: false,
+            },
+            (Storage::PackedMultiply, Dtype::U8) => Form::Packed { divide: false },
+            (Storage::PackedDivide, Dtype::U8) => Form::Packed { divide: true },
+            (Storage::Words, Dtype::U32) => Form::Words,
+            (Storage::Gguf(options), dtype) => gguf_form(&weight, dtype, options)?,
             (_, found) => {
                 let expected = match storage {
-                    Storage::Master | Storage::Baked => "BF16, F16 or F32 (real weights)",
                     Storage::PackedMultiply | Storage::PackedDivide => "U8 (four weights to a byte)",
                     Storage::Words => "U32 (sixteen weights to a word)",
+                    _ => "BF16, F16 or F32 (real weights)",
                 };
                 return Err(weight.invalid(format!(
-                    "has type {found:?}; the quantization_config of config.json calls for {expected}"
+                    "has type {found}; the quantization_config of config.json calls for {expected}"
                 )));
             }
-        }
-        let projection = Self {
-            tensors,
-            weight,
-            storage,
-            shape,
         };
-        if let Some(scale) = projection.scale_tensor()? {
+        match form {
+            Form::Packed { .. } => weight.expect_shape(&[hf::packed_rows(n), k])?,
+            Form::Words => weight.expect_shape(&[n, shape.words_per_row()])?,
+            _ => weight.expect_shape(&[n, k])?,
+        }
+        let together = match form {
+            Form::Rows(kind) => kind.rows,
+            Form::I2s(I2sLayout::Rows4) => 4,
+            _ => 1,
+        };
+        if !n.is_multiple_of(together) {
+            return Err(weight.invalid(format!(
+                "has {n} rows, which are stored in fours; expected a multiple of 4"
+            )));
+        }
+        let scale = tensors.find(&names.scale(name));
+        if scale.is_none() && matches!(form, Form::Packed { .. } | Form::Words) {
+            tensors.get(&names.scale(name))?;
+        }
+        if let Some(scale) = scale.filter(|_| !matches!(form, Form::Master)) {
             scale.float_dtype()?;
             if !matches!(scale.shape(), [] | [1]) {
                 return Err(scale.invalid(format!("has shape {:?}; expected one value", scale.shape())));
             }
         }
-        Ok(projection)
+        let paired = matches!(storage, Storage::Gguf(options) if options.paired_heads);
+        Ok(Self {
+            weight,
+            scale,
+            form,
+            shape,
+            cols: k,
+            paired: head.filter(|_| paired),
+        })
     }
 
     /// Its tensor of weights.
@@ -72,68 +144,228 @@ impl<'a> Projection<'a> {
         self.weight
     }
 
-    /// Its rows and columns.
+    /// Its rows and columns, the latter filled up to whole words.
     pub(crate) fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// The tensor of its scale, in storages that have one.
-    pub(crate) fn scale_tensor(&self) -> Result<Option<Tensor<'a>>> {
-        match self.storage {
-            Storage::Master | Storage::Baked => Ok(None),
-            _ => self
-                .tensors
-                .get(&format!("{}_scale", self.weight.name()))
-                .map(Some),
-        }
+    /// Its columns.
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The tensor of its scale, where there is one.
+    pub(crate) fn scale_tensor(&self) -> Option<Tensor<'a>> {
+        self.scale
     }
 
     /// Reads the codes into `words`, which has the shape's length, and returns the scale: `w = t * scale`.
     pub(crate) fn read(&self, words: &mut [u32]) -> Result<f32> {
         assert_eq!(words.len(), self.shape.words());
-        match self.storage {
-            Storage::Master => self.ternarize(words),
-            Storage::Baked => self.recover(words),
-            Storage::PackedMultiply | Storage::PackedDivide => {
+        let scale = match self.form {
+            Form::Master => self.ternarize(words)?,
+            Form::Baked { or_master, .. } => match self.recover(words)? {
+                Some(scale) => self.with_scale_tensor(scale)?,
+                None if or_master => self.ternarize(words)?,
+                None => return Err(self.not_ternary()?),
+            },
+            Form::Packed { divide } => {
                 self.unpack(words)?;
                 self.check_codes(words)?;
-                self.stored_scale()
+                self.stored_scale(divide)?
             }
-            Storage::Words => {
+            Form::Words => {
                 self.copy(words)?;
                 self.check_codes(words)?;
-                self.stored_scale()
+                self.stored_scale(false)?
             }
+            Form::I2s(layout) => {
+                let scale = self.i2s(layout, words)?;
+                self.with_scale_tensor(scale)?
+            }
+            Form::Rows(kind) => {
+                let scale = self.blocks(kind, words)?;
+                self.check_codes(words)?;
+                self.with_scale_tensor(scale)?
+            }
+        };
+        if let Some(head) = self.paired {
+            self.unpair(head, words);
         }
+        Ok(scale)
     }
 
-    fn stored_scale(&self) -> Result<f32> {
-        let Some(tensor) = self.scale_tensor()? else {
-            unreachable!("only storages with a scale tensor ask for it")
+    fn stored_scale(&self, divide: bool) -> Result<f32> {
+        let Some(tensor) = self.scale else {
+            unreachable!("it was there when the projection was found")
         };
-        let dtype = tensor.float_dtype()?;
-        let mut stored = [0.0];
-        tensor.read_all(|bytes| {
-            dtype.to_f32(bytes, &mut stored);
-            Ok::<_, Error>(())
-        })?;
-        let scale = match self.storage {
-            Storage::PackedDivide => 1.0 / stored[0],
-            _ => stored[0],
-        };
+        let stored = tensor.read_scalar()?;
+        let scale = if divide { 1.0 / stored } else { stored };
         if scale.is_finite() && scale > 0.0 {
             Ok(scale)
         } else {
-            Err(tensor.invalid(format!("is {}; expected a positive number", stored[0])))
+            Err(tensor.invalid(format!("is {stored}; expected a positive number")))
+        }
+    }
+
+    /// A scale that stands in the weights, times one that may stand beside them.
+    fn with_scale_tensor(&self, scale: f32) -> Result<f32> {
+        match self.scale {
+            Some(_) => Ok(scale * self.stored_scale(false)?),
+            None => Ok(scale),
         }
     }
 
     fn check_codes(&self, words: &[u32]) -> Result<()> {
-        match self.shape.first_invalid(words) {
-            None => Ok(()),
-            Some((row, col)) => Err(self.weight.invalid(format!(
+        let Some((row, col)) = self.shape.first_invalid(words) else {
+            return Ok(());
+        };
+        let q2_0 = self.weight.dtype() == Dtype::Gguf(GgufType::Q2_0);
+        Err(if q2_0 {
+            self.weight.unsupported(format!(
+                "holds a value of two units at row {row}, column {col}: it is not ternary, and no BitNet model's"
+            ))
+        } else {
+            self.weight.invalid(format!(
                 "holds the invalid code 3 for row {row}, column {col}; the file is damaged"
-            ))),
+            ))
+        })
+    }
+
+    /// I2_S: codes, and the scale behind them.
+    fn i2s(&self, layout: I2sLayout, words: &mut [u32]) -> Result<f32> {
+        let (n, k) = (self.shape.n(), self.cols);
+        let flat = k.is_multiple_of(CODES_PER_WORD);
+        match layout {
+            I2sLayout::Rows4 => {
+                let per_row = self.shape.words_per_row();
+                let at_once = (BLOCK_BYTES / k).max(1);
+                let blocks = words.chunks_mut(4 * at_once * per_row).enumerate();
+                in_parallel(blocks, |(block, words), scratch| {
+                    let fours = words.len() / (4 * per_row);
+                    self.weight.read(block * at_once * k, scratch.bytes(fours * k))?;
+                    let mut padded = vec![0x55; per_row * CODES_PER_WORD];
+                    for (bytes, words) in scratch
+                        .bytes
+                        .chunks_exact(k)
+                        .zip(words.chunks_exact_mut(4 * per_row))
+                    {
+                        padded[..k].copy_from_slice(bytes);
+                        for (row, words) in words.chunks_exact_mut(per_row).enumerate() {
+                            gguf::i2s_four_rows(&padded, row, words);
+                        }
+                    }
+                    Ok(())
+                })?;
+            }
+            // Blocks may cross rows: the matrix is read as one long row.
+            _ if flat => self.i2s_flat(layout, words)?,
+            _ => {
+                let mut long = vec![0; n * k / CODES_PER_WORD];
+                self.i2s_flat(layout, &mut long)?;
+                let mut codes = vec![0; long.len() * CODES_PER_WORD];
+                bitnet_layout::words::unpack_row(&long, &mut codes);
+                let mut row = vec![0; self.shape.k()];
+                for (codes, words) in codes
+                    .chunks_exact(k)
+                    .zip(words.chunks_exact_mut(self.shape.words_per_row()))
+                {
+                    row[..k].copy_from_slice(codes);
+                    pack_row(&row, words);
+                }
+            }
+        }
+        self.check_codes(words)?;
+        let mut scale = [0; 4];
+        self.weight.read(n * k / 4, &mut scale)?;
+        let scale = f32::from_le_bytes(scale);
+        if scale == 0.0 && words.iter().all(|&word| word == 0x5555_5555) {
+            // Any scale serves a matrix of zeros.
+            return Ok(1.0);
+        }
+        self.positive(scale)
+    }
+
+    fn i2s_flat(&self, layout: I2sLayout, words: &mut [u32]) -> Result<()> {
+        let blocks = words.chunks_mut(BLOCK_BYTES / 4).enumerate();
+        in_parallel(blocks, |(block, words), scratch| {
+            let bytes = scratch.bytes(4 * words.len());
+            self.weight.read(block * BLOCK_BYTES, bytes)?;
+            match layout {
+                I2sLayout::Arm64 => {
+                    for (words, bytes) in words.as_chunks_mut().0.iter_mut().zip(bytes.as_chunks().0) {
+                        *words = gguf::i2s_arm(bytes);
+                    }
+                }
+                _ => {
+                    for (words, bytes) in words.as_chunks_mut().0.iter_mut().zip(bytes.as_chunks().0) {
+                        *words = gguf::i2s(bytes);
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Rows with scales of their own, or of their blocks, which must agree.
+    fn blocks(&self, kind: RowType, words: &mut [u32]) -> Result<f32> {
+        let bytes_of = kind.bytes(self.cols);
+        let at_once = (BLOCK_BYTES / bytes_of).max(1);
+        let per_group = kind.rows * self.shape.words_per_row();
+        let all = Mutex::new(Scales::default());
+        let blocks = words.chunks_mut(at_once * per_group).enumerate();
+        in_parallel(blocks, |(block, words), scratch| {
+            let groups = words.len() / per_group;
+            self.weight
+                .read(block * at_once * bytes_of, scratch.bytes(groups * bytes_of))?;
+            let mut scales = Scales::default();
+            for (bytes, words) in scratch
+                .bytes
+                .chunks_exact(bytes_of)
+                .zip(words.chunks_exact_mut(per_group))
+            {
+                kind.decode(bytes, words, &mut scales)
+                    .map_err(|scale| self.bad_scale(scale))?;
+            }
+            all.lock()
+                .expect("no thread panics while it adds scales")
+                .merge(scales);
+            Ok(())
+        })?;
+        let scales = all.into_inner().expect("no thread panics while it adds scales");
+        scales.one().map_err(|n| {
+            self.weight.unsupported(format!(
+                "carries {n} different scales{}; models quantized in groups (Bonsai, BitCPM) are not supported",
+                if n >= MANY { " or more" } else { "" }
+            ))
+        })
+    }
+
+    fn positive(&self, scale: f32) -> Result<f32> {
+        if scale.is_finite() && scale > 0.0 {
+            Ok(scale)
+        } else {
+            Err(self.bad_scale(scale))
+        }
+    }
+
+    fn bad_scale(&self, scale: f32) -> Error {
+        self.weight.invalid(format!(
+            "has the scale {scale}; expected a positive number: the file is damaged"
+        ))
+    }
+
+    /// Puts the rows of each head, stored as pairs that are rotated together, in the order of halves.
+    fn unpair(&self, head: usize, words: &mut [u32]) {
+        let per_row = self.shape.words_per_row();
+        let mut pairs = Vec::new();
+        for words in words.chunks_exact_mut(head * per_row) {
+            pairs.clear();
+            pairs.extend_from_slice(words);
+            for (row, words) in words.chunks_exact_mut(per_row).enumerate() {
+                let (half, i) = (row / (head / 2), row % (head / 2));
+                words.copy_from_slice(&pairs[(2 * i + half) * per_row..][..per_row]);
+            }
         }
     }
 
@@ -152,7 +384,7 @@ impl<'a> Projection<'a> {
 
     /// Four rows to a byte.
     fn unpack(&self, words: &mut [u32]) -> Result<()> {
-        let (n, k, per_row) = (self.shape.n(), self.shape.k(), self.shape.words_per_row());
+        let (n, k, per_row) = (self.shape.n(), self.cols, self.shape.words_per_row());
         let packed_rows = hf::packed_rows(n);
         let rows_per_block = (BLOCK_BYTES / k).max(1);
         // Block b of every plane: the rows of words that packed rows b * rows_per_block .. fill.
@@ -169,9 +401,16 @@ impl<'a> Projection<'a> {
             let rows = planes[0].len() / per_row;
             let bytes = scratch.bytes(rows * k);
             self.weight.read(block * rows_per_block * k, bytes)?;
+            // Columns past the last are zeros.
+            let mut padded = vec![0x55; self.shape.k()];
             for (plane, rows) in planes.into_iter().enumerate() {
                 for (packed, words) in bytes.chunks_exact(k).zip(rows.chunks_exact_mut(per_row)) {
-                    hf::unpack_row(packed, plane, words);
+                    if packed.len() == padded.len() {
+                        hf::unpack_row(packed, plane, words);
+                    } else {
+                        padded[..k].copy_from_slice(packed);
+                        hf::unpack_row(&padded, plane, words);
+                    }
                 }
             }
             Ok(())
@@ -180,7 +419,7 @@ impl<'a> Projection<'a> {
 
     /// Master weights: one pass for the mean, one for the codes.
     fn ternarize(&self, words: &mut [u32]) -> Result<f32> {
-        let (n, k) = (self.shape.n(), self.shape.k());
+        let (n, k) = (self.shape.n(), self.cols);
         let mut sums = vec![0.0; n];
         let per_block = self.rows_per_block();
         in_parallel(
@@ -208,13 +447,14 @@ impl<'a> Projection<'a> {
                 .weight
                 .invalid("holds weights too large to quantize; the file is damaged"));
         }
-        self.encode(words, |w| Some(quant.quantize(w)))?;
+        self.encode(words, |w| quant.quantize(w))?;
         Ok(quant.scale)
     }
 
-    /// Weights that are 0 and plus or minus one magnitude: one pass for the magnitude, one for the codes.
-    fn recover(&self, words: &mut [u32]) -> Result<f32> {
-        let (n, k) = (self.shape.n(), self.shape.k());
+    /// Weights that are 0 and plus or minus one magnitude: one pass for the magnitude, one for the codes. `None` where there are
+    /// others.
+    fn recover(&self, words: &mut [u32]) -> Result<Option<f32>> {
+        let (n, k) = (self.shape.n(), self.cols);
         let mut largest = vec![0.0f32; n];
         let per_block = self.rows_per_block();
         in_parallel(
@@ -229,32 +469,38 @@ impl<'a> Projection<'a> {
             },
         )?;
         let magnitude = largest.into_iter().fold(0.0, f32::max);
+        let other = AtomicBool::new(false);
         self.encode(words, |w| match w {
-            0.0 => Some(0),
-            w if w == magnitude && w.is_finite() => Some(1),
-            w if w == -magnitude && w.is_finite() => Some(-1),
-            _ => None,
+            0.0 => 0,
+            w if w == magnitude && w.is_finite() => 1,
+            w if w == -magnitude && w.is_finite() => -1,
+            _ => {
+                other.store(true, Ordering::Relaxed);
+                0
+            }
         })?;
-        // Any scale serves a matrix of zeros.
-        Ok(if magnitude > 0.0 { magnitude } else { 1.0 })
+        Ok(match (other.into_inner(), magnitude > 0.0) {
+            (true, _) => None,
+            (false, true) => Some(magnitude),
+            // Any scale serves a matrix of zeros.
+            (false, false) => Some(1.0),
+        })
     }
 
     /// Fills `words` from real weights, with the ternary value of each.
-    fn encode(&self, words: &mut [u32], ternary: impl Fn(f32) -> Option<i8> + Sync) -> Result<()> {
-        let (k, per_row, per_block) = (self.shape.k(), self.shape.words_per_row(), self.rows_per_block());
+    fn encode(&self, words: &mut [u32], ternary: impl Fn(f32) -> i8 + Sync) -> Result<()> {
+        let (k, per_row, per_block) = (self.cols, self.shape.words_per_row(), self.rows_per_block());
         let blocks = words.chunks_mut(per_block * per_row).enumerate();
         in_parallel(blocks, |(block, words), scratch| {
             let first = block * per_block;
             self.real_rows(first..first + words.len() / per_row, scratch)?;
             let Scratch { floats, codes, .. } = scratch;
-            codes.resize(k, 0);
-            for (row, (floats, words)) in floats
-                .chunks_exact(k)
-                .zip(words.chunks_exact_mut(per_row))
-                .enumerate()
-            {
-                for (col, (code, &w)) in codes.iter_mut().zip(floats).enumerate() {
-                    *code = ternary(w).ok_or_else(|| self.not_ternary(w, first + row, col))?;
+            // Columns past the last are zeros.
+            codes.clear();
+            codes.resize(self.shape.k(), 0);
+            for (floats, words) in floats.chunks_exact(k).zip(words.chunks_exact_mut(per_row)) {
+                for (code, &w) in codes.iter_mut().zip(floats) {
+                    *code = ternary(w);
                 }
                 pack_row(codes, words);
             }
@@ -262,27 +508,90 @@ impl<'a> Projection<'a> {
         })
     }
 
-    fn not_ternary(&self, w: f32, row: usize, col: usize) -> Error {
-        self.weight.unsupported(format!(
-            "holds {w} at row {row}, column {col}, so it is not ternary: config.json has no quantization_config, and without one \
-             the weights must be 0 and plus or minus one value as stored; this is not a BitNet checkpoint"
-        ))
+    /// Why real weights are not ternary as they are stored.
+    fn not_ternary(&self) -> Result<Error> {
+        let mut magnitudes = BTreeSet::new();
+        let mut scratch = Scratch::default();
+        let per_block = self.rows_per_block();
+        for first in (0..self.shape.n()).step_by(per_block) {
+            let rows = self.real_rows(first..self.shape.n().min(first + per_block), &mut scratch)?;
+            if let Some(at) = rows.iter().position(|w| !w.is_finite()) {
+                return Ok(self.weight.invalid(format!(
+                    "holds {} at row {}, column {}; the file is damaged",
+                    rows[at],
+                    first + at / self.cols,
+                    at % self.cols
+                )));
+            }
+            magnitudes.extend(rows.iter().filter(|w| **w != 0.0).map(|w| w.abs().to_bits()));
+            if magnitudes.len() >= MANY {
+                break;
+            }
+        }
+        let count = match magnitudes.len() {
+            MANY.. => format!("{MANY} magnitudes or more"),
+            n => format!("{n} magnitudes"),
+        };
+        Ok(self.weight.unsupported(match self.form {
+            Form::Baked { gguf: true, .. } => format!(
+                "holds weights of {count}, so it is not ternary; if these are the master weights of a BitNet model, ternarize them \
+                 (bitnet convert --ternarize)"
+            ),
+            _ => format!(
+                "holds weights of {count}, so it is not ternary: config.json has no quantization_config, and without one the weights must be 0 and plus or minus one value as \
+                 stored; if these are the master weights of a BitNet model, ternarize them (bitnet convert --ternarize)"
+            ),
+        }))
     }
 
     fn rows_per_block(&self) -> usize {
-        (BLOCK_BYTES / (4 * self.shape.k())).max(1)
+        (BLOCK_BYTES / (4 * self.cols)).max(1)
     }
 
     /// Reads rows of a real matrix into `scratch.floats`.
     fn real_rows<'s>(&self, rows: Range<usize>, scratch: &'s mut Scratch) -> Result<&'s [f32]> {
         let dtype: DenseDtype = self.weight.float_dtype()?;
-        let row_bytes = self.shape.k() * dtype.size();
+        let row_bytes = self.cols * dtype.size();
         self.weight
             .read(rows.start * row_bytes, scratch.bytes(rows.len() * row_bytes))?;
-        scratch.floats.resize(rows.len() * self.shape.k(), 0.0);
+        scratch.floats.resize(rows.len() * self.cols, 0.0);
         dtype.to_f32(&scratch.bytes, &mut scratch.floats);
         Ok(&scratch.floats)
     }
+}
+
+/// How a tensor of a GGUF file is read, or why it is not.
+fn gguf_form(weight: &Tensor<'_>, dtype: Dtype, options: GgufForm) -> Result<Form> {
+    let Dtype::Gguf(kind) = dtype else {
+        return Ok(Form::Baked {
+            or_master: options.ternarize,
+            gguf: true,
+        });
+    };
+    if kind == GgufType::I2_S {
+        return Ok(Form::I2s(options.i2s));
+    }
+    if let Some(kind) = RowType::of(kind) {
+        return Ok(Form::Rows(kind));
+    }
+    Err(weight.unsupported(match kind {
+        GgufType::TL1 | GgufType::TL2 => format!(
+            "is of type {kind} ({}), whose layout depends on the build of bitnet.cpp that wrote it; convert the original with -q i2_s, or \
+             download the I2_S file",
+            kind.0
+        ),
+        GgufType::Q4_0 => "is of type Q4_0, which cannot hold +s and -s alike: llama-quantize falls back to it where a width is no \
+                           multiple of 256; use the I2_S file or the safetensors folder of the model"
+            .into(),
+        GgufType::PQ2_0 | GgufType::PTQ1_0 => format!(
+            "is of type {kind} ({}), of PrismML's Bonsai models, which are quantized in groups; only their own programs run those",
+            kind.0
+        ),
+        GgufType::I8_S => "is of type I8_S, which is no ternary type; use an I2_S file of a language model".into(),
+        _ => format!(
+            "is of type {kind}, which holds no ternary weights; use an I2_S, TQ1_0 or TQ2_0 file, or the safetensors folder of the model"
+        ),
+    }))
 }
 
 /// What a thread needs for a block; kept from block to block.

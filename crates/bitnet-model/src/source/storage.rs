@@ -23,6 +23,45 @@ pub(crate) enum Storage {
     PackedDivide,
     /// Words of the canonical layout and a scale.
     Words,
+    /// Whatever the type of each tensor of a GGUF file says.
+    Gguf(GgufForm),
+}
+
+/// What the types of a GGUF file leave open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GgufForm {
+    /// How I2_S is laid out.
+    pub(crate) i2s: I2sLayout,
+    /// Whether rows of q and k stand in pairs that are rotated together.
+    pub(crate) paired_heads: bool,
+    /// Whether real weights of more than one magnitude may be made ternary.
+    pub(crate) ternarize: bool,
+}
+
+/// How the codes of I2_S tensors are laid out: nothing in a GGUF file tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum I2sLayout {
+    /// As converters write it on any machine: blocks of 128.
+    #[default]
+    Canonical,
+    /// As `llama-quantize` of bitnet.cpp writes it on ARM processors since November 2025: blocks of 64.
+    Arm64,
+    /// As `llama-quantize` of bitnet.cpp writes it on x86 without `ACT_PARALLEL`: four rows to a byte.
+    Rows4,
+}
+
+/// How a model is read, where its files leave it open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OpenOptions {
+    /// How I2_S tensors of a GGUF file are laid out. The wrong one gives noise.
+    pub i2s_layout: I2sLayout,
+    /// What happens to the inputs of linear layers; `None`: what the files say, and in GGUF files, which do not, 8 bits.
+    pub activations: Option<ActQuant>,
+    /// Makes real weights ternary by their mean, although nothing says that they are a BitNet model's. Without it such weights are
+    /// refused.
+    pub ternarize: bool,
 }
 
 /// What a quantization_config says.

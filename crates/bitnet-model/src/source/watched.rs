@@ -2,7 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 
-use crate::{Checkpoint, Config, Dense, DenseDtype, LayerWeights, Result, WeightSource};
+use super::checkpoint::Checkpoint;
+use crate::{Config, Dense, DenseDtype, LayerWeights, Result, WeightSource};
 
 /// A checkpoint that calls back as it is read.
 ///
@@ -61,7 +62,7 @@ impl WeightSource for Watched<'_> {
 
     fn layer(&self, index: usize) -> Result<LayerWeights> {
         let layer = self.checkpoint.layer(index)?;
-        self.add(bytes(self.checkpoint, &format!("model.layers.{index}.")));
+        self.add(bytes(self.checkpoint, &self.checkpoint.layer_prefix(index)));
         Ok(layer)
     }
 

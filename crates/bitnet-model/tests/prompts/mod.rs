@@ -29,6 +29,8 @@ pub(crate) struct Expected {
     /// The 32 tokens that follow, whatever they are.
     pub(crate) greedy: Vec<u32>,
     pub(crate) logit_std: f32,
+    /// How near an activation is to a rounding boundary of its quantization, where the reference tells it.
+    pub(crate) rounding_gap: Option<f64>,
     /// Logits of the last position, (vocab).
     pub(crate) last: Vec<f32>,
     /// Logits of every position, (tokens, vocab); of the prompt `short` alone.
@@ -57,6 +59,7 @@ pub(crate) fn expected(folder: &Path) -> Vec<Expected> {
                 ids: ids(&prompt["ids"]),
                 greedy: ids(&prompt["f32"]["greedy_ids"]),
                 logit_std: prompt["f32"]["logit_std"].as_f64().unwrap() as f32,
+                rounding_gap: prompt["f32"]["rounding_gap"].as_f64(),
                 last: array("last").unwrap(),
                 all: array("all"),
                 token_nll: serde_json::from_value(prompt["f32"]["token_nll"].clone()).unwrap_or_default(),

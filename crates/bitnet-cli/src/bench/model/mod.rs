@@ -72,7 +72,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let saves = super::formats(&args.save)?;
     let files = args.model.files()?;
     crate::model::require(&files)?;
-    let checkpoint = Checkpoint::open(&files)?;
+    let source = args.device.options(None, KvType::Bf16).source;
+    let checkpoint = Checkpoint::open_with(&files, source)?;
     let config = checkpoint.config().clone();
     let tests = tests(args);
     let context = tests

@@ -29,9 +29,12 @@ pub(super) fn config() -> Config {
         rope_theta: 10_000.0,
         activation: Activation::Relu2,
         sub_norms: true,
+        qk_norms: false,
         linear_norm_eps: None,
         act_quant: ActQuant::Int8,
         tied_head: true,
+        has_head: true,
+        ternary_head: false,
         bos: None,
         eos: Vec::new(),
     }
@@ -65,8 +68,13 @@ impl Random {
     fn tensor(&self, seed: u64, k: usize, rows: &[usize]) -> TernaryTensor {
         let n: usize = rows.iter().sum();
         let t: Vec<i8> = numbers(seed).take(n * k).map(|x| (x % 3) as i8 - 1).collect();
-        let mut packed = vec![0; n * k / 16];
-        words::pack_row(&t, &mut packed);
+        let padded = k.next_multiple_of(16);
+        let mut packed = vec![0; n * padded / 16];
+        for (row, words) in t.chunks_exact(k).zip(packed.chunks_exact_mut(padded / 16)) {
+            let mut row = row.to_vec();
+            row.resize(padded, 0);
+            words::pack_row(&row, words);
+        }
         let norms = self.config.linear_norm_eps.is_some();
         let segment = |(i, &rows): (usize, &usize)| Segment {
             rows,
@@ -76,7 +84,7 @@ impl Random {
         let segments = rows.iter().enumerate().map(segment).collect();
         TernaryTensor {
             n,
-            k,
+            k: padded,
             words: packed,
             segments,
         }
@@ -98,6 +106,8 @@ impl WeightSource for Random {
         Ok(LayerWeights {
             attn_norm: floats(seed + 2, c.d_model, 1.5),
             qkv: self.tensor(seed + 10, c.d_model, &[c.d_q(), c.d_kv(), c.d_kv()]),
+            q_norm: c.qk_norms.then(|| floats(seed + 6, c.head_dim, 1.5)),
+            k_norm: c.qk_norms.then(|| floats(seed + 7, c.head_dim, 1.5)),
             attn_sub_norm: sub_norm(seed + 3, c.d_q()),
             o: self.tensor(seed + 20, c.d_q(), &[c.d_model]),
             ffn_norm: floats(seed + 4, c.d_model, 1.5),
@@ -112,11 +122,16 @@ impl WeightSource for Random {
     }
 
     fn head(&self) -> Result<Option<Box<dyn Dense + '_>>> {
-        Ok(if self.config.tied_head {
+        Ok(if self.config.tied_head || self.config.ternary_head {
             None
         } else {
             Some(Box::new(RandomDense(self, 7)))
         })
+    }
+
+    fn ternary_head(&self) -> Result<Option<TernaryTensor>> {
+        let c = &self.config;
+        Ok(c.ternary_head.then(|| self.tensor(50, c.d_model, &[c.vocab])))
     }
 }
 

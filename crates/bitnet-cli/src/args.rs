@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bitnet_cpu::Cpu;
 use bitnet_model::{
-    ActQuant, Device, Files, I2sLayout, KvType, LmHead, LoadOptions, OpenOptions, Sampling, Simd, read_file,
+    ActQuant, Device, Files, I2sLayout, KvMemory, KvType, LmHead, LoadOptions, OpenOptions, Sampling, Simd,
+    read_file,
 };
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
@@ -138,7 +139,7 @@ pub(crate) struct CacheArgs {
         help_heading = "Device"
     )]
     pub(crate) ctx_size: Option<usize>,
-    /// Element type of the cache of keys and values: bf16 or f32
+    /// Element type of the cache of keys and values: bf16, f32, or int8 with scales (half of bf16, and results that differ)
     #[arg(
         long,
         visible_alias = "kv-cache-dtype",
@@ -148,6 +149,10 @@ pub(crate) struct CacheArgs {
         help_heading = "Device"
     )]
     pub(crate) kv_type: KvType,
+    /// Memory for keys and values, such as 2G or 512M, or 32768t for that many tokens
+    /// [default: what the context needs, at most 90 % of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = kv_memory, help_heading = "Device")]
+    pub(crate) kv_memory: Option<KvMemory>,
 }
 
 /// Where a text comes from.
@@ -353,6 +358,22 @@ pub(crate) fn tokens(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "expected a number of tokens such as 4096 or 4k".to_owned())
 }
 
+fn kv_memory(text: &str) -> Result<KvMemory, String> {
+    const EXPECTED: &str = "expected bytes such as 2G or 512M, or tokens such as 32768t";
+    if let Some(n) = text.strip_suffix('t') {
+        return n.parse().map(KvMemory::Tokens).map_err(|_| EXPECTED.to_owned());
+    }
+    let (digits, shift) = match text.char_indices().next_back() {
+        Some((at, 'k' | 'K')) => (&text[..at], 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let n: Option<u64> = digits.parse().ok();
+    let bytes = n.and_then(|n| n.checked_mul(1 << shift));
+    bytes.map(KvMemory::Bytes).ok_or_else(|| EXPECTED.to_owned())
+}
+
 fn last_n(text: &str) -> Result<usize, String> {
     match text.parse::<i64>() {
         Ok(-1) => Ok(usize::MAX),
@@ -362,7 +383,11 @@ fn last_n(text: &str) -> Result<usize, String> {
 }
 
 /// The element types of keys and values.
-pub(crate) const KV_TYPES: [(&str, KvType); 2] = [("bf16", KvType::Bf16), ("f32", KvType::F32)];
+pub(crate) const KV_TYPES: [(&str, KvType); 3] = [
+    ("bf16", KvType::Bf16),
+    ("f32", KvType::F32),
+    ("int8", KvType::Int8),
+];
 
 const I2S_LAYOUTS: [(&str, I2sLayout); 3] = [
     ("canonical", I2sLayout::Canonical),
@@ -449,6 +474,12 @@ mod tests {
                 && tokens("99999999999999999999").is_err()
                 && tokens("18014398509481984k").is_err()
         );
+        assert_eq!(kv_memory("32768t"), Ok(KvMemory::Tokens(32768)));
+        assert_eq!(kv_memory("2G"), Ok(KvMemory::Bytes(2 << 30)));
+        assert_eq!(kv_memory("512m"), Ok(KvMemory::Bytes(512 << 20)));
+        for text in ["", "t", "G", "2T", "-1", "99999999999G"] {
+            assert!(kv_memory(text).is_err(), "{text}");
+        }
         assert_eq!(last_n("-1"), Ok(usize::MAX));
         assert!(last_n("-2").is_err());
         assert_eq!((top_k("-1"), top_k("0"), top_k("7")), (Ok(0), Ok(0), Ok(7)));

@@ -94,11 +94,8 @@ pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
     for hinted in error.chain().filter_map(|e| e.downcast_ref::<Hinted>()) {
         say!("hint: {}", hinted.hint);
     }
-    if error
-        .chain()
-        .any(|e| matches!(e.downcast_ref(), Some(Error::ContextFull { .. })))
-    {
-        say!("hint: raise it with --ctx-size");
+    for hint in error.chain().filter_map(|e| e.downcast_ref()).filter_map(flag) {
+        say!("hint: {hint}");
     }
     if error.chain().any(|e| e.is::<Usage>()) {
         return ExitCode::from(2);
@@ -109,6 +106,17 @@ pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
         return interrupt::status();
     }
     ExitCode::FAILURE
+}
+
+/// The flag that changes what the library refuses, which knows none.
+fn flag(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::ContextFull { .. } => Some("raise it with --ctx-size"),
+        Error::OutOfMemory { .. } => {
+            Some("-c sets the context; --kv-type bf16 takes half the memory of f32, and int8 half of that")
+        }
+        _ => None,
+    }
 }
 
 /// Runs a command; a panic on the main thread is an error that says so. Nothing is printed where a panic begins: libraries

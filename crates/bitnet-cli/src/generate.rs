@@ -211,7 +211,8 @@ impl TextArgs {
         if !self.quiet {
             self.model.introduce();
         }
-        let options = self.device.options(self.cache.ctx_size, self.cache.kv_type);
+        let mut options = self.device.options(self.cache.ctx_size, self.cache.kv_type);
+        options.kv_memory = self.cache.kv_memory.unwrap_or_default();
         model::load(&self.model.files()?, options, terminal)
     }
 

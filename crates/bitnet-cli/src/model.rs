@@ -2,7 +2,7 @@
 
 use bitnet_model::{Backend, Checkpoint, Config, Files, LoadOptions, Model, Watched, open_backend};
 
-use crate::failure::{also_hinted, hinted};
+use crate::failure::hinted;
 use crate::progress::Bar;
 use crate::terminal::{Terminal, say};
 
@@ -11,8 +11,7 @@ pub(crate) fn load(files: &Files, options: LoadOptions, terminal: Terminal) -> a
     require(files)?;
     let asked = options.context;
     let bar = Bar::loading(files, terminal);
-    let model =
-        Model::load_watched(files, options, &mut |done, total| bar.set(done, total)).map_err(advised)?;
+    let model = Model::load_watched(files, options, &mut |done, total| bar.set(done, total))?;
     drop(bar);
     say_notes(model.notes());
     if let Some(context) = asked {
@@ -26,18 +25,7 @@ pub(crate) fn open(checkpoint: &Checkpoint, options: &LoadOptions) -> anyhow::Re
     let bar = Bar::loading(checkpoint.files(), Terminal::detect(false));
     let mut report = |done, total| bar.set(done, total);
     say_notes(checkpoint.notes());
-    open_backend(&Watched::new(checkpoint, &mut report), options).map_err(advised)
-}
-
-/// The flag that changes what the library refuses.
-fn advised(error: bitnet_model::Error) -> anyhow::Error {
-    match &error {
-        bitnet_model::Error::Device(message) if message.starts_with("a context of ") => also_hinted(
-            error.into(),
-            "-c sets the context; --kv-type bf16 takes half the memory of f32".into(),
-        ),
-        _ => error.into(),
-    }
+    Ok(open_backend(&Watched::new(checkpoint, &mut report), options)?)
 }
 
 /// Refuses a model that is not there.

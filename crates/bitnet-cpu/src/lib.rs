@@ -50,7 +50,7 @@ pub use cpu::{Angles, Cpu, Heads};
 pub use error::{Error, Result};
 pub use float::{Gate, Write};
 pub use int8::{Int8Input, Int8Matrix};
-pub use kv::{KvCache, KvRows, KvShape, KvType, Place, Queries};
+pub use kv::{KvCache, KvRows, KvShape, KvType, Places, Queries};
 pub use matmul::Output;
 pub use matrix::{DenseMatrix, DenseType, TernaryMatrix};
 pub use memory::Rows;

@@ -7,7 +7,7 @@
 
 pub mod draw;
 pub mod ternary;
-mod token;
+mod vocabulary;
 
 pub mod act;
 pub mod random;
@@ -20,7 +20,7 @@ pub mod reference;
 pub mod reference_tile;
 pub mod row_tiles;
 
-pub use token::Token;
+pub use vocabulary::Token;
 
 #[cfg(test)]
 extern crate std;

@@ -19,6 +19,11 @@ impl Random {
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
     }
 
+    /// A number of [-1, 1), each of 2^24 as likely.
+    pub const fn unit(&mut self) -> f32 {
+        (self.word() >> 8) as f32 / 8_388_608.0 - 1.0
+    }
+
     /// A canonical word of 16 valid codes: -1 and +1 each with probability 5/16, 0 with 6/16.
     pub const fn ternary_word(&mut self) -> u32 {
         // A code 3 is drawn again, and if it is 3 again it becomes 1, which is zero.

@@ -7,16 +7,20 @@ mod scratch;
 mod tests;
 
 use bitnet_cpu::{
-    Angles, Cpu, DenseMatrix, Heads, KvCache, KvRows, KvShape, KvType, Norm, Place, Queries, Simd, Write,
+    Angles, Cpu, DenseMatrix, Heads, KvCache, KvRows, KvShape, KvType, Norm, Places, Queries, Simd, Write,
 };
-use bitnet_layout::Token;
 
+use crate::memory::{KvDemand, KvMemory, available, weight_bytes};
 use crate::{
-    Backend, Batch, Config, Error, LayerWeights, Result, Spec, Tap, Verbs, Want, WeightSource, transformer,
+    Backend, Batch, Config, Error, LayerWeights, LmHead, Result, Spec, Tap, Verbs, Want, WeightSource,
+    transformer,
 };
 use head::{Head, dense};
 use linear::{Input, Linear};
 use scratch::Scratch;
+
+/// Positions of a page.
+const PAGE: usize = 64;
 
 /// How a model is run on the CPU.
 #[derive(Clone, Debug)]
@@ -25,26 +29,20 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Instruction set; `None`: the best this processor has.
     pub simd: Option<Simd>,
-    /// Positions of a sequence slot.
+    /// Most positions of a sequence.
     pub context: usize,
-    /// Sequence slots.
+    /// Most sequences of a step.
     pub n_seqs: usize,
     /// Tokens one step can take.
     pub max_batch: usize,
-    /// Element type of the KV cache.
+    /// How keys and values are kept.
     pub kv_type: KvType,
+    /// Memory for keys and values.
+    pub kv_memory: KvMemory,
+    /// Positions of a page of keys and values: a power of two, at least 16.
+    pub page: usize,
     /// How the output head is kept.
     pub lm_head: LmHead,
-}
-
-/// How the output head is kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LmHead {
-    /// With the numbers of the checkpoint.
-    #[default]
-    Stored,
-    /// As 8-bit integers, one scale a row: half the bytes of bf16 to read for each token, and logits that differ.
-    Int8,
 }
 
 impl Default for CpuOptions {
@@ -56,6 +54,8 @@ impl Default for CpuOptions {
             n_seqs: 1,
             max_batch: 512,
             kv_type: KvType::default(),
+            kv_memory: KvMemory::default(),
+            page: PAGE,
             lm_head: LmHead::default(),
         }
     }
@@ -72,8 +72,8 @@ pub struct CpuBackend {
     head: Head,
     kv: KvCache,
     scratch: Scratch,
-    /// Where the tokens of the batch stand.
-    places: Vec<Place>,
+    /// Where the tokens of the batch are.
+    places: Places,
     /// The layer whose verb ran last.
     layer: usize,
 }
@@ -101,7 +101,7 @@ impl CpuBackend {
         let config = source.config().clone();
         for (value, name) in [
             (options.context, "context"),
-            (options.n_seqs, "sequence slots"),
+            (options.n_seqs, "number of sequences"),
             (options.max_batch, "batch size"),
         ] {
             if value == 0 {
@@ -109,20 +109,24 @@ impl CpuBackend {
             }
         }
         let cpu = Cpu::new(options.simd, options.threads).map_err(device)?;
-        let shape = KvShape {
+        let mut shape = KvShape {
             n_layers: config.n_layers,
-            n_seqs: options.n_seqs,
+            n_pages: 1,
+            page: options.page,
             n_kv_heads: config.n_kv_heads,
             n_heads: config.n_heads,
             head_dim: config.head_dim,
             context: options.context,
         };
-        let kv = KvCache::new(&cpu, options.kv_type, shape).map_err(|error| {
-            Error::Device(format!(
-                "{error}: {} sequences of {} tokens; lower --ctx-size or the number of sequences",
-                options.n_seqs, options.context
-            ))
-        })?;
+        let demand = KvDemand {
+            context: options.context,
+            n_seqs: options.n_seqs,
+            page: options.page,
+            page_bytes: shape.page_bytes(options.kv_type),
+        };
+        let free = available().map(|free| free.saturating_sub(weight_bytes(&config, options.lm_head)));
+        shape.n_pages = options.kv_memory.n_pages(demand, free)?;
+        let kv = KvCache::new(&cpu, options.kv_type, shape)?;
         let scratch = Scratch::new(&config, &cpu, options.max_batch)?;
         let expected = (config.vocab, config.d_model);
         let embedding = dense(&*source.embedding()?, "the embedding", expected)?;
@@ -137,8 +141,8 @@ impl CpuBackend {
         let layer_bytes: u64 = layers.iter().map(Layer::bytes).sum();
         let spec = Spec {
             name: format!("cpu ({}, {threads} thread{plural})", cpu.simd()),
-            page: options.context,
-            n_pages: options.n_seqs,
+            page: shape.page,
+            n_pages: shape.n_pages,
             max_seqs: options.n_seqs,
             context: options.context,
             max_batch: options.max_batch,
@@ -155,7 +159,7 @@ impl CpuBackend {
             head,
             kv,
             scratch,
-            places: Vec::with_capacity(options.max_batch),
+            places: Places::default(),
             layer: 0,
         })
     }
@@ -191,18 +195,14 @@ impl Verbs for CpuBackend {
 
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         self.spec.check(batch, Want::Nothing)?;
-        if !batch.copies().is_empty() {
-            let message = "this back end keeps a sequence in one page and cannot fork it";
-            return Err(Error::Request(message.to_owned()));
+        for copy in batch.copies() {
+            self.kv.copy_page(copy.from, copy.to);
         }
         self.places.clear();
-        // A page holds a whole sequence.
-        let place = |(token, &row): (&Token, &u32)| Place {
-            seq: batch.table(row as usize)[0] as usize,
-            pos: token.pos as usize,
-        };
-        self.places
-            .extend(batch.tokens().iter().zip(batch.rows()).map(place));
+        (0..batch.n_tables()).for_each(|table| self.places.add_table(batch.table(table)));
+        for (token, &table) in batch.tokens().iter().zip(batch.rows()) {
+            self.places.add(table as usize, token.pos as usize);
+        }
         let batch = batch.tokens();
         let s = &mut self.scratch;
         let ids = batch.iter().map(|token| token.id as usize);
@@ -212,10 +212,10 @@ impl Verbs for CpuBackend {
             .cos
             .chunks_exact_mut(s.frequencies.len())
             .zip(s.sin.chunks_exact_mut(s.frequencies.len()));
-        for ((cos, sin), place) in angles.zip(&self.places) {
+        for ((cos, sin), pos) in angles.zip(self.places.positions()) {
             for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&s.frequencies) {
                 // The angle is an f32, as it is in transformers; its cosine and sine are rounded once.
-                let angle = f64::from(place.pos as f32 * frequency);
+                let angle = f64::from(pos as f32 * frequency);
                 (*cos, *sin) = (angle.cos() as f32, angle.sin() as f32);
             }
         }
@@ -376,7 +376,7 @@ impl Verbs for CpuBackend {
 
     fn read(&mut self, tap: Tap) -> Result<Option<Vec<f32>>> {
         let (c, s, n_tokens) = (&self.spec.config, &self.scratch, self.places.len());
-        let cached = || self.places.iter().map(|&place| self.kv.load(self.layer, place));
+        let cached = || (0..n_tokens).map(|token| self.kv.load(self.layer, &self.places, token));
         Ok(Some(match tap {
             Tap::Residual => s.residual[..n_tokens * c.d_model].to_vec(),
             Tap::Query => {

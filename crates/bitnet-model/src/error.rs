@@ -56,6 +56,16 @@ pub enum Error {
         /// Pages that nobody holds.
         available: usize,
     },
+    /// A device has too little memory.
+    #[error("not enough memory for {what}: {} are needed and {} can be had", size(*needed), size(*available))]
+    OutOfMemory {
+        /// What it is for.
+        what: String,
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        available: u64,
+    },
     /// A device is missing, unsuitable, out of memory or failed.
     #[error("{0}")]
     Device(String),
@@ -63,6 +73,18 @@ pub enum Error {
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Bytes as people read them.
+fn size(bytes: u64) -> String {
+    let mib = bytes.div_ceil(1 << 20);
+    if bytes == u64::MAX {
+        "more bytes than can be counted".to_owned()
+    } else if mib < 10 << 10 {
+        format!("{mib} MiB")
+    } else {
+        format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
+    }
+}
 
 impl Error {
     /// An [`Error::Io`] for `path`.

@@ -45,14 +45,14 @@ pub mod schedule;
 pub mod conformance;
 mod score;
 
+mod memory;
+
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod generate;
 
 mod logits_file;
-
-mod memory;
 
 mod model;
 
@@ -64,7 +64,7 @@ pub use bitnet_cuda::engine::{Part, PartTime, Profile};
 pub use bitnet_layout::Token;
 pub use chat::{ChatTemplate, Message};
 pub use config::{ActQuant, Activation, Config};
-pub use cpu::{CpuBackend, CpuOptions, LmHead};
+pub use cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBackend, CudaOptions, cuda_probe};
 pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
@@ -74,6 +74,7 @@ pub use error::{Error, Result};
 pub use generate::{Event, Generation, Generator, Prompt};
 pub use generation_config::GenerationConfig;
 pub use logits_file::write_logits;
+pub use memory::KvMemory;
 pub use model::{Device, LoadOptions, Model, open_backend};
 pub use pages::{Batch, Limits, PageCopy, Pages, Run, Seq, Start};
 pub use sampler::{Choice, Chosen, Logprob, Sampler, Sampling};
@@ -87,4 +88,6 @@ pub use source::{
 };
 pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, Decoder, Spec, Tap, Verbs, Want, transformer};
-pub use weights::{Dense, DenseDtype, LayerWeights, Segment, TernaryTensor, WeightForm, WeightSource};
+pub use weights::{
+    Dense, DenseDtype, LayerWeights, LmHead, Segment, TernaryTensor, WeightForm, WeightSource,
+};

@@ -1,45 +1,79 @@
-//! Whether what a model keeps of its context fits the memory of this machine: the system promises memory that it does not
-//! have, and ends programs that use it.
+//! How much memory the keys and values of a model get, counted before any is taken: the system promises memory that it
+//! does not have, and ends programs that use it.
 
-use crate::{Config, CpuOptions, Error, KvType, LmHead, Result};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::weights::LmHead;
 
-/// Refuses a context whose keys and values do not fit the free memory beside the weights, and says how many tokens do.
-pub(crate) fn check_context(config: &Config, options: &CpuOptions) -> Result<()> {
-    match available() {
-        Some(available) => fits(config, options, options.context, available),
-        None => Ok(()),
-    }
+/// Memory for keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KvMemory {
+    /// What the context and the number of sequences need, but at most 90 % of what the device has free.
+    #[default]
+    Auto,
+    /// At most this many bytes.
+    Bytes(u64),
+    /// As much as this many positions need.
+    Tokens(usize),
 }
 
-fn fits(config: &Config, options: &CpuOptions, context: usize, available: u64) -> Result<()> {
-    let element = match options.kv_type {
-        KvType::Bf16 => 2,
-        KvType::F32 => 4,
-    };
-    let n_seqs = options.n_seqs.max(1) as u128;
-    let position = (config.n_layers * 2 * config.d_kv() * element) as u128 * n_seqs;
-    let room = u128::from(available).saturating_sub(weight_bytes(config, options.lm_head));
-    let needed = position * context as u128;
-    if needed <= room {
-        return Ok(());
+/// What the pages are for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KvDemand {
+    /// Most positions of a sequence.
+    pub(crate) context: usize,
+    /// Sequences side by side.
+    pub(crate) n_seqs: usize,
+    /// Positions of a page.
+    pub(crate) page: usize,
+    /// Bytes of a page of all layers.
+    pub(crate) page_bytes: u64,
+}
+
+impl KvMemory {
+    /// How many pages there are, where the device has `free` bytes; `None` is a device that does not tell.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when that is less than a sequence of the whole context needs, or than was asked for.
+    pub(crate) fn n_pages(self, demand: KvDemand, free: Option<u64>) -> Result<usize> {
+        let KvDemand {
+            context,
+            n_seqs,
+            page,
+            page_bytes,
+        } = demand;
+        let least = context.div_ceil(page);
+        let (free, page_bytes) = (free.unwrap_or(u64::MAX), page_bytes.max(1));
+        let pages = |bytes: u64| usize::try_from(bytes / page_bytes).unwrap_or(usize::MAX);
+        let (n_pages, most) = match self {
+            Self::Auto => {
+                let most = pages(free / 10 * 9);
+                (least.saturating_mul(n_seqs).min(most), most)
+            }
+            Self::Bytes(bytes) => (pages(bytes), pages(free)),
+            Self::Tokens(tokens) => (tokens.div_ceil(page), pages(free)),
+        };
+        let needed = n_pages.max(least);
+        if needed > n_pages || n_pages > most {
+            let bytes = |n_pages: usize| (n_pages as u64).saturating_mul(page_bytes);
+            return Err(Error::OutOfMemory {
+                what: format!(
+                    "keys and values of {} tokens, of which {} fit",
+                    needed.saturating_mul(page).max(context),
+                    most.min(n_pages).saturating_mul(page)
+                ),
+                needed: bytes(needed),
+                available: bytes(most.min(n_pages)),
+            });
+        }
+        // Tables name pages by 32 bits.
+        Ok(n_pages.min(u32::MAX as usize))
     }
-    let gb = |bytes: u128| bytes as f64 / 1e9;
-    let sequences = if n_seqs == 1 {
-        String::new()
-    } else {
-        format!(" of each of {n_seqs} sequences")
-    };
-    Err(Error::Device(format!(
-        "a context of {context} tokens needs {:.2} GB for the keys and values{sequences}, and {:.2} GB of memory are free \
-         beside the weights: at most {} tokens fit",
-        gb(needed),
-        gb(room),
-        room / position.max(1)
-    )))
 }
 
 /// About what the weights take in memory.
-fn weight_bytes(c: &Config, head: LmHead) -> u128 {
+pub(crate) fn weight_bytes(c: &Config, head: LmHead) -> u64 {
     let linear = c.n_layers * (c.d_model * (2 * c.d_q() + 2 * c.d_kv()) + 3 * c.d_model * c.d_ffn);
     let table = c.vocab * c.d_model;
     let copies = match (head, c.tied_head) {
@@ -48,12 +82,12 @@ fn weight_bytes(c: &Config, head: LmHead) -> u128 {
         // The embedding stays as it is.
         (_, _) => 3,
     };
-    (linear / 4 + copies * table) as u128
+    (linear / 4 + copies * table) as u64
 }
 
 /// Bytes of memory that this process can still have: the least of what the machine has free and what limits of the
 /// process or its container leave. `None` where the system does not tell.
-fn available() -> Option<u64> {
+pub(crate) fn available() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let field = |text: &str, name: &str, unit: u64| -> Option<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -82,29 +116,73 @@ fn available() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Checkpoint;
+
+    const DEMAND: KvDemand = KvDemand {
+        context: 100,
+        n_seqs: 3,
+        page: 16,
+        page_bytes: 1000,
+    };
 
     #[test]
-    fn the_number_that_fits_fits() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracle/bitnet-packed");
-        let checkpoint = Checkpoint::open(folder).unwrap();
-        let config = crate::WeightSource::config(&checkpoint);
-        let options = CpuOptions::default();
-        let error = fits(config, &options, 10_000_000, 1_000_000_000)
-            .unwrap_err()
-            .to_string();
-        let (_, number) = error.split_once("at most ").unwrap();
-        let number: usize = number.split(' ').next().unwrap().parse().unwrap();
+    fn the_default_is_what_is_needed_up_to_most_of_what_is_free() {
+        let auto = |free| KvMemory::Auto.n_pages(DEMAND, free);
+        assert_eq!(auto(None).unwrap(), 21);
+        assert_eq!(auto(Some(30_000)).unwrap(), 21);
+        assert_eq!(auto(Some(20_000)).unwrap(), 18);
+        assert_eq!(auto(Some(8_000)).unwrap(), 7);
+        let error = auto(Some(7_000)).unwrap_err();
         assert!(
-            error.contains("a context of 10000000 tokens needs") && number > 1000,
+            matches!(
+                error,
+                Error::OutOfMemory {
+                    needed: 7000,
+                    available: 6000,
+                    ..
+                }
+            ),
             "{error}"
         );
-        fits(config, &options, number, 1_000_000_000).unwrap();
-        fits(config, &options, number + 1, 1_000_000_000).unwrap_err();
-        // Nothing overflows.
-        fits(config, &options, usize::MAX, u64::MAX).unwrap_err();
+    }
+
+    #[test]
+    fn this_machine_tells_what_is_free() {
         if cfg!(target_os = "linux") {
             assert!(available().unwrap() > 1 << 20);
         }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_given_or_refused() {
+        let ask = |memory: KvMemory| memory.n_pages(DEMAND, Some(10_000));
+        assert_eq!(ask(KvMemory::Bytes(8_999)).unwrap(), 8);
+        assert_eq!(ask(KvMemory::Tokens(113)).unwrap(), 8);
+        for (memory, needed, available) in [
+            // Less than a sequence can need.
+            (KvMemory::Bytes(6_999), 7_000, 6_000),
+            (KvMemory::Tokens(96), 7_000, 6_000),
+            // More than there is.
+            (KvMemory::Bytes(11_000), 11_000, 10_000),
+            (KvMemory::Tokens(161), 11_000, 10_000),
+        ] {
+            let error = ask(memory).unwrap_err();
+            let Error::OutOfMemory {
+                needed: n,
+                available: a,
+                ..
+            } = error
+            else {
+                panic!("{error}")
+            };
+            assert_eq!((n, a), (needed, available), "{memory:?}");
+        }
+        let huge = KvDemand {
+            context: usize::MAX,
+            ..DEMAND
+        };
+        assert!(matches!(
+            KvMemory::Auto.n_pages(huge, Some(1)),
+            Err(Error::OutOfMemory { .. })
+        ));
     }
 }

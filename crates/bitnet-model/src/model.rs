@@ -3,12 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::memory::check_context;
 use crate::schedule::{ScheduleOptions, Scheduler};
 use crate::{
     Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, Files, GenerateOptions,
-    GenerationConfig, Generator, KvType, LmHead, OpenOptions, Pooling, Result, Simd, Tokenizer, Watched,
-    WeightForm, WeightSource, embed,
+    GenerationConfig, Generator, KvMemory, KvType, LmHead, OpenOptions, Pooling, Result, Simd, Tokenizer,
+    Watched, WeightForm, WeightSource, embed,
 };
 
 /// Tokens of context where neither the caller nor a smaller limit of the model says otherwise.
@@ -83,6 +82,8 @@ pub struct LoadOptions {
     pub max_batch: usize,
     /// How keys and values are kept.
     pub kv_type: KvType,
+    /// Memory for keys and values of all sequences.
+    pub kv_memory: KvMemory,
     /// How the output head is kept.
     pub lm_head: LmHead,
     /// How the weights of linear layers are kept.
@@ -101,6 +102,7 @@ impl Default for LoadOptions {
             n_seqs: 1,
             max_batch: 512,
             kv_type: KvType::Bf16,
+            kv_memory: KvMemory::Auto,
             lm_head: LmHead::Stored,
             weights: WeightForm::Ternary,
             source: OpenOptions::default(),
@@ -342,9 +344,10 @@ pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<
                 n_seqs: options.n_seqs,
                 max_batch: options.max_batch.min(context),
                 kv_type: options.kv_type,
+                kv_memory: options.kv_memory,
                 lm_head: options.lm_head,
+                ..CpuOptions::default()
             };
-            check_context(source.config(), &options)?;
             Ok(Box::new(CpuBackend::new(source, options)?))
         }
         Device::Cuda(index) => open_cuda(source, options, context, index),
@@ -368,9 +371,9 @@ fn open_cuda(
     context: usize,
     index: usize,
 ) -> Result<Box<dyn Backend>> {
-    if options.kv_type != KvType::Bf16 {
+    if options.kv_type != KvType::Bf16 || options.kv_memory != KvMemory::Auto {
         return Err(Error::Request(format!(
-            "cuda:{index} keeps keys and values in bf16; leave --kv-type at bf16"
+            "cuda:{index} keeps keys and values in bf16, as many as the context needs; leave their type and memory as they are"
         )));
     }
     let options = crate::CudaOptions {

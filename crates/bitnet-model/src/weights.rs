@@ -158,3 +158,13 @@ pub trait WeightSource {
         Ok(None)
     }
 }
+
+/// How the output head is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LmHead {
+    /// With the numbers of the checkpoint.
+    #[default]
+    Stored,
+    /// As 8-bit integers, one scale a row: half the bytes of bf16 to read for each token, and logits that differ.
+    Int8,
+}

@@ -32,6 +32,7 @@ impl Subject {
                 simd: Some(simd),
                 threads: Some(threads),
                 kv_type,
+                page: 16,
                 context: MAX_PROMPT,
                 n_seqs: PROMPTS.len(),
                 max_batch: MAX_BATCH,
@@ -132,7 +133,7 @@ fn plans() -> impl Strategy<Value = Vec<Cut>> {
 #[test]
 fn neither_chunks_nor_company_change_a_bit() {
     for model in MODELS {
-        for kv_type in [KvType::F32, KvType::Bf16] {
+        for kv_type in [KvType::F32, KvType::Bf16, KvType::Int8] {
             let mut subject = Subject::new(model, kv_type);
             for path in 0..subject.paths.len() {
                 let mut runner = TestRunner::new(Config {

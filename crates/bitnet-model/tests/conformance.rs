@@ -6,11 +6,12 @@ use bitnet_model::conformance::{Report, Verb, compare};
 use bitnet_model::{Backend, Checkpoint, CpuBackend, CpuOptions, KvType, Simd, Tap};
 use prompts::{FOLDERS, folder, ids};
 
-fn load(checkpoint: &Checkpoint, simd: Simd, kv_type: KvType, threads: usize) -> CpuBackend {
+fn load(checkpoint: &Checkpoint, simd: Simd, kv_type: KvType, threads: usize, page: usize) -> CpuBackend {
     let options = CpuOptions {
         simd: Some(simd),
         threads: Some(threads),
         kv_type,
+        page,
         context: 128,
         n_seqs: 2,
         max_batch: 64,
@@ -33,9 +34,9 @@ fn batches(name: &str) -> Vec<Vec<(usize, Vec<u32>)>> {
 fn every_instruction_set_gives_the_bits_of_the_scalar_path() {
     for name in FOLDERS {
         let checkpoint = Checkpoint::open(folder(name)).unwrap();
-        let mut scalar = load(&checkpoint, Simd::Scalar, KvType::F32, 1);
+        let mut scalar = load(&checkpoint, Simd::Scalar, KvType::F32, 1, 64);
         for simd in Simd::available() {
-            let mut candidate = load(&checkpoint, simd, KvType::F32, 2);
+            let mut candidate = load(&checkpoint, simd, KvType::F32, 2, 16);
             let report = compare(&mut scalar, &mut candidate, &batches(name)).unwrap();
             assert!(report.is_identical(), "{name}: {report}");
             let n_tokens = batches(name).concat().iter().map(|(_, ids)| ids.len()).sum();
@@ -53,7 +54,8 @@ fn every_instruction_set_gives_the_bits_of_the_scalar_path() {
 
 fn cache_types() -> Report {
     let checkpoint = Checkpoint::open(folder("odd-shape")).unwrap();
-    let [mut f32, mut bf16] = [KvType::F32, KvType::Bf16].map(|kv| load(&checkpoint, Simd::Scalar, kv, 1));
+    let [mut f32, mut bf16] =
+        [KvType::F32, KvType::Bf16].map(|kv| load(&checkpoint, Simd::Scalar, kv, 1, 32));
     compare(&mut f32, &mut bf16, &batches("odd-shape")).unwrap()
 }
 
@@ -96,7 +98,7 @@ fn a_difference_is_found_where_it_arises() {
 fn models_of_other_shapes_are_not_compared() {
     let [mut a, mut b] = ["odd-shape", "bitnet-packed"].map(|name| {
         let checkpoint = Checkpoint::open(folder(name)).unwrap();
-        load(&checkpoint, Simd::Scalar, KvType::F32, 1)
+        load(&checkpoint, Simd::Scalar, KvType::F32, 1, 64)
     });
     let error = compare(&mut a, &mut b, &[]).unwrap_err().to_string();
     assert!(error.contains("different shapes"), "{error}");

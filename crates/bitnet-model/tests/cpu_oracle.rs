@@ -34,6 +34,7 @@ fn check(name: &str, simd: Simd, kv_type: KvType) {
         let (max_bound, rms_bound) = match kv_type {
             KvType::F32 => bounds(&prompt),
             KvType::Bf16 => (0.4 * prompt.logit_std, 0.1 * prompt.logit_std),
+            KvType::Int8 => (0.6 * prompt.logit_std, 0.15 * prompt.logit_std),
         };
         println!(
             "{name} {simd} {kv_type:?} {}: max {max:.2e} rms {rms:.2e}",
@@ -61,7 +62,7 @@ fn check(name: &str, simd: Simd, kv_type: KvType) {
 #[test]
 fn logits_and_tokens_are_those_of_transformers() {
     for name in FOLDERS {
-        for kv_type in [KvType::F32, KvType::Bf16] {
+        for kv_type in [KvType::F32, KvType::Bf16, KvType::Int8] {
             for simd in Simd::available() {
                 check(name, simd, kv_type);
             }

@@ -1,4 +1,4 @@
-//! Softmax attention of a few queries over one cache of keys and values.
+//! Softmax attention of a few queries over the keys and values of one sequence, in pages.
 #![allow(
     clippy::needless_range_loop,
     reason = "counted loops over arrays are what becomes registers and vectors"
@@ -26,16 +26,52 @@ const ROW_LANES: usize = QUERIES * WIDE.0 / 16;
 /// Groups of lanes in [`Attend::room`].
 pub(crate) const ROOM: usize = WIDE_LANES + 2 * ROW_LANES;
 
-/// Queries over the cache of one key-value head of one sequence.
+/// One head of one sequence in a cache of pages, block after block of 16 positions.
+#[derive(Clone, Copy)]
+pub(crate) struct Paged<'a, T> {
+    /// All pages.
+    pub(crate) lanes: &'a [T],
+    /// The sequence's pages.
+    pub(crate) table: &'a [u32],
+    /// Logarithm of the blocks of a page.
+    pub(crate) shift: u32,
+    /// Groups of lanes from one page to the next.
+    pub(crate) stride: usize,
+    /// Where the head begins in a page.
+    pub(crate) first: usize,
+    /// Groups of lanes of a block.
+    pub(crate) width: usize,
+}
+
+impl<'a, T> Paged<'a, T> {
+    /// Block `b` of the sequence.
+    #[inline(always)]
+    fn block(&self, b: usize) -> &'a [T] {
+        let page = self.table[b >> self.shift] as usize;
+        let in_page = b & ((1 << self.shift) - 1);
+        &self.lanes[page * self.stride + self.first + in_page * self.width..][..self.width]
+    }
+}
+
+/// Factors of keys and values, one for each position.
+#[derive(Clone, Copy)]
+pub(crate) struct Scales<'a> {
+    pub(crate) keys: Paged<'a, Lanes>,
+    pub(crate) values: Paged<'a, Lanes>,
+}
+
+/// Queries over one key-value head of one sequence.
 pub(crate) struct Attend<'a, E> {
     /// Queries, `d` elements each.
     pub(crate) q: &'a [&'a [f32]],
     /// Positions each query sees, from 0; at least 1.
     pub(crate) len: &'a [usize],
-    /// By 16 positions, then element, then position: `keys[b][i][p]` is element i of position `16 b + p`.
-    pub(crate) keys: &'a [[E; 16]],
-    /// By position, `d` padded to a multiple of 16.
-    pub(crate) values: &'a [[E; 16]],
+    /// In a block, by element, then position: `keys.block(b)[i][p]` is element i of position `16 b + p`.
+    pub(crate) keys: Paged<'a, [E; 16]>,
+    /// In a block, by position, `d` padded to a multiple of 16.
+    pub(crate) values: Paged<'a, [E; 16]>,
+    /// Where elements are multiples of a scale.
+    pub(crate) scales: Option<Scales<'a>>,
     /// Factor of the products of queries and keys.
     pub(crate) scale: f32,
     /// Scratch: for each query, groups of 16 for all the positions it sees.
@@ -79,30 +115,32 @@ fn block<I: Isa, E: Element, const T: usize, const W: usize>(
     let len: [usize; T] = std::array::from_fn(|t| job.len[first + t]);
     let d = q[0].len();
     let n_blocks = len.iter().max().map_or(0, |len| len.div_ceil(16));
-    for (b, keys) in job.keys.chunks_exact(d).take(n_blocks).enumerate() {
-        let products = products(isa, q, keys);
+    for b in 0..n_blocks {
+        let products = products(isa, q, job.keys.block(b));
         for (t, products) in products.into_iter().enumerate() {
             let scores = &mut job.scores[t * n_blocks + b];
             isa.store(products, scores);
-            for score in scores {
+            for score in &mut *scores {
                 *score *= job.scale;
+            }
+            if let Some(scales) = &job.scales {
+                scale(scores, &scales.keys.block(b)[0]);
             }
         }
     }
     // A loop: a closure would be compiled as a function of its own, without the instruction set.
     let mut inverse = [0.0; T];
     for (t, inverse) in inverse.iter_mut().enumerate() {
-        *inverse = 1.0 / softmax(&mut job.scores[t * n_blocks..][..n_blocks], len[t]);
+        let scores = &mut job.scores[t * n_blocks..][..n_blocks];
+        *inverse = 1.0 / softmax(scores, len[t]);
+        weigh_values(job.scales, scores);
     }
     let weights: [&[f32]; T] = std::array::from_fn(|t| &job.scores[t * n_blocks..].as_flattened()[..len[t]]);
-    let values = Values {
-        rows: job.values,
-        stride: d.div_ceil(16),
-    };
+    let (values, n_columns) = (job.values, d.div_ceil(16));
     let y = &mut y[first..][..T];
     let mut column = 0;
-    while column < values.stride {
-        if column + W <= values.stride {
+    while column < n_columns {
+        if column + W <= n_columns {
             weigh::<I, E, T, W>(isa, weights, inverse, values, column, y);
             column += W;
         } else {
@@ -111,6 +149,25 @@ fn block<I: Isa, E: Element, const T: usize, const W: usize>(
         }
     }
     T
+}
+
+/// Multiplies lane by lane.
+#[inline(always)]
+fn scale(lanes: &mut Lanes, scales: &Lanes) {
+    for (lane, scale) in lanes.iter_mut().zip(scales) {
+        *lane *= scale;
+    }
+}
+
+/// Multiplies the weights of positions with the scales of their values, where there are any. What is past the positions that
+/// the query sees counts for nothing.
+#[inline(always)]
+fn weigh_values(scales: Option<Scales<'_>>, weights: &mut [Lanes]) {
+    if let Some(scales) = scales {
+        for (b, weights) in weights.iter_mut().enumerate() {
+            scale(weights, &scales.values.block(b)[0]);
+        }
+    }
 }
 
 /// Whole groups of queries: keys and values are widened once for all of them.
@@ -132,30 +189,42 @@ fn groups<I: Isa, E: Element>(isa: I, job: &mut Attend<'_, E>, y: &mut [&mut [f3
     let lens = lens.as_chunks::<GROUP>().0;
     let sums = &mut sums[..y.len() * n_columns];
     sums.fill([0.0; 16]);
-    for (b, keys) in job.keys.chunks(2 * d).take(n_blocks.div_ceil(2)).enumerate() {
-        widen(isa, keys, wide);
+    for b in 0..n_blocks.div_ceil(2) {
+        widen(isa, job.keys.block(2 * b), &mut wide[..d]);
+        if 2 * b + 1 < n_blocks {
+            widen(isa, job.keys.block(2 * b + 1), &mut wide[d..]);
+        }
         for (g, q) in queries.iter().enumerate() {
             if lens[g].iter().all(|&len| len <= 32 * b) {
                 continue;
             }
-            // The second of the two is past the end of the cache, or of what the queries see: its products go nowhere.
+            // In the last turn the second block may be past the end: its products are not stored.
             let products = pair(isa, q, &wide[..2 * d]);
             for t in 0..GROUP {
                 let first = (g * GROUP + t) * n_blocks;
                 let scores = &mut job.scores[first + 2 * b..first + n_blocks];
-                for (products, scores) in products.iter().zip(scores) {
+                for (half, (products, scores)) in products.iter().zip(scores).enumerate() {
                     isa.store(isa.mul(products[t], isa.splat(job.scale)), scores);
+                    if let Some(scales) = &job.scales {
+                        scale(scores, &scales.keys.block(2 * b + half)[0]);
+                    }
                 }
             }
         }
     }
     let mut inverse = [0.0; QUERIES];
     for (q, inverse) in inverse[..y.len()].iter_mut().enumerate() {
-        *inverse = 1.0 / softmax(&mut job.scores[q * n_blocks..][..n_blocks], job.len[q]);
+        let scores = &mut job.scores[q * n_blocks..][..n_blocks];
+        *inverse = 1.0 / softmax(scores, job.len[q]);
+        // Blocks past those that this query sees have weights of queries before it.
+        weigh_values(job.scales, &mut scores[..job.len[q].div_ceil(16)]);
     }
     for first in (0..longest).step_by(WIDE.1) {
         let end = longest.min(first + WIDE.1);
-        widen(isa, &job.values[first * n_columns..end * n_columns], wide);
+        for at in (first..end).step_by(16) {
+            let rows = &job.values.block(at / 16)[..(end - at).min(16) * n_columns];
+            widen(isa, rows, &mut wide[(at - first) * n_columns..]);
+        }
         for (g, lens) in lens.iter().enumerate() {
             let mut weights = [[0.0; WIDE.1]; GROUP];
             let mut n = [0; GROUP];
@@ -307,35 +376,36 @@ struct Values<'a, E> {
     stride: usize,
 }
 
-impl<'a, E> Values<'a, E> {
-    /// `W` groups of each row from row `first` on.
-    #[inline(always)]
-    fn columns<const W: usize>(self, first: usize, column: usize) -> impl Iterator<Item = &'a [[E; 16]; W]> {
-        let rows = self.rows[first * self.stride..].chunks_exact(self.stride);
-        rows.filter_map(move |row| row[column..].first_chunk())
-    }
-}
-
 /// Columns `16 column ..` of `W` groups of the values, weighted and added up in the order of positions.
 #[inline(always)]
 fn weigh<I: Isa, E: Element, const T: usize, const W: usize>(
     isa: I,
     weights: [&[f32]; T],
     inverse: [f32; T],
-    values: Values<'_, E>,
+    values: Paged<'_, [E; 16]>,
     column: usize,
     y: &mut [&mut [f32]],
 ) {
+    let n_columns = values.width / 16;
     let common = weights.iter().map(|weights| weights.len()).min().unwrap_or(0);
     let mut sums = [[isa.splat(0.0); W]; T];
-    let shared: [&[f32]; T] = std::array::from_fn(|t| &weights[t][..common]);
-    for (j, row) in values.columns::<W>(0, column).take(common).enumerate() {
-        for w in 0..W {
-            let values = E::load(isa, &row[w]);
-            for t in 0..T {
-                sums[t][w] = isa.mul_add(isa.splat(shared[t][j]), values, sums[t][w]);
+    let mut first = 0;
+    while first < common {
+        let n = (common - first).min(16);
+        let shared: [&[f32]; T] = std::array::from_fn(|t| &weights[t][first..first + n]);
+        let rows = values.block(first / 16).chunks_exact(n_columns);
+        for (j, row) in rows.take(n).enumerate() {
+            let Some(row): Option<&[[E; 16]; W]> = row[column..].first_chunk() else {
+                break;
+            };
+            for w in 0..W {
+                let values = E::load(isa, &row[w]);
+                for t in 0..T {
+                    sums[t][w] = isa.mul_add(isa.splat(shared[t][j]), values, sums[t][w]);
+                }
             }
         }
+        first += n;
     }
     // Through memory: were the loop below to index `sums`, they would stay in memory in the loop above.
     let mut stored = [[[0.0; 16]; W]; T];
@@ -347,7 +417,9 @@ fn weigh<I: Isa, E: Element, const T: usize, const W: usize>(
     for ((stored, y), (weights, inverse)) in stored.iter().zip(y).zip(weights.into_iter().zip(inverse)) {
         // Later tokens of a prompt see a few positions more.
         let mut sums: [I::Lanes; W] = std::array::from_fn(|w| isa.load(&stored[w]));
-        for (&weight, row) in weights[common..].iter().zip(values.columns::<W>(common, column)) {
+        for j in common..weights.len() {
+            let row = &values.block(j / 16)[j % 16 * n_columns + column..];
+            let weight = weights[j];
             for w in 0..W {
                 sums[w] = isa.mul_add(isa.splat(weight), E::load(isa, &row[w]), sums[w]);
             }

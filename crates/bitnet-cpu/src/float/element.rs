@@ -14,6 +14,8 @@ pub(crate) trait Element: Plain + Default {
 
 /// An element type that f32 can be rounded to.
 pub(crate) trait Narrow: Element {
+    /// Whether a row is kept as multiples of a scale of its own.
+    const SCALED: bool;
     /// The nearest element, ties to even.
     fn narrow(x: f32) -> Self;
 }
@@ -31,6 +33,8 @@ impl Element for Bf16 {
 }
 
 impl Narrow for Bf16 {
+    const SCALED: bool = false;
+
     #[inline(always)]
     fn narrow(x: f32) -> Self {
         Bf16::narrow(x)
@@ -62,8 +66,31 @@ impl Element for f32 {
 }
 
 impl Narrow for f32 {
+    const SCALED: bool = false;
+
     #[inline(always)]
     fn narrow(x: f32) -> Self {
         x
+    }
+}
+
+impl Element for i8 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from(self)
+    }
+
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, x: &[Self; 16]) -> I::Lanes {
+        isa.load_i8(x)
+    }
+}
+
+impl Narrow for i8 {
+    const SCALED: bool = true;
+
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        x.round_ties_even() as i8
     }
 }

@@ -20,7 +20,7 @@ mod ternary;
 
 use bitnet_layout::row_tiles::Group;
 
-pub(crate) use attend::{Attend, QUERIES, ROOM};
+pub(crate) use attend::{Attend, Paged, QUERIES, ROOM, Scales};
 pub(crate) use dense::{TOKENS, Weights};
 pub(crate) use element::{Element, Narrow};
 pub(crate) use finish::{Finish, Sums};
@@ -131,6 +131,8 @@ functions! {
     attend_bf16 = attend::attend: (job: Attend<'_, Bf16>, y: &mut [&mut [f32]]);
     /// Attention of up to [`QUERIES`] queries over the same keys and values, as f32.
     attend_f32 = attend::attend: (job: Attend<'_, f32>, y: &mut [&mut [f32]]);
+    /// Attention of up to [`QUERIES`] queries over the same keys and values, as 8-bit integers.
+    attend_int8 = attend::attend: (job: Attend<'_, i8>, y: &mut [&mut [f32]]);
 }
 
 #[cfg(test)]
@@ -275,12 +277,22 @@ mod tests {
                 let mut scores = vec![[f32::NAN; 16]; QUERIES * n_blocks];
                 let mut y = vec![vec![f32::NAN; d]; n];
                 let mut slices: Vec<&mut [f32]> = y.iter_mut().map(Vec::as_mut_slice).collect();
-                let (keys, values, scores) = (&keys[..], &values[..], &mut scores[..]);
+                let scores = &mut scores[..];
+                // One page.
+                let paged = |lanes, width| Paged {
+                    lanes,
+                    table: &[0],
+                    shift: usize::BITS - 1,
+                    stride: 0,
+                    first: 0,
+                    width,
+                };
                 let job = Attend {
                     q: &q[..n],
                     len: &lens[..n],
-                    keys,
-                    values,
+                    keys: paged(&keys[..], d),
+                    values: paged(&values[..], 16 * n_columns),
+                    scales: None,
                     scale: 0.1,
                     scores,
                     room: &mut vec![[f32::NAN; 16]; ROOM],

@@ -1,7 +1,7 @@
 mod source;
 
 use super::*;
-use crate::{ActQuant, Activation, Dense, DenseDtype, Session};
+use crate::{ActQuant, Activation, Dense, DenseDtype, Pages, Run as PageRun, Seq, Session};
 use source::{Random, RandomDense, model};
 
 /// The models that the tests below run: every branch of the back end.
@@ -334,6 +334,47 @@ fn bad_requests_are_errors_that_name_the_fault() {
 }
 
 #[test]
+fn pages_are_found_shared_and_copied() {
+    let source = model(|_| ());
+    let options = CpuOptions {
+        page: 16,
+        ..options(None, 2)
+    };
+    let mut backend = CpuBackend::new(&source, options).unwrap();
+    let mut pages = Pages::new(backend.spec());
+    let (_, ids) = prompt(36, source.config.vocab, 0);
+    let mut last = |pages: &mut Pages, seq: &Seq, ids: &[u32]| {
+        let mut logits = Vec::new();
+        for ids in ids.chunks(32) {
+            let batch = pages.batch(&[PageRun { seq, ids }]).unwrap();
+            logits = backend
+                .step(&batch, Want::Logits(&[ids.len() - 1]))
+                .unwrap()
+                .to_vec();
+        }
+        logits
+    };
+    let (a, found) = pages.open(&ids, 0);
+    assert_eq!(found, 0);
+    let alone = last(&mut pages, &a, &ids);
+    pages.close(a, true);
+    let (b, found) = pages.open(&ids, 0);
+    assert_eq!(found, 32);
+    assert_eq!(last(&mut pages, &b, &ids[32..]), alone);
+    // Two go on from the same place, in copies of the page that they shared.
+    let c = pages.fork(&b);
+    let next = last(&mut pages, &b, &[7]);
+    assert_eq!(last(&mut pages, &c, &[7]), next);
+    pages.rewind(&c, 35);
+    assert_eq!(last(&mut pages, &c, &ids[35..]), alone);
+    pages.rewind(&b, 35);
+    assert_eq!(last(&mut pages, &b, &ids[35..]), alone);
+    pages.close(b, true);
+    pages.close(c, true);
+    pages.check().unwrap();
+}
+
+#[test]
 fn a_batch_of_another_back_end_is_refused() {
     let source = model(|_| ());
     let mut backend = CpuBackend::new(&source, options(None, 1)).unwrap();
@@ -358,14 +399,22 @@ fn what_cannot_be_built_is_an_error() {
         assert!(error.to_string().contains(message), "{error}");
     };
     let source = model(|_| ());
+    let memory = "not enough memory for keys and values";
     let huge = |context, n_seqs| CpuOptions {
         context,
         n_seqs,
         ..options(None, 1)
     };
-    check(&source, huge(usize::MAX, 1), "KV cache");
-    check(&source, huge(1 << 50, 1), "lower --ctx-size");
-    check(&source, huge(1 << 20, usize::MAX / 2), "KV cache");
+    check(&source, huge(usize::MAX, 1), memory);
+    check(&source, huge(1 << 50, 1), memory);
+    check(
+        &source,
+        CpuOptions {
+            page: 48,
+            ..options(None, 1)
+        },
+        "positions of a page",
+    );
     check(&source, huge(0, 1), "context");
     check(
         &source,

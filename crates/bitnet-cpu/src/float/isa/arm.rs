@@ -55,6 +55,20 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
+    fn load_i8(self, x: &[i8; 16]) -> [float32x4_t; 4] {
+        // SAFETY: `self` proves NEON, and each half of `x` is 8 readable bytes.
+        unsafe {
+            let [low, high] = [vld1_s8(x.as_ptr()), vld1_s8(x.as_ptr().add(8))].map(|x| vmovl_s8(x));
+            [
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))),
+                vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+                vcvtq_f32_s32(vmovl_s16(vget_high_s16(high))),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn load_codes(self, words: &[u32; 16], shift: u32) -> [float32x4_t; 4] {
         // SAFETY: `self` proves NEON, and each quarter of `words` is 16 readable bytes.
         std::array::from_fn(|q| unsafe {

@@ -28,6 +28,8 @@ pub(crate) trait Isa: Copy {
     fn load_bf16(self, x: &[Bf16; 16]) -> Self::Lanes;
     /// IEEE half, widened.
     fn load_f16(self, x: &[F16; 16]) -> Self::Lanes;
+    /// 8-bit integers, widened.
+    fn load_i8(self, x: &[i8; 16]) -> Self::Lanes;
     /// The ternary values in bits `shift..shift + 2` of each word: the code less 1.
     fn load_codes(self, words: &[u32; 16], shift: u32) -> Self::Lanes;
     /// Integers less `less`, rounded.
@@ -87,6 +89,11 @@ impl Isa for Portable {
     #[inline(always)]
     fn load_f16(self, x: &[F16; 16]) -> [f32; 16] {
         x.map(F16::widen)
+    }
+
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; 16]) -> [f32; 16] {
+        x.map(f32::from)
     }
 
     #[inline(always)]

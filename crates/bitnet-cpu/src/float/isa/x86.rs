@@ -62,6 +62,12 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    fn load_i8(self, x: &[i8; 16]) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F, and `x` is 16 readable bytes.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
     fn load_codes(self, words: &[u32; 16], shift: u32) -> __m512 {
         // SAFETY: `self` proves AVX-512 F, and `words` is 64 readable bytes.
         unsafe {
@@ -172,6 +178,19 @@ impl Isa for Avx2 {
             [
                 _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())),
                 _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(8).cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; 16]) -> [__m256; 2] {
+        // SAFETY: `self` proves AVX2, and `x` is 16 readable bytes.
+        unsafe {
+            let x = _mm_loadu_si128(x.as_ptr().cast());
+            let high = _mm_srli_si128::<8>(x);
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
             ]
         }
     }

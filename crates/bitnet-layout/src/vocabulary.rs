@@ -1,4 +1,4 @@
-//! One token to compute, as the host and both kinds of device name it.
+//! What host and devices call the same things by.
 
 /// A vocabulary index at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,7 +5,7 @@ mod file_order;
 mod fixtures;
 mod gpu_check;
 mod ptx;
-mod test_neon;
+mod test_target;
 
 use clap::Parser;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ enum Task {
     BuildPtx(ptx::Args),
     Fixtures(fixtures::Args),
     GpuCheck(gpu_check::Args),
-    TestNeon(test_neon::Args),
+    TestTarget(test_target::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -32,7 +32,7 @@ fn main() -> anyhow::Result<()> {
         Task::BuildPtx(args) => ptx::run(&args),
         Task::Fixtures(args) => fixtures::run(&args),
         Task::GpuCheck(args) => gpu_check::run(&args),
-        Task::TestNeon(args) => test_neon::run(&args),
+        Task::TestTarget(args) => test_target::run(&args),
     }
 }
 

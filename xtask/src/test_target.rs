@@ -1,0 +1,173 @@
+//! Builds the program for other systems than this one and runs tests in what stands in for them: AArch64 Linux in
+//! qemu, Windows in wine. macOS is checked as far as a compiler without Apple's SDK can.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::ptx::toolchain;
+use crate::{cargo, workspace_root};
+
+/// Build and test the program for another system: in qemu, in wine, or as far as its types go.
+///
+/// Builds the standard library for that target, so it needs a compiler with rust-src, like build-ptx.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// For which system
+    system: System,
+}
+
+/// A system that the program is built for.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum System {
+    /// aarch64-unknown-linux-gnu in qemu-user: every NEON path
+    Aarch64,
+    /// x86_64-pc-windows-gnu in wine: the program
+    Windows,
+    /// aarch64-apple-darwin; nothing is linked or run
+    Darwin,
+}
+
+/// Dependencies are not optimized, as they are in the workspace's own builds: compiling them is most of the work here.
+const LEAN: [&str; 2] = [
+    r#"profile.dev.package."*".opt-level = 0"#,
+    r#"profile.dev.package.bitnet-kernels.opt-level = 0"#,
+];
+
+impl System {
+    fn target(self) -> &'static str {
+        match self {
+            Self::Aarch64 => "aarch64-unknown-linux-gnu",
+            Self::Windows => "x86_64-pc-windows-gnu",
+            Self::Darwin => "aarch64-apple-darwin",
+        }
+    }
+
+    /// What is run: on AArch64 every code path of the processor, on Windows the program as its users run it.
+    fn tests(self) -> &'static [&'static str] {
+        match self {
+            Self::Aarch64 => &["--package", "bitnet-cpu", "--lib"],
+            Self::Windows => &WINDOWS_TESTS,
+            Self::Darwin => &[],
+        }
+    }
+
+    /// Programs besides the compiler, with an argument that makes each do nothing, and Debian's packages of them.
+    fn tools(self) -> (&'static [[&'static str; 2]], &'static str) {
+        match self {
+            Self::Aarch64 => (
+                &[
+                    ["aarch64-linux-gnu-gcc", "--version"],
+                    ["qemu-aarch64", "--version"],
+                ],
+                "gcc-aarch64-linux-gnu qemu-user",
+            ),
+            Self::Windows => (
+                &[["x86_64-w64-mingw32-gcc", "--version"], [WINE, "--version"]],
+                "gcc-mingw-w64-x86-64-win32 wine64",
+            ),
+            Self::Darwin => (&[], ""),
+        }
+    }
+}
+
+/// Among them the reference models, and the demo model on every path of the processor. The others are about Unix.
+#[rustfmt::skip]
+const WINDOWS_TESTS: [&str; 14] = [
+    "--package", "bitnet-cli", "--test", "cli", "--test", "doctor", "--test", "no_model", "--test", "settings", "--test", "demo", "--test",
+    "convert",
+];
+
+/// Without the script around it, which asks for a 32-bit wine on stderr.
+const WINE: &str = "/usr/lib/wine/wine64";
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let (tools, packages) = args.system.tools();
+    for [tool, argument] in tools {
+        let found = Command::new(tool).arg(argument).output();
+        let output = found
+            .with_context(|| format!("{tool} cannot be run; install it: sudo apt-get install {packages}"))?;
+        ensure!(
+            output.status.success(),
+            "{tool} {argument} failed: {}",
+            output.status
+        );
+    }
+    let toolchain = toolchain::find(None, None)?;
+    // Another compiler's output must not replace the workspace's own.
+    let folder = workspace_root().join("target/cross");
+    let cross = |verb: &str, what: &[&str]| -> Result<()> {
+        let mut command = Command::new(cargo());
+        command
+            .current_dir(workspace_root())
+            .args([verb, "-Zbuild-std", "--target", args.system.target()])
+            .args(LEAN.iter().flat_map(|setting| ["--config", setting]))
+            .args(what)
+            .env("RUSTC", &toolchain.rustc)
+            // A stable compiler refuses -Z without it.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("CARGO_TARGET_DIR", &folder);
+        match args.system {
+            System::Aarch64 => aarch64(&mut command),
+            System::Windows => windows(&mut command, &folder),
+            System::Darwin => darwin(&mut command),
+        }
+        let status = command.status().context("cargo cannot be run")?;
+        ensure!(status.success(), "cargo {verb} {} failed", what.join(" "));
+        Ok(())
+    };
+    match args.system {
+        System::Darwin => cross("check", &["--package", "bitnet-cli", "--no-default-features"]),
+        System::Aarch64 => cross("test", args.system.tests()),
+        System::Windows => {
+            stand_in(&folder)?;
+            cross("test", args.system.tests())
+        }
+    }
+}
+
+fn aarch64(command: &mut Command) {
+    // "max" has the dot product extension, so both paths are tested.
+    let runner = "qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu";
+    command
+        .env(
+            "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER",
+            "aarch64-linux-gnu-gcc",
+        )
+        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", runner);
+}
+
+fn windows(command: &mut Command, folder: &Path) {
+    command
+        .env("CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER", WINE)
+        .env("WINEPREFIX", folder.join("wine"))
+        // What wine itself has to say, and the installers that it offers a new user.
+        .env("WINEDEBUG", "-all")
+        .env("WINEDLLOVERRIDES", "mscoree,mshtml,winemenubuilder.exe=")
+        .env("WINEPATH", folder.join("stand-in"));
+}
+
+/// Builds the library that Windows has and wine 8 lacks.
+fn stand_in(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder.join("stand-in"))?;
+    let status = Command::new("x86_64-w64-mingw32-gcc")
+        .args(["-shared", "-O2", "-Wall", "-Werror", "-o"])
+        .arg(folder.join("stand-in/bcryptprimitives.dll"))
+        .arg(workspace_root().join("tools/wine/bcryptprimitives.c"))
+        .arg("-ladvapi32")
+        .status()?;
+    ensure!(
+        status.success(),
+        "the stand-in for bcryptprimitives.dll was not built"
+    );
+    Ok(())
+}
+
+fn darwin(command: &mut Command) {
+    // The C code of dependencies needs Apple's headers. It has no part in what is checked.
+    command
+        .env("CC_aarch64_apple_darwin", "true")
+        .env("AR_aarch64_apple_darwin", "true")
+        .env("SDKROOT", "/");
+}

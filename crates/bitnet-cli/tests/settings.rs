@@ -46,7 +46,14 @@ fn what_is_nearer_wins() {
     let mut command = bitnet();
     command
         .env_remove("BITNET_CONFIG")
-        .env("XDG_CONFIG_HOME", folder.path())
+        .env(
+            if cfg!(windows) {
+                "APPDATA"
+            } else {
+                "XDG_CONFIG_HOME"
+            },
+            folder.path(),
+        )
         .args(["generate", "-p", "The"]);
     let output = command.output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");

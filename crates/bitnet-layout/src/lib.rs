@@ -13,12 +13,13 @@ pub mod act;
 pub mod random;
 pub mod words;
 
-pub mod gguf;
 pub mod hf;
 pub mod mma_tile;
 pub mod reference;
 pub mod reference_tile;
 pub mod row_tiles;
+
+pub mod gguf;
 
 pub use vocabulary::Token;
 

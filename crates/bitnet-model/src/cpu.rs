@@ -1,8 +1,9 @@
 //! The CPU back end: a model's weights in the hands of [`bitnet_cpu`], which knows no model.
 
-mod head;
 mod linear;
 mod scratch;
+
+mod head;
 #[cfg(test)]
 mod tests;
 

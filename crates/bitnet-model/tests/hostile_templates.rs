@@ -145,6 +145,7 @@ fn sources_too_deep_or_too_long() {
     let around = |open: &str, close: &str| format!("{{{{ {}1{} }}}}", many(open), many(close));
     let sources = [
         format!("{{{{ 1{} }}}}", many(" + 1")),
+        format!("{{{{ 1{} }}}}", many("~1")),
         format!("{{{{ 1{} }}}}", many(" - 1")),
         format!("{{{{ 1{} }}}}", many(" * 1")),
         format!("{{{{ 1{} }}}}", many(" ** 1")),

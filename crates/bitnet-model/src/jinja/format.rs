@@ -175,7 +175,10 @@ pub(super) fn percent(text: &str, args: &Value, vm: &Interpreter<'_>) -> Res<Val
     }
     if next.next().is_some()
         && !used_names
-        && !matches!(args, Value::Dict(_) | Value::List(_) | Value::Undefined(_))
+        && !matches!(
+            args,
+            Value::Dict(_) | Value::List(_) | Value::Range(_) | Value::Undefined(_)
+        )
     {
         return fail("not all arguments converted during string formatting");
     }

@@ -190,13 +190,6 @@ impl<'t> Interpreter<'t> {
             }
             items = kept;
         }
-        if items.is_empty() {
-            let captures = self.captures;
-            let inner = self.open(scope, scope_level)?;
-            let flow = self.body(&node.otherwise, inner, out)?;
-            self.close(inner, captures);
-            return Ok(flow);
-        }
         let depth = self.budget.deeper(items.iter())?;
         if node.recursive {
             self.captures += 1;
@@ -209,6 +202,7 @@ impl<'t> Interpreter<'t> {
             changed: RefCell::new(None),
             recursive: node.recursive.then_some((index, scope)),
         });
+        let mut has_ended = false;
         for (at, item) in state.items.iter().enumerate() {
             state.index.set(at);
             let captures = self.captures;
@@ -217,11 +211,20 @@ impl<'t> Interpreter<'t> {
             self.set_named(inner, "loop", Value::Loop(state.clone()))?;
             let flow = self.body(&node.body, inner, out)?;
             self.close(inner, captures);
+            has_ended |= flow == Flow::Next;
             if flow == Flow::Break {
                 break;
             }
         }
-        Ok(Flow::Next)
+        // As in Jinja2, `else` comes after a loop of which no turn has reached its end, be it by break or continue.
+        if has_ended || node.otherwise.is_empty() {
+            return Ok(Flow::Next);
+        }
+        let captures = self.captures;
+        let inner = self.open(scope, scope_level)?;
+        let flow = self.body(&node.otherwise, inner, out)?;
+        self.close(inner, captures);
+        Ok(flow)
     }
 
     fn assign(&mut self, target: &Target, value: Value, scope: usize) -> Res<()> {

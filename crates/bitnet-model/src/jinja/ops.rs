@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::rc::Rc;
 
 use super::budget::{Budget, Res, fail};
-use super::value::{Key, Value};
+use super::value::{Key, Range, Value};
 
 /// `a == b`.
 pub(super) fn equal(a: &Value, b: &Value, budget: &Budget) -> Res<bool> {
@@ -156,8 +156,8 @@ pub(super) fn contains(haystack: &Value, needle: &Value, budget: &Budget) -> Res
     }
 }
 
-/// Where a slice of a sequence of `len` goes: its indices.
-fn slice_indices(len: usize, start: &Value, stop: &Value, step: &Value) -> Res<Vec<usize>> {
+/// Where a slice of a sequence of `len` begins and ends, and its step: Python's `slice.indices`.
+fn slice_bounds(len: usize, start: &Value, stop: &Value, step: &Value) -> Res<(i128, i128, i128)> {
     let part = |value: &Value| match (value, value.as_int()) {
         (Value::None, _) => Ok(None),
         (_, Some(n)) => Ok(Some(n)),
@@ -178,6 +178,12 @@ fn slice_indices(len: usize, start: &Value, stop: &Value, step: &Value) -> Res<V
     };
     let start = start.map_or(if step > 0 { 0 } else { len - 1 }, bound);
     let stop = stop.map_or(if step > 0 { len } else { -1 }, bound);
+    Ok((start, stop, step))
+}
+
+/// The indices of a slice.
+fn slice_indices(len: usize, start: &Value, stop: &Value, step: &Value) -> Res<Vec<usize>> {
+    let (start, stop, step) = slice_bounds(len, start, stop, step)?;
     let mut indices = Vec::new();
     let mut at = start;
     while if step > 0 { at < stop } else { at > stop } {
@@ -216,8 +222,12 @@ pub(super) fn slice(value: &Value, start: &Value, stop: &Value, step: &Value, bu
             budget.text(indices.into_iter().map(|at| chars[at]).collect::<String>())
         }
         Value::Range(range) => {
-            let indices = slice_indices(range.len(), start, stop, step)?;
-            budget.list(indices.into_iter().map(|at| Value::Int(range.at(at))).collect())
+            let (first, last, by) = slice_bounds(range.len(), start, stop, step)?;
+            let by = i128::from(range.step).saturating_mul(by);
+            match (range.at_place(first), range.at_place(last), i64::try_from(by)) {
+                (Ok(start), Ok(stop), Ok(step)) => Ok(Value::Range(Range { start, stop, step })),
+                _ => fail("a range becomes too large"),
+            }
         }
         Value::Undefined(message) => fail(&**message),
         other => fail(format!("'{}' object is not subscriptable", other.type_name())),

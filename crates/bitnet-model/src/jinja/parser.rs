@@ -150,6 +150,14 @@ impl Parser {
         Ok(())
     }
 
+    /// Refuses chains of one operator, or of `elif`, that Python could not compile either.
+    fn check_chain(&self, len: usize) -> Res<()> {
+        if len > usize::from(DEPTH) {
+            return self.fail("an expression or condition of the template is too long");
+        }
+        Ok(())
+    }
+
     fn symbol(&mut self, name: &str) -> Name {
         for uses in &mut self.uses {
             uses.caller |= name == "caller";
@@ -346,6 +354,7 @@ impl Parser {
             let test = self.tuple(false, &[], false)?;
             let (body, word) = self.statements(&["elif", "else", "endif"])?;
             branches.push((test, body));
+            self.check_chain(branches.len())?;
             if word == "else" {
                 otherwise = self.statements(&["endif"])?.0;
             }
@@ -607,6 +616,7 @@ impl Parser {
         while self.skip_op("~") {
             parts.push(self.product()?);
         }
+        self.check_chain(parts.len())?;
         self.node(line, Kind::Concat(parts))
     }
 

@@ -71,6 +71,11 @@ impl Range {
         }
     }
 
+    /// The number at a place that may be outside.
+    pub(super) fn at_place(&self, place: i128) -> Result<i64, std::num::TryFromIntError> {
+        i64::try_from(i128::from(self.start).saturating_add(i128::from(self.step).saturating_mul(place)))
+    }
+
     pub(super) fn at(&self, index: usize) -> i128 {
         i128::from(self.start) + i128::from(self.step) * index as i128
     }

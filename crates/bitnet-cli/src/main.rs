@@ -27,6 +27,7 @@ mod list;
 mod pull;
 mod settings;
 
+mod batch;
 mod bench;
 mod doctor;
 mod embed;
@@ -76,6 +77,7 @@ struct Cli {
 enum Command {
     Chat(generate::ChatArgs),
     Generate(generate::Args),
+    Batch(batch::Args),
     Pull(pull::Args),
     List(list::Args),
     Rm(rm::Args),
@@ -102,6 +104,7 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Chat(args) => generate::chat(args),
         Command::Generate(args) => generate::run(args),
+        Command::Batch(args) => batch::run(args),
         Command::Pull(args) => pull::run(args),
         Command::List(args) => list::run(args),
         Command::Rm(args) => rm::run(args),

@@ -42,6 +42,14 @@ impl Bar {
         )
     }
 
+    /// A bar for `what`, measured in requests.
+    pub(crate) fn requests(what: &'static str) -> Self {
+        Self::new(
+            what,
+            "{prefix} [{bar:20}] {pos}/{len}, {per_sec} eta {eta} {wide_msg}",
+        )
+    }
+
     fn new(what: impl Into<Cow<'static, str>>, template: &'static str) -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
         let style = ProgressStyle::with_template(template);

@@ -296,8 +296,9 @@ impl Model {
         Scheduler::new(self.backend, self.tokenizer.as_ref(), options)
     }
 
-    /// As [`Model::into_scheduler`], with the chat template for those who ask.
-    pub(crate) fn into_parts(self, options: ScheduleOptions) -> (Scheduler<'static>, Option<ChatTemplate>) {
+    /// As [`Model::into_scheduler`], with the chat template for those who make prompts.
+    #[must_use]
+    pub fn into_parts(self, options: ScheduleOptions) -> (Scheduler<'static>, Option<ChatTemplate>) {
         let scheduler = Scheduler::new(self.backend, self.tokenizer.as_ref(), options);
         (scheduler, self.chat)
     }

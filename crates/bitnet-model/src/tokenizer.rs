@@ -226,7 +226,8 @@ impl Tokenizer {
 
     /// The bytes of a token, or `None` where the vocabulary is not byte-level: there a token's text depends on its
     /// neighbors. An id without a token has no bytes.
-    pub(crate) fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         if !self.byte_level {
             return None;
         }

@@ -178,8 +178,8 @@ impl Scheduler<'_> {
 
     /// Gives the device as many steps as it may go ahead.
     fn give_steps(&mut self) -> Result<()> {
-        let has_prompts = !self.waiting.is_empty() || self.running.iter().any(|s| s.seated.is_none());
-        let ahead = if has_prompts { AHEAD_OF_PROMPTS } else { AHEAD }.min(self.device.lookahead);
+        let has_others = self.running.iter().any(|s| s.seated.is_none() && !s.is_paused);
+        let ahead = if has_others { AHEAD_OF_PROMPTS } else { AHEAD }.min(self.device.lookahead);
         let unread = self.device.unread();
         // Half of them at a time, so that the device never waits for more.
         if unread > ahead / 2 {

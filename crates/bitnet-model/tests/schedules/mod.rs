@@ -218,18 +218,12 @@ pub(crate) fn check(seed: u64, most: usize, single: &mut dyn Backend, shared: &m
     let spec = shared.spec();
     let (vocab, max_batch) = (spec.config.vocab, spec.max_batch);
     let context = spec.context.min(spec.page * spec.n_pages);
-    // Without pages smaller than a sequence there is nothing to share.
-    let has_pages = spec.page < spec.context;
     let bases: Vec<Vec<u32>> = (0..3)
         .map(|_| (0..context).map(|_| rng.range(0, vocab) as u32).collect())
         .collect();
     let n = rng.range(1, most + 1);
     let all: Vec<Asked> = (0..n)
         .map(|_| Asked::random(&mut rng, vocab, &bases, context))
-        .map(|asked| Asked {
-            n: if has_pages { asked.n } else { 1 },
-            ..asked
-        })
         .collect();
     let options = ScheduleOptions {
         budget: if rng.once_in(3) {

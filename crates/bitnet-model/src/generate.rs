@@ -147,6 +147,7 @@ impl<'m> Generator<'m> {
         let options = ScheduleOptions {
             // Whoever gave all the prompts waits for all the answers.
             chunk: Some(usize::MAX),
+            keeps_last: true,
             ..ScheduleOptions::default()
         };
         Self {

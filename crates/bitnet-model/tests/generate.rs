@@ -189,12 +189,12 @@ fn what_two_prompts_share_is_computed_once() {
     let mut generator = Generator::new(&mut backend, None, None);
     let first = run(&mut generator, Prompt::Ids(&[1, 2, 3]), &greedy(3));
     assert_eq!(first.ids, [6, 12, 24]);
-    // The last token chosen was never computed, and whole pages of two are kept.
+    // The last token chosen was never computed.
     let turn = [1, 2, 3, 6, 12, 24, 7];
     let second = run(&mut generator, Prompt::Ids(&turn), &greedy(2));
     assert_eq!(
         (second.timings.reused_tokens, second.timings.prefill_tokens),
-        (4, 3)
+        (5, 2)
     );
     assert_eq!(second.ids, [55, 110]);
     let again = run(&mut generator, Prompt::Ids(&turn), &greedy(2));
@@ -362,8 +362,8 @@ fn the_callback_ends_it_between_batches_and_tokens() {
         )
     };
     assert_eq!(prompt(1), (0, 5, vec![]));
-    // What was computed before counts; two more events: a batch of eight is 5 + 3, then tokens.
-    assert_eq!(prompt(4), (4, 8, vec![2, 3]));
+    // What was computed before counts; two more events: a batch of seven is 5 + 2, then tokens.
+    assert_eq!(prompt(4), (5, 7, vec![2, 3]));
 }
 
 #[test]

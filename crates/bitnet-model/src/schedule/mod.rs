@@ -20,7 +20,7 @@ use sequence::Sequence;
 use speculate::Pace;
 
 use crate::error::{Error, Result};
-use crate::pages::Pages;
+use crate::pages::{Pages, Seq};
 use crate::tokenizer::Tokenizer;
 use crate::transformer::Backend;
 
@@ -48,6 +48,9 @@ pub struct ScheduleOptions {
     pub max_overtaken: usize,
     /// When guesses are computed.
     pub drafts: Drafts,
+    /// Keeps all of what was computed last, not its whole pages alone, while nobody needs the memory: for a conversation, whose next
+    /// turn begins with it.
+    pub keeps_last: bool,
 }
 
 impl Default for ScheduleOptions {
@@ -58,6 +61,7 @@ impl Default for ScheduleOptions {
             max_running: usize::MAX,
             max_overtaken: 64,
             drafts: Drafts::Paying,
+            keeps_last: false,
         }
     }
 }
@@ -132,6 +136,8 @@ pub struct Scheduler<'b> {
     waiting: Vec<Sequence>,
     /// By rank. Between steps each holds pages.
     running: Vec<Sequence>,
+    /// What was computed last, and its salt: see [`ScheduleOptions::keeps_last`].
+    last: Option<(Seq, u64)>,
     events: Vec<(Id, Event)>,
     next_id: u64,
     /// Whether the last step had no place for prompts.
@@ -165,6 +171,7 @@ impl<'b> Scheduler<'b> {
             options,
             waiting: Vec::new(),
             running: Vec::new(),
+            last: None,
             events: Vec::new(),
             next_id: 0,
             prompts_passed_over: false,
@@ -341,11 +348,15 @@ impl<'b> Scheduler<'b> {
                 at += 1;
                 continue;
             }
-            let (pages, found) = self.pages.open(&sequence.text, sequence.salt);
+            let (pages, found) = self.open(at);
+            let sequence = &self.waiting[at];
             let needed = (sequence.text.len() + 1).div_ceil(page) - found / page;
             // One page for each that runs, so that newcomers are not set back at once.
             if !self.running.is_empty() && self.pages.n_available() < needed + self.running.len() {
                 self.pages.close(pages, false);
+                if self.forget_last() {
+                    continue;
+                }
                 return;
             }
             let mut sequence = self.waiting.remove(at);
@@ -365,6 +376,40 @@ impl<'b> Scheduler<'b> {
             self.waiting.sort_by_key(Sequence::rank);
             self.run(sequence);
         }
+    }
+
+    /// Pages for `waiting[at]`, and how much of its text is there: what was computed last, or whole pages of anybody.
+    fn open(&mut self, at: usize) -> (Seq, usize) {
+        let sequence = &self.waiting[at];
+        let (pages, found) = self.pages.open(&sequence.text, sequence.salt);
+        let Some((last, salt)) = self.last.take() else {
+            return (pages, found);
+        };
+        // The last token is always computed: somebody wants its logits.
+        let text = &sequence.text[..sequence.text.len() - 1];
+        let same = self
+            .pages
+            .ids(&last)
+            .iter()
+            .zip(text)
+            .take_while(|(a, b)| a == b)
+            .count();
+        if salt != sequence.salt || same <= found {
+            self.last = Some((last, salt));
+            return (pages, found);
+        }
+        self.pages.close(pages, false);
+        self.pages.rewind(&last, same);
+        (last, same)
+    }
+
+    /// Gives back the pages of what was computed last; whole ones stay findable. False where there is nothing.
+    fn forget_last(&mut self) -> bool {
+        let Some((last, _)) = self.last.take() else {
+            return false;
+        };
+        self.pages.close(last, true);
+        true
     }
 
     /// Whether somebody is about to compute pages that a waiting sequence could share.
@@ -404,6 +449,9 @@ impl<'b> Scheduler<'b> {
                 Err(Error::OutOfPages { .. }) => {}
                 Err(error) => return Err(error),
             }
+            if self.forget_last() {
+                continue;
+            }
             let holders = self.running.iter().enumerate().filter(|(_, s)| s.pages.is_some());
             let last = holders
                 .max_by_key(|(_, s)| (s.is_paused, s.rank()))
@@ -430,8 +478,15 @@ impl<'b> Scheduler<'b> {
             return;
         }
         sequence.is_done = true;
+        let salt = sequence.salt;
         if let Some(pages) = sequence.pages.take() {
-            self.pages.close(pages, true);
+            if self.options.keeps_last {
+                if let Some((before, _)) = self.last.replace((pages, salt)) {
+                    self.pages.close(before, true);
+                }
+            } else {
+                self.pages.close(pages, true);
+            }
         }
         if let Err(error) = sequence.finish(reason, &mut self.events) {
             let id = sequence.id;
@@ -464,6 +519,7 @@ impl<'b> Scheduler<'b> {
             self.fail(id, Error::Device(error.to_string()));
         }
         self.sweep();
+        self.last = None;
         self.pages = Pages::new(self.backend.spec());
     }
 

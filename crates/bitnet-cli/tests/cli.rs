@@ -235,7 +235,7 @@ fn failures_say_what_to_do() {
     let folder = oracle("odd-shape");
     assert!(
         failure(&run("generate", Path::new("/nonexistent"), &["-p", "a"]))
-            .contains("/nonexistent: no such folder\nhint: ")
+            .contains("/nonexistent: no such file or folder\nhint: ")
     );
     let gpu = failure(&run("generate", &folder, &["-p", "a", "--device", "cuda:99"]));
     assert!(gpu.contains("NVIDIA") || gpu.contains("GPU"), "{gpu}");

@@ -81,6 +81,17 @@ impl Gpu {
 }
 
 impl Event {
+    /// Waits until the device has passed this mark; at once where it was never recorded.
+    ///
+    /// # Errors
+    /// When work before it failed.
+    pub fn wait(&self) -> Result<()> {
+        self.gpu.enter()?;
+        self.inner
+            .synchronize()
+            .map_err(|e| Error::cust("waiting for the GPU", e))
+    }
+
     /// Microseconds from `start` to this event; waits for it.
     ///
     /// # Errors

@@ -152,7 +152,11 @@ impl Gpu {
     /// When the driver cannot pin the memory.
     pub fn alloc_shared(&self, len: usize) -> Result<SharedWords> {
         self.enter()?;
-        let bytes = len.max(1) * size_of::<AtomicU32>();
+        let Some(bytes) = len.max(1).checked_mul(size_of::<AtomicU32>()) else {
+            return Err(Error::Request(format!(
+                "{len} words of pinned host memory are more than there can be"
+            )));
+        };
         let mut words = std::ptr::null_mut();
         // SAFETY: `words` is a valid place and the context is current.
         let code = unsafe { sys::cuMemAllocHost_v2(&raw mut words, bytes) };

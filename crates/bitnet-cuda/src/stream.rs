@@ -3,19 +3,18 @@
 use crate::error::{Error, Result, check};
 use crate::gpu::{Gpu, Reporting};
 use crate::graph::{Event, Graph};
-use crate::memory::{DeviceBuffer, Element};
+use crate::memory::{DeviceBuffer, Element, SharedWords};
 use bitnet_kernels::{Kernel, KernelInfo, Launch};
-use cuda_driver::sys::{self, CUresult, CUstream};
+use cuda_driver::sys::{self, CUgraph, CUresult, CUstream};
 use cuda_driver::{LaunchAttribute, launch_kernel};
 use std::cell::Cell;
+use std::ops::Range;
 
 /// How a kernel is launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaunchConfig {
     /// Grid, block and shared memory.
     pub launch: Launch,
-    /// All blocks must be resident at once: the kernel has barriers across the grid.
-    pub cooperative: bool,
     /// The kernel may start before its predecessor ends and waits for it itself (`grid_dependency_wait`). Ignored below
     /// compute capability 9.0, where that instruction does not exist and kernels follow each other as usual.
     pub programmatic_dependent: bool,
@@ -27,7 +26,6 @@ impl From<Launch> for LaunchConfig {
     fn from(launch: Launch) -> Self {
         Self {
             launch,
-            cooperative: false,
             programmatic_dependent: false,
             cluster: 1,
         }
@@ -39,13 +37,6 @@ impl LaunchConfig {
     #[must_use]
     pub const fn programmatic_dependent(mut self) -> Self {
         self.programmatic_dependent = true;
-        self
-    }
-
-    /// The same, with all blocks resident at once.
-    #[must_use]
-    pub const fn cooperative(mut self) -> Self {
-        self.cooperative = true;
         self
     }
 
@@ -125,20 +116,15 @@ impl Stream {
         self.check_launch(&K::INFO, &config, function.static_shared_bytes)?;
         self.gpu.enter()?;
         let hopper = self.gpu.properties().compute_capability >= (9, 0);
-        let mut attributes = [LaunchAttribute::cooperative(); 3];
+        let dependent =
+            (config.programmatic_dependent && hopper).then(LaunchAttribute::programmatic_dependent);
+        let cluster = (config.cluster > 1).then(|| LaunchAttribute::cluster(config.cluster));
+        let both = [dependent, cluster];
+        let mut attributes = [LaunchAttribute::cluster(1); 2];
         let mut n_attributes = 0;
-        let mut set = |attribute| {
+        for attribute in both.into_iter().flatten() {
             attributes[n_attributes] = attribute;
             n_attributes += 1;
-        };
-        if config.cooperative {
-            set(LaunchAttribute::cooperative());
-        }
-        if config.programmatic_dependent && hopper {
-            set(LaunchAttribute::programmatic_dependent());
-        }
-        if config.cluster > 1 {
-            set(LaunchAttribute::cluster(config.cluster));
         }
         let launch = cuda_driver::Launch {
             grid: config.launch.grid,
@@ -228,7 +214,42 @@ impl Stream {
             sys::cuMemcpyHtoDAsync_v2(address, source.as_ptr().cast(), size_of_val(source), self.raw())
         };
         check(code, || "copying to the GPU")?;
+        // Whatever this returns, the copy is over: a stream that cannot be waited for runs nothing any more.
         self.synchronize()
+    }
+
+    /// Copies words `from` of pinned memory to the elements of `target` from `start`, after all work given so far, and does not
+    /// wait for it. What the words are when the copy runs is what is copied.
+    ///
+    /// # Errors
+    /// When a range is outside its memory, or the device fails.
+    pub(crate) fn upload_pinned(
+        &self,
+        target: &DeviceBuffer<u32>,
+        start: usize,
+        source: &SharedWords,
+        from: Range<usize>,
+    ) -> Result<()> {
+        const WHAT: &str = "copying to the GPU";
+        let to = target.address_of(WHAT, start..start.saturating_add(from.len()))?;
+        let Some(words) = source.get(from.clone()) else {
+            return Err(Error::Range {
+                what: WHAT,
+                start: from.start,
+                end: from.end,
+                len: source.len(),
+            });
+        };
+        if words.is_empty() {
+            return Ok(());
+        }
+        self.not_capturing(WHAT)?;
+        self.gpu.enter()?;
+        // SAFETY: both ranges were checked. The driver frees neither memory while work on it is under way, and the words are
+        // atomic: that the host may store to them meanwhile is no data race.
+        let code =
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to, words.as_ptr().cast(), size_of_val(words), self.raw()) };
+        check(code, || WHAT)
     }
 
     /// A new buffer with the elements of `source`; `what` is for the error message.
@@ -298,6 +319,8 @@ impl Stream {
         if len == 0 {
             return Ok(());
         }
+        // A graph could be replayed when the buffers are gone.
+        self.not_capturing(WHAT)?;
         self.gpu.enter()?;
         // SAFETY: both ranges were checked; a buffer is freed only after the work on it.
         let code = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, len * size_of::<T>(), self.raw()) };
@@ -313,6 +336,8 @@ impl Stream {
         if target.is_empty() {
             return Ok(());
         }
+        // A graph could be replayed when the buffer is gone.
+        self.not_capturing("filling GPU memory")?;
         self.gpu.enter()?;
         let bytes = target.size_bytes() as usize;
         // SAFETY: the whole buffer; any bits are a `T`.
@@ -325,6 +350,8 @@ impl Stream {
     /// # Errors
     /// When the device fails.
     pub fn record(&self, event: &Event) -> Result<()> {
+        // A graph could be replayed when the event is gone.
+        self.not_capturing("recording an event")?;
         self.gpu.enter()?;
         event
             .inner
@@ -343,12 +370,9 @@ impl Stream {
         // SAFETY: the stream belongs to the context entered above.
         let code = unsafe { sys::cuStreamBeginCapture_v2(self.raw(), mode) };
         check(code, || "recording a graph")?;
-        self.capturing.set(true);
+        let capture = Capture::begun(self);
         let outcome = work(self);
-        self.capturing.set(false);
-        let mut graph = std::ptr::null_mut();
-        // SAFETY: capture began above on this stream; it must end whatever `work` returned.
-        let ended = unsafe { sys::cuStreamEndCapture(self.raw(), &raw mut graph) };
+        let (ended, graph) = capture.end();
         let graph = Graph::instantiate(&self.gpu, graph);
         outcome?;
         check(ended, || "recording a graph")?;
@@ -378,6 +402,50 @@ impl Stream {
             ));
         }
         Ok(())
+    }
+}
+
+/// A recording under way. It ends however the work that is recorded ends, a panic included.
+struct Capture<'a> {
+    stream: &'a Stream,
+    is_over: bool,
+}
+
+impl<'a> Capture<'a> {
+    /// Takes up what the driver has begun on this stream.
+    fn begun(stream: &'a Stream) -> Self {
+        stream.capturing.set(true);
+        Self {
+            stream,
+            is_over: false,
+        }
+    }
+
+    /// Ends it: the driver's answer, and the recording, null where it failed.
+    fn end(mut self) -> (CUresult, CUgraph) {
+        self.finish()
+    }
+
+    fn finish(&mut self) -> (CUresult, CUgraph) {
+        self.is_over = true;
+        self.stream.capturing.set(false);
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: capture began on this stream before this value was made, and ends once.
+        let code = unsafe { sys::cuStreamEndCapture(self.stream.raw(), &raw mut graph) };
+        (code, graph)
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let (_, graph) = self.finish();
+        if !graph.is_null() {
+            // SAFETY: a recording of ours that nobody has.
+            let _ = unsafe { sys::cuGraphDestroy(graph) };
+        }
     }
 }
 

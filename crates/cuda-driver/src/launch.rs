@@ -1,5 +1,4 @@
-//! `cuLaunchKernelEx`, with attributes for
-//! programmatic dependent launch, cooperative launch and clusters.
+//! `cuLaunchKernelEx`, with attributes for programmatic dependent launch and clusters.
 
 use crate::library;
 use crate::sys::{CUfunction, CUresult, CUstream};
@@ -29,13 +28,6 @@ impl LaunchAttribute {
             padding: [0; 4],
             value,
         }
-    }
-
-    /// All blocks are resident at once, so that they can wait for each other
-    /// (`CU_LAUNCH_ATTRIBUTE_COOPERATIVE`).
-    #[must_use]
-    pub const fn cooperative() -> Self {
-        Self::new(2, [1, 0, 0])
     }
 
     /// Blocks come in clusters of `x` neighbors that share their shared memory, compute capability 9.0

@@ -236,6 +236,7 @@ fn word(outcome: &Outcome) -> &'static str {
 /// One test at a time: tests share the device's memory, and a message belongs to the test before it.
 fn under_test(mut command: Command) -> Command {
     command.args(["--test-threads", "1", "--nocapture"]);
+    command.env("BITNET_GPU", "required");
     command
 }
 

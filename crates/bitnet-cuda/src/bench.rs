@@ -89,7 +89,7 @@ impl Bench {
     /// # Errors
     /// When the device fails or is too small, or a result is wrong.
     pub fn measure(&self, kernel: &dyn Gemv, n: usize, k: usize) -> Result<Option<Measurement>> {
-        let problem = Problem::random(n, k, 1, 1)?;
+        let problem = kernel.admit(Problem::random(n, k, 1, 1)?);
         if kernel.max_cols(problem.shape) == 0 {
             return Ok(None);
         }

@@ -9,6 +9,10 @@ use bitnet_kernels::bit_gemv::{
     BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K3Bits, BitGemvT2K5, BitGemvT2K5Bits, BitGemvT4K1,
     BitGemvT4K2, BitGemvT5K2, BitGemvT5K2Bits, MAX_COLS, Plan,
 };
+use bitnet_kernels::decode_linear::{
+    self, DecodeStoreK2, DecodeStoreK2Bytes, DecodeStoreK3, DecodeStoreK3Bytes, DecodeStoreK4,
+    DecodeStoreK4Bytes,
+};
 use bitnet_kernels::dense_gemv::Bf16Gemv;
 use bitnet_kernels::ref_gemv::RefGemv;
 use bitnet_layout::mma_tile::{self, RowOrder};
@@ -107,6 +111,10 @@ pub struct Operands<'a> {
 pub trait Gemv: Sync {
     /// What it is called in tables.
     fn name(&self) -> &'static str;
+    /// The problem with activations that it multiplies exactly as they are.
+    fn admit(&self, problem: Problem) -> Problem {
+        problem
+    }
     /// Most columns of activations in one launch; 0 for a shape that it cannot do.
     fn max_cols(&self, shape: Shape) -> usize;
     /// The matrix as it stores it.
@@ -126,10 +134,10 @@ pub trait Gemv: Sync {
     unsafe fn launch(&self, stream: &Stream, w: Global<u32>, operands: &Operands<'_>) -> Result<()>;
 }
 
-/// Every entry: ours, the reference project's, and bfloat16.
-pub const GEMVS: [&dyn Gemv; 3] = [&W2A8, &Reference, &Bf16];
+/// Every entry: our bare product and the layer that a model runs, the reference project's product, and bfloat16.
+pub const GEMVS: [&dyn Gemv; 4] = [&W2A8, &Layer, &Reference, &Bf16];
 
-/// Ternary weights in tensor-core tiles, 8-bit activations: the production kernel.
+/// Ternary weights in tensor-core tiles, 8-bit activations: the product alone, as other projects' kernels compute it.
 #[derive(Clone, Copy, Debug)]
 pub struct W2A8;
 
@@ -212,6 +220,80 @@ impl Gemv for W2A8 {
             (2, 3, true) => launch!(BitGemvT2K3Bits),
             (2, 5, true) => launch!(BitGemvT2K5Bits),
             other => Err(Error::Request(format!("no bit_gemv of {other:?} is built"))),
+        }
+    }
+}
+
+/// The linear layer of a decoded token, which is what a model runs: it quantizes its f32 activations and multiplies, in one
+/// kernel. Here without a norm.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer;
+
+impl Gemv for Layer {
+    fn name(&self) -> &'static str {
+        "W2A8 layer"
+    }
+
+    /// Activations are quantized so that the largest is 127: where it is, codes are the activations and a unit is 1.
+    fn admit(&self, mut problem: Problem) -> Problem {
+        for column in problem.x.chunks_exact_mut(problem.shape.k()) {
+            column.iter_mut().for_each(|x| *x = (*x).max(-127));
+            column[0] = 127;
+        }
+        problem
+    }
+
+    fn max_cols(&self, _: Shape) -> usize {
+        1
+    }
+
+    fn pack(&self, problem: &Problem) -> Vec<u32> {
+        W2A8.pack(problem)
+    }
+
+    fn activations(&self, problem: &Problem) -> Vec<u32> {
+        problem.x.iter().map(|&x| f32::from(x).to_bits()).collect()
+    }
+
+    fn expected(&self, product: &[i32]) -> Vec<u32> {
+        W2A8.expected(product)
+    }
+
+    unsafe fn launch(&self, stream: &Stream, w: Global<u32>, operands: &Operands<'_>) -> Result<()> {
+        let Operands {
+            shape, x, ones, y, ..
+        } = *operands;
+        let (n, k) = (shape.n(), shape.k());
+        let bits = stream.gpu().multiplies_bits();
+        let config = LaunchConfig::from(decode_linear::launch(n, k, bits)).programmatic_dependent();
+        macro_rules! launch {
+            ($Params:ident) => {{
+                let params = $Params {
+                    w,
+                    x: x.global().cast(),
+                    norm: ones.global(),
+                    y: y.global().cast(),
+                    n: n as u32,
+                    k: k as u32,
+                    eps: -1.0,
+                    activation: decode_linear::RELU2,
+                    row_b: u32::MAX,
+                    row_c: u32::MAX,
+                    scale_a: 1.0,
+                    scale_b: 1.0,
+                    scale_c: 1.0,
+                };
+                // SAFETY: lengths by this trait's contract; buffers are aligned, k is a multiple of 16.
+                unsafe { stream.launch(&params, config) }
+            }};
+        }
+        match (decode_linear::tiles_per_warp(k), bits) {
+            (2, true) => launch!(DecodeStoreK2),
+            (3, true) => launch!(DecodeStoreK3),
+            (_, true) => launch!(DecodeStoreK4),
+            (2, false) => launch!(DecodeStoreK2Bytes),
+            (3, false) => launch!(DecodeStoreK3Bytes),
+            (_, false) => launch!(DecodeStoreK4Bytes),
         }
     }
 }
@@ -333,11 +415,12 @@ impl Gemv for Bf16 {
     }
 }
 
-/// Computes `problem` with `kernel` and compares every result with the exact one.
+/// Computes `problem`, or the nearest that `kernel` admits, and compares every result with the exact one.
 ///
 /// # Errors
 /// When the device fails, or a result is wrong: the first one, with what was expected.
 pub fn check(stream: &Stream, kernel: &dyn Gemv, problem: &Problem) -> Result<()> {
+    let problem = &kernel.admit(problem.clone());
     let w = stream.upload_new("weights", &kernel.pack(problem))?;
     let expected = kernel.expected(&problem.product());
     let x = stream.upload_new("activations", &kernel.activations(problem))?;
@@ -407,6 +490,17 @@ mod tests {
         reference::linear(problem.shape, &problem.words, &problem.x, &mut expected);
         assert_eq!(product, expected);
         assert!(Problem::random(5, 40, 1, 0).is_err());
+    }
+
+    #[test]
+    fn a_layer_gets_activations_that_are_their_own_codes() {
+        let problem = Layer.admit(Problem::random(5, 48, 1, 4).unwrap());
+        assert_eq!((problem.x[0], problem.x[1]), (127, -127));
+        assert_eq!(
+            Layer.activations(&problem)[..2],
+            [127f32, -127.0].map(f32::to_bits)
+        );
+        assert_eq!(problem.product().len(), 5);
     }
 
     #[test]

@@ -82,11 +82,11 @@ fn driver(cuda: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::{BF16, OURS, REFERENCE};
+    use super::super::report::{BF16, LAYER, OURS, REFERENCE};
     use super::*;
 
     #[test]
     fn the_report_knows_every_kernel() {
-        assert_eq!(GEMVS.map(Gemv::name), [OURS, REFERENCE, BF16]);
+        assert_eq!(GEMVS.map(Gemv::name), [OURS, LAYER, REFERENCE, BF16]);
     }
 }

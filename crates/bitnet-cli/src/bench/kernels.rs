@@ -11,7 +11,8 @@ use crate::failure::hinted;
 
 /// Time the matrix products of a decoded token: ternary, reference layout and bfloat16
 ///
-/// Every kernel is compared with the exact integer product before it is timed. Cold products take their weights from
+/// "W2A8" is the product alone, "W2A8 layer" what a model runs on a GPU for a decoded token: it quantizes the activations and
+/// multiplies in one kernel. Every kernel is compared with the exact integer product before it is timed. Cold products take their weights from
 /// copies that no cache holds; hot ones use the same weights again and again. On a GPU the products run inside a CUDA
 /// graph, each launched so that it can start before its predecessor ends.
 #[derive(Debug, clap::Args)]

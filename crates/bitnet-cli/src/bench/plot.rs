@@ -5,7 +5,7 @@ use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::report::{BF16, OURS, REFERENCE, Report};
+use super::report::{BF16, LAYER, OURS, REFERENCE, Report};
 
 /// Size of the drawing.
 const SIZE: (u32, u32) = (1180, 560);
@@ -13,8 +13,9 @@ const SIZE: (u32, u32) = (1180, 560);
 /// Share of a shape's width that its bars take.
 const BARS: f64 = 0.84;
 
-const COLORS: [(&str, RGBColor); 3] = [
+const COLORS: [(&str, RGBColor); 4] = [
     (OURS, RGBColor(0x1b, 0x7f, 0x5c)),
+    (LAYER, RGBColor(0x7c, 0xb8, 0x4e)),
     (REFERENCE, RGBColor(0xd9, 0x8b, 0x2b)),
     (BF16, RGBColor(0x6b, 0x7a, 0x99)),
 ];
@@ -164,8 +165,8 @@ mod tests {
         ] {
             assert!(svg.contains(text), "{text} is missing");
         }
-        // Four bars and three legend entries in the kernels' colors.
-        let bars = ["#1B7F5C", "#D98B2B", "#6B7A99"].map(|color| svg.matches(color).count());
-        assert_eq!(bars, [2, 2, 3]);
+        // Five bars and four legend entries in the kernels' colors.
+        let colors = ["#1B7F5C", "#7CB84E", "#D98B2B", "#6B7A99"];
+        assert_eq!(colors.map(|color| svg.matches(color).count()), [2, 2, 2, 3]);
     }
 }

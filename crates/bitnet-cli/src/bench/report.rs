@@ -33,8 +33,10 @@ impl Format {
     }
 }
 
-/// The kernel that the speedups are of. These three are the names that `bitnet_cuda::gemv` gives its kernels.
+/// The kernel that the speedups are of: the product alone. These four are the names that `bitnet_cuda::gemv` gives its kernels.
 pub(super) const OURS: &str = "W2A8";
+/// What a model runs: the product with the quantization before it.
+pub(super) const LAYER: &str = "W2A8 layer";
 /// The reference project's kernel.
 pub(super) const REFERENCE: &str = "reference";
 /// The unquantized product.
@@ -43,7 +45,7 @@ pub(super) const BF16: &str = "BF16";
 /// One kernel on one shape.
 #[derive(Clone, Debug)]
 pub(super) struct Timing {
-    /// [`OURS`], [`REFERENCE`] or [`BF16`].
+    /// [`OURS`], [`LAYER`], [`REFERENCE`] or [`BF16`].
     pub(super) kernel: &'static str,
     /// Microseconds a product, weights from memory.
     pub(super) cold_us: f64,
@@ -101,7 +103,10 @@ impl Report {
     /// The kernels that were measured on any shape.
     pub(super) fn kernels(&self) -> Vec<&'static str> {
         let measured = |kernel: &&str| self.rows.iter().any(|row| row.timing(kernel).is_some());
-        [OURS, REFERENCE, BF16].into_iter().filter(measured).collect()
+        [OURS, LAYER, REFERENCE, BF16]
+            .into_iter()
+            .filter(measured)
+            .collect()
     }
 
     /// The whole report.
@@ -126,7 +131,8 @@ impl Report {
                 .map(|name| format!(" {name} µs{after} |"))
                 .collect::<String>()
         };
-        let others: Vec<&str> = kernels.iter().copied().filter(|name| *name != OURS).collect();
+        let is_other = |name: &&str| ![OURS, LAYER].contains(name);
+        let others: Vec<&str> = kernels.iter().copied().filter(is_other).collect();
         let over: String = others.iter().map(|name| format!(" vs {name} |")).collect();
         out += &format!(
             "| N x K | MB |{}{over} GB/s | of plain read |{}\n",
@@ -266,6 +272,7 @@ pub(super) mod tests {
                     k: 2560,
                     timings: vec![
                         timing(OURS, 2.0, 4_000_000),
+                        timing(LAYER, 2.5, 4_000_000),
                         timing(REFERENCE, 5.0, 4_000_000),
                         timing(BF16, 8.0, 16_000_000),
                     ],
@@ -284,12 +291,12 @@ pub(super) mod tests {
         let text = example().text(Format::Md);
         assert!(
             text.contains(
-                "| 2560 x 2560 | 4.00 | 2.00 | 5.00 | 8.00 | 2.50x | 4.00x | 2000.0 | 50 % | 1.00 | 2.50 | 4.00 |"
+                "| 2560 x 2560 | 4.00 | 2.00 | 2.50 | 5.00 | 8.00 | 2.50x | 4.00x | 2000.0 | 50 % | 1.00 | 1.25 | 2.50 | 4.00 |"
             ),
             "{text}"
         );
         assert!(
-            text.contains("| 128256 x 2560 | 600.00 | - | - | 200.00 | - | - | 3000.0 | 75 % |"),
+            text.contains("| 128256 x 2560 | 600.00 | - | - | - | 200.00 | - | - | 3000.0 | 75 % |"),
             "{text}"
         );
         assert!(text.contains("Geometric mean over reference: 2.50x"), "{text}");
@@ -303,7 +310,7 @@ pub(super) mod tests {
         assert_eq!(object["shapes"][1]["kernels"][0]["gb_per_s"], 3000.0);
         assert_eq!(object["shapes"][1]["speedup_over_reference"], Value::Null);
         let csv = example().text(Format::Csv);
-        assert_eq!(csv.lines().count(), 5);
+        assert_eq!(csv.lines().count(), 6);
         assert!(
             csv.contains("2560,2560,W2A8,2.0000,1.0000,4000000,2000.00,0.5000\n"),
             "{csv}"

@@ -89,7 +89,7 @@ impl Event {
         self.gpu.enter()?;
         self.inner
             .synchronize()
-            .map_err(|e| Error::cust("waiting for the GPU", e))
+            .map_err(|e| Error::cuda("waiting for the GPU", e))
     }
 
     /// Microseconds from `start` to this event; waits for it.

@@ -1,5 +1,5 @@
-//! Attention on a real GPU: the same bits from decode, prefill and pieces of a prompt, and what f64 says. Returns early
-//! where there is no GPU.
+//! Attention on a real GPU over scattered pages: the same bits from decode, prefill and pieces of a prompt, and what f64
+//! says. Returns early where there is no GPU.
 
 mod gpu;
 
@@ -8,13 +8,17 @@ use bitnet_kernels::attention::{
     AttentionCluster, AttentionCluster64, AttentionCluster128, AttentionCombine, AttentionDecode,
     AttentionDecode64, AttentionDecode128, AttentionPrefill, AttentionPrefill64, AttentionPrefill128, Tile,
 };
-use bitnet_kernels::rope::{RopeAppend, cache_len, padded_head_dim, q_scale};
+use bitnet_kernels::cache::{CopyPages, PAGE, READ_ONLY, cache_len, padded_head_dim};
+use bitnet_kernels::rope::{RopeAppend, q_scale};
 use bitnet_layout::random::Random;
 
 const CONTEXT: u32 = 512;
 const SEQUENCES: u32 = 3;
 
-/// Rows, positions and sequences of tokens.
+/// Pages of a sequence.
+const TABLE_LEN: u32 = CONTEXT / PAGE;
+
+/// Rows and positions of tokens, and the table of each.
 type Batch = (DeviceBuffer<f32>, DeviceBuffer<u32>, DeviceBuffer<u32>);
 
 /// An attention layer on the GPU.
@@ -28,6 +32,8 @@ struct Layer<'a> {
     tables: [DeviceBuffer<f32>; 2],
     k: DeviceBuffer<u16>,
     v: DeviceBuffer<u16>,
+    /// Pages of every sequence, scattered.
+    pages: Vec<u32>,
     /// Rows of the fused linear layer for every sequence and position.
     rows: Vec<f32>,
 }
@@ -43,12 +49,8 @@ impl<'a> Layer<'a> {
             angles.map(|a| a.sin() as f32).collect(),
         ];
         let padded = padded_head_dim(head_dim).unwrap();
-        let len = cache_len(
-            SEQUENCES as usize,
-            n_kv_heads as usize,
-            CONTEXT as usize,
-            padded as usize,
-        );
+        let n_pages = SEQUENCES * TABLE_LEN;
+        let len = cache_len(n_pages as usize, n_kv_heads as usize, padded as usize);
         let mut random = Random::new(5);
         let row = (n_heads + 2 * n_kv_heads) * head_dim;
         let rows = (0..SEQUENCES * CONTEXT * row)
@@ -64,8 +66,14 @@ impl<'a> Layer<'a> {
             angles,
             k: stream.gpu().alloc("keys", len).unwrap(),
             v: stream.gpu().alloc("values", len).unwrap(),
+            // 5 has no factor in common with their number.
+            pages: (0..n_pages).map(|i| (5 * i + 3) % n_pages).collect(),
             rows,
         }
+    }
+
+    fn table(&self, sequence: u32) -> &[u32] {
+        &self.pages[(sequence * TABLE_LEN) as usize..][..TABLE_LEN as usize]
     }
 
     /// Fills the cache with NaN.
@@ -83,15 +91,15 @@ impl<'a> Layer<'a> {
         &self.rows[(sequence * CONTEXT + position) as usize * len..][..len]
     }
 
-    /// Rows, positions and sequences of tokens.
+    /// Rows and positions of tokens, and the table of each.
     fn batch(&self, tokens: &[(u32, u32)]) -> Batch {
         let rows: Vec<&[f32]> = tokens.iter().map(|&token| self.row(token)).collect();
         let positions: Vec<u32> = tokens.iter().map(|t| t.1).collect();
-        let sequences: Vec<u32> = tokens.iter().map(|t| t.0).collect();
+        let tables: Vec<&[u32]> = tokens.iter().map(|t| self.table(t.0)).collect();
         (
             self.stream.upload_new("rows", &rows.concat()).unwrap(),
             self.stream.upload_new("positions", &positions).unwrap(),
-            self.stream.upload_new("sequences", &sequences).unwrap(),
+            self.stream.upload_new("tables", &tables.concat()).unwrap(),
         )
     }
 
@@ -105,14 +113,20 @@ impl<'a> Layer<'a> {
             let run = Tile {
                 row,
                 count,
-                sequence,
+                table: sequence,
                 position,
             };
             let cut = run.cut(self.n_heads, self.n_kv_heads, self.padded);
             tiles.extend(cut.flat_map(Tile::words));
             row += count;
         }
-        let (rows, positions, sequences) = self.batch(&tokens);
+        let (rows, positions, _) = self.batch(&tokens);
+        let places: Vec<u32> = tokens
+            .iter()
+            .map(|&(s, p)| self.table(s)[(p / PAGE) as usize] * PAGE + p % PAGE)
+            .collect();
+        let places = self.stream.upload_new("places", &places).unwrap();
+        let tables = self.stream.upload_new("tables", &self.pages).unwrap();
         let (gpu, batch) = (self.stream.gpu(), tokens.len() as u32);
         let q = gpu
             .alloc("queries", (batch * self.n_heads * self.padded / 2) as usize)
@@ -122,7 +136,7 @@ impl<'a> Layer<'a> {
         let append = RopeAppend {
             qkv: rows.global(),
             positions: positions.global(),
-            sequences: sequences.global(),
+            places: places.global(),
             cos: self.tables[0].global(),
             sin: self.tables[1].global(),
             q: q.global(),
@@ -133,7 +147,6 @@ impl<'a> Layer<'a> {
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,
             padded: self.padded,
-            context: CONTEXT,
             q_scale: q_scale(self.head_dim),
         };
         let attend = AttentionPrefill {
@@ -141,12 +154,13 @@ impl<'a> Layer<'a> {
             k_cache: append.k_cache,
             v_cache: append.v_cache.cast(),
             tiles: tiles.global(),
+            tables: tables.global(),
             out: out.global(),
             n_tiles: tiles.len() as u32 / 4,
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,
-            context: CONTEXT,
+            table_len: TABLE_LEN,
         };
         // SAFETY: the buffers have the lengths that the kernels' shapes say, and live until the download below.
         unsafe {
@@ -165,14 +179,14 @@ impl<'a> Layer<'a> {
     /// Decoding of a batch, with room for partial results of `steps` steps.
     fn attend(
         &self,
-        (rows, positions, sequences): &Batch,
+        (rows, positions, tables): &Batch,
         steps: u32,
         [values, sums]: [&DeviceBuffer<f32>; 2],
     ) -> AttentionDecode {
         AttentionDecode {
             qkv: rows.global(),
             positions: positions.global(),
-            sequences: sequences.global(),
+            tables: tables.global(),
             cos: self.tables[0].global(),
             sin: self.tables[1].global(),
             k_cache: self.k.global().cast(),
@@ -184,7 +198,7 @@ impl<'a> Layer<'a> {
             n_kv_heads: self.n_kv_heads,
             heads_per_kv: self.n_heads / self.n_kv_heads,
             head_dim: self.head_dim,
-            context: CONTEXT,
+            table_len: TABLE_LEN,
             steps,
             q_scale: q_scale(self.head_dim),
         }
@@ -368,4 +382,42 @@ fn a_token_has_the_same_bits_however_it_is_computed() {
         let long = layer.prefill(&[(1, 0, len + 1)]);
         assert!(bits(&decoded[d_q..2 * d_q]) == bits(&long[len as usize * d_q..]));
     }
+}
+
+/// Pages that are copied hold what the others do; a row that may only read leaves its page as it was.
+#[test]
+fn pages_are_copied_and_read_only_ones_stay() {
+    let Some(gpu) = gpu::open() else { return };
+    let stream = gpu.stream().unwrap();
+    let mut layer = Layer::new(&stream, 8, 2, 64);
+    let (d_q, len) = (layer.d_q(), 100);
+    layer.poison();
+    let whole = layer.prefill(&[(1, 0, len + 1)]);
+    let last = &whole[len as usize * d_q..];
+
+    // Sequence 0 takes up where sequence 1 was after 100 tokens: its first page is shared, its second a copy.
+    let copied = [layer.table(1)[1], layer.table(0)[1]];
+    layer.pages[0] = layer.table(1)[0];
+    let pairs = stream.upload_new("pairs", &copied).unwrap();
+    let copy = CopyPages {
+        pairs: pairs.global(),
+        k: layer.k.global().cast(),
+        v: layer.v.global().cast(),
+        n_pairs: 1,
+        n_pages: SEQUENCES * TABLE_LEN,
+        page_words: cache_len(1, 2, layer.padded as usize) as u32 / 2,
+        n_layers: 1,
+    };
+    // SAFETY: both pages are the pool's, which has one layer of this shape.
+    unsafe { stream.launch(&copy, copy.launch()).unwrap() };
+    let of_a_sequence = layer.rows.len() / SEQUENCES as usize;
+    layer.rows.copy_within(of_a_sequence..2 * of_a_sequence, 0);
+    assert!(bits(&layer.decode(&[(0, len)])) == bits(last));
+
+    let before = [&layer.k, &layer.v].map(|pool| stream.download_all(pool).unwrap());
+    layer.pages[2 * TABLE_LEN as usize..].fill(copied[0] | READ_ONLY);
+    let out = layer.decode(&[(2, 3), (0, len)]);
+    assert!(bits(&out[d_q..]) == bits(last));
+    let after = [&layer.k, &layer.v].map(|pool| stream.download_all(pool).unwrap());
+    assert!(after == before);
 }

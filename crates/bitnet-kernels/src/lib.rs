@@ -31,6 +31,8 @@ pub mod reduce;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod bits;
 
+pub mod cache;
+
 pub mod bf16_gemm;
 pub mod bit_gemm;
 pub mod bit_gemv;
@@ -86,8 +88,6 @@ pub const ALL: &[KernelInfo] = &[
     dense::AddRows::INFO,
     dense::GateRows::INFO,
     embed::EmbedBf16::INFO,
-    embed::EmbedF16::INFO,
-    embed::EmbedF32::INFO,
     int8_head::Int8Rows::INFO,
     int8_head::Int8Columns::INFO,
     quantize_rows::QuantizeRows::INFO,
@@ -118,6 +118,7 @@ pub const ALL: &[KernelInfo] = &[
     sample::DrawToken::INFO,
     stream_read::StreamRead::INFO,
     repack::Repack::INFO,
+    cache::CopyPages::INFO,
     rope::RopeAppend::INFO,
     attention::AttentionCombine::INFO,
     attention::AttentionDecode32::INFO,

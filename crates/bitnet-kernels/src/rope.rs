@@ -1,64 +1,35 @@
-//! Rotary embedding of queries and keys, and the layout of the key-value cache that they go into.
-//!
-//! The cache of a layer is two arrays of bfloat16, made for the fragments of the tensor cores: keys as
-//! (sequence, kv head, position, dim), values in blocks of [`BLOCK_KEYS`] positions, (sequence, kv head, block, dim, position
-//! in the block), so that consecutive positions of one dimension lie together. `dim` is the head's dimension padded with
-//! zeros to [`padded_head_dim`].
+//! Rotary embedding of queries and keys, and the way of keys and values into the cache of [`crate::cache`].
 
 use crate::{Global, Launch};
-
-/// Positions of a block of the value cache, and keys of one step of attention.
-pub const BLOCK_KEYS: u32 = 64;
 
 /// Tokens of a block of [`RopeAppend`].
 const TOKENS: u32 = 32;
 /// Threads of a block of [`RopeAppend`].
 const THREADS: u32 = 256;
 
-/// The dimensions that a head occupies in the cache: 32, 64, 128 or 256; none where a head is too wide, or not a multiple
-/// of 4, which the kernels' vector loads need.
-#[must_use]
-pub const fn padded_head_dim(head_dim: u32) -> Option<u32> {
-    match head_dim {
-        0 => None,
-        _ if !head_dim.is_multiple_of(4) => None,
-        1..=32 => Some(32),
-        33..=64 => Some(64),
-        65..=128 => Some(128),
-        129..=256 => Some(256),
-        _ => None,
-    }
-}
-
-/// The bfloat16 elements of the keys (and again of the values) of one layer; `context` is a multiple of [`BLOCK_KEYS`].
-#[must_use]
-pub const fn cache_len(sequences: usize, n_kv_heads: usize, context: usize, padded_head_dim: usize) -> usize {
-    sequences * n_kv_heads * context * padded_head_dim
-}
-
 kernel! {
-    /// `q = rotate(q, pos) * q_scale`, `k_cache[pos] = rotate(k, pos)`, `v_cache[pos] = v` for every token and head.
+    /// `q = rotate(q, pos) * q_scale`, `k_cache[place] = rotate(k, pos)`, `v_cache[place] = v` for every token and head.
     ///
     /// `rotate` turns the pair (`x[d]`, `x[d + head_dim / 2]`) by the angle whose cosine and sine are `cos[pos][d]` and
     /// `sin[pos][d]`: the half-split convention, each product rounded on its own.
     ///
-    /// - Shapes: `qkv` (batch, n_heads + 2 n_kv_heads, head_dim) f32; `positions`, `sequences` (batch); `cos`, `sin`
-    ///   (context, head_dim / 2); `q` (batch, n_heads, padded) bfloat16; caches as this module says.
+    /// - Shapes: `qkv` (batch, n_heads + 2 n_kv_heads, head_dim) f32; `positions`, `places` (batch); `cos`, `sin`
+    ///   (context, head_dim / 2); `q` (batch, n_heads, padded) bfloat16; caches as [`crate::cache`] says.
     /// - Launch: [`RopeAppend::launch`]; a block owns one head of 32 tokens.
     /// - Moves: `qkv` once, half of its bytes out.
     /// - Bound: L2; values pass through shared memory so that both sides move whole sectors.
     ///
     /// # Safety
-    /// Lengths as above; `head_dim` a multiple of 4, `padded` its [`padded_head_dim`]; `qkv`, `cos`, `sin` 16-byte aligned;
-    /// every position below `context`, a multiple of 64; no two tokens with the same sequence and position.
+    /// Lengths as above; `head_dim` a multiple of 4, `padded` its [`padded_head_dim`](crate::cache::padded_head_dim); `qkv`,
+    /// `cos`, `sin` 16-byte aligned; every position below `context`; no two tokens with the same place.
     rope_append, block = [THREADS, 1, 1], body = device::run;
     pub struct RopeAppend {
         /// Output of the fused linear layer.
         pub qkv: Global<f32>,
         /// Position of every token in its sequence.
         pub positions: Global<u32>,
-        /// Sequence of every token: its place in the cache.
-        pub sequences: Global<u32>,
+        /// Place of every token in the cache: 64 times its page, plus the position in that.
+        pub places: Global<u32>,
         /// Cosines.
         pub cos: Global<f32>,
         /// Sines.
@@ -79,8 +50,6 @@ kernel! {
         pub head_dim: u32,
         /// Dimensions of a head in `q` and in the caches.
         pub padded: u32,
-        /// Positions a sequence has in the cache.
-        pub context: u32,
         /// Factor of the queries: `log2(e) / sqrt(head_dim)`, see [`q_scale`].
         pub q_scale: f32,
     }
@@ -117,42 +86,11 @@ impl RopeAppend {
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub(crate) mod device {
-    use super::{BLOCK_KEYS, RopeAppend, THREADS, TOKENS};
+    use super::{RopeAppend, THREADS, TOKENS};
     use crate::Global;
+    use crate::cache::PAGE;
+    use crate::cache::device::Page;
     use crate::intrinsics::*;
-
-    /// Where keys and values of one sequence and kv head lie in a cache.
-    #[derive(Clone, Copy)]
-    pub(crate) struct Head {
-        /// Element of the first key and of the first value.
-        pub(crate) base: usize,
-        /// Dimensions of a head in the cache.
-        pub(crate) padded: u32,
-    }
-
-    impl Head {
-        #[inline(always)]
-        pub(crate) fn new(sequence: u32, n_kv_heads: u32, kv_head: u32, context: u32, padded: u32) -> Self {
-            let head = sequence as usize * n_kv_heads as usize + kv_head as usize;
-            Self {
-                base: head * context as usize * padded as usize,
-                padded,
-            }
-        }
-
-        /// Element of dimension 0 of the key at `position`.
-        #[inline(always)]
-        pub(crate) fn key(self, position: u32) -> usize {
-            self.base + position as usize * self.padded as usize
-        }
-
-        /// Element of dimension `dim` of the value at `position`.
-        #[inline(always)]
-        pub(crate) fn value(self, position: u32, dim: u32) -> usize {
-            let block = (position / BLOCK_KEYS) as usize * (BLOCK_KEYS * self.padded) as usize;
-            self.base + block + (dim * BLOCK_KEYS + position % BLOCK_KEYS) as usize
-        }
-    }
 
     /// Cosines and sines of the angles of two neighboring pairs of dimensions.
     #[derive(Clone, Copy)]
@@ -199,7 +137,7 @@ pub(crate) mod device {
         let row = |token: u32| (token as usize * heads as usize + head as usize) * p.head_dim as usize;
         grid_dependency_launch();
         grid_dependency_wait();
-        // SAFETY: tokens are below the batch, dimensions below the head's, positions below the context.
+        // SAFETY: tokens are below the batch, dimensions below the head's, positions below the context, places in the cache.
         unsafe {
             if head >= p.n_heads + p.n_kv_heads {
                 // A row of the tile is a token; the odd width keeps the lanes of a column in different banks.
@@ -219,10 +157,9 @@ pub(crate) mod device {
                 sync_threads();
                 let token = first + lane_id();
                 if lane_id() < tokens {
-                    let (position, sequence) =
-                        (p.positions.load(token as usize), p.sequences.load(token as usize));
+                    let place = p.places.load(token as usize);
                     let kv_head = head - p.n_heads - p.n_kv_heads;
-                    let to = Head::new(sequence, p.n_kv_heads, kv_head, p.context, p.padded);
+                    let to = Page::new(place / PAGE, p.n_kv_heads, kv_head, p.padded);
                     let mut d = warp_id();
                     while d < p.padded {
                         let value = if d < p.head_dim {
@@ -230,7 +167,7 @@ pub(crate) mod device {
                         } else {
                             0.0
                         };
-                        p.v_cache.store(to.value(position, d), f32_to_bf16(value));
+                        p.v_cache.store(to.value(place % PAGE, d), f32_to_bf16(value));
                         d += THREADS / WARP_SIZE;
                     }
                 }
@@ -251,9 +188,9 @@ pub(crate) mod device {
                         (token as usize * p.n_heads as usize + head as usize) * words as usize,
                     )
                 } else {
-                    let sequence = p.sequences.load(token as usize);
-                    let cache = Head::new(sequence, p.n_kv_heads, head - p.n_heads, p.context, p.padded);
-                    (p.k_cache, cache.key(position) / 2)
+                    let place = p.places.load(token as usize);
+                    let page = Page::new(place / PAGE, p.n_kv_heads, head - p.n_heads, p.padded);
+                    (p.k_cache, page.key(place % PAGE) / 2)
                 };
                 if item < half / 2 {
                     let x = p.qkv.offset(row(token));

@@ -15,14 +15,14 @@ kernel! {
     /// `token = arg max`, `position += 1`, and the token goes to the host's ring.
     ///
     /// - Shapes: `logits` (rows, vocab); `best`, `done` (rows), 0 before and after; `tokens`, `positions`, `steps` (rows);
-    ///   `ring` (ring_len, rows), in memory that the host sees.
+    ///   `ring` (ring_len, ring_rows), in memory that the host sees.
     /// - Launch: [`ArgMax::launch`]; 64 blocks of 256 threads a row; the last one done finishes.
     /// - Moves: `4 rows vocab` bytes, from L2. Bound: latency.
     ///
     /// A NaN gives [`NO_TOKEN`], on the ring alone: the token to embed stays, so that the next step reads valid memory.
     ///
     /// # Safety
-    /// Lengths as above; `logits` 16-byte aligned; `ring_len` a power of two.
+    /// Lengths as above; `logits` 16-byte aligned; `ring_len` a power of two; at most `ring_rows` rows.
     arg_max, block = [ARG_MAX_THREADS, 1, 1], body = device::arg_max;
     pub struct ArgMax {
         /// Logits, (rows, vocab).
@@ -43,6 +43,8 @@ kernel! {
         pub vocab: u32,
         /// Steps that the ring holds.
         pub ring_len: u32,
+        /// Rows that a step has in the ring.
+        pub ring_rows: u32,
     }
 }
 
@@ -132,7 +134,7 @@ mod device {
                     let step = p.steps.load_l2(row)[0];
                     let valid = key >> 32 != u32::MAX as u64;
                     let token = !(key as u32);
-                    let place = (step & (p.ring_len - 1)) * grid_dim_y();
+                    let place = (step & (p.ring_len - 1)) * p.ring_rows;
                     p.ring
                         .store_relaxed(place as usize + row, if valid { token + 1 } else { NO_TOKEN });
                     if valid {

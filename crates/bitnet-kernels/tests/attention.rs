@@ -1,10 +1,11 @@
 //! Attention in the emulator: against a plain reference, and bit for bit between decode, prefill and every way to cut a
-//! prompt, over caches that hold NaN wherever nothing was put.
+//! prompt, over pages that lie anywhere, are shared or were somebody else's, and hold NaN wherever nothing was put.
 
 mod common;
 mod kv;
 
 use bitnet_kernels::attention::AttentionCluster;
+use bitnet_kernels::cache::READ_ONLY;
 use bitnet_kernels::emulator::Emulator;
 use common::same_for_all_seeds;
 use kv::{Cache, Rows, Shape, bf16, decode, decode_in_clusters, prefill};
@@ -238,4 +239,115 @@ fn clusters_have_room_for_every_step() {
 fn clusters_fold_padded_heads() {
     check_clusters(4, 2, 100, &[130], 4);
     check_clusters(2, 1, 8, &[3, 320], 8);
+}
+
+/// Two sequences that begin alike: the second has the pages of the first for what they share, then its own.
+#[test]
+fn shared_pages_are_read_by_all_and_written_by_none() {
+    let shape = Shape::new(4, 2, 64, 192);
+    let rows = Rows::new(&shape, 2, 150).alike(&shape, 128);
+    let d_q = (shape.n_heads * shape.head_dim) as usize;
+    let empty = Cache::new(&shape, 2, POISON);
+    let alone: Vec<Vec<f32>> = (0..2)
+        .map(|sequence| {
+            let run = [(sequence, 0, 150)];
+            prefill(&mut Emulator::new(0), &shape, &rows, &empty, &run)
+                .unwrap()
+                .0
+        })
+        .collect();
+    assert!(bits(&alone[0][..128 * d_q]) == bits(&alone[1][..128 * d_q]));
+    assert!(bits(&alone[0][128 * d_q..]) != bits(&alone[1][128 * d_q..]));
+
+    let shared = empty.shared(0, 1, 2);
+    let (out, cache) = same_for_all_seeds("prefill of shared pages", |emulator| {
+        let first = prefill(emulator, &shape, &rows, &shared, &[(0, 0, 128)])?.1;
+        prefill(emulator, &shape, &rows, &first, &[(1, 128, 22), (0, 128, 22)])
+    });
+    assert!(bits(&out[..22 * d_q]) == bits(&alone[1][128 * d_q..]));
+    assert!(bits(&out[22 * d_q..]) == bits(&alone[0][128 * d_q..]));
+
+    // Both are decoded side by side; what the other's last token left behind does not matter.
+    let tokens = [(1, 149), (0, 149)];
+    let before = tokens.iter().fold(cache.clone(), |cache, &(sequence, position)| {
+        cache.poisoned_from(&shape, sequence, position, POISON)
+    });
+    let expected = [&alone[1][149 * d_q..], &alone[0][149 * d_q..]].concat();
+    let (decoded, after) = same_for_all_seeds("decode of shared pages", |emulator| {
+        decode(emulator, &shape, &rows, &before, &tokens)
+    });
+    assert!(bits(&decoded) == bits(&expected));
+    assert!(after == cache);
+    let (folded, after) = same_for_all_seeds("clusters over shared pages", |emulator| {
+        decode_in_clusters(emulator, &shape, &rows, &before, &tokens, 4)
+    });
+    assert!(bits(&folded) == bits(&expected));
+    assert!(after == cache);
+}
+
+/// What a page held before it was given to a sequence does not show.
+#[test]
+fn recycled_pages_give_what_new_ones_give() {
+    let shape = Shape::new(4, 1, 32, 128);
+    let rows = Rows::new(&shape, 2, 100);
+    let d_q = (shape.n_heads * shape.head_dim) as usize;
+    let run = [(1, 0, 100)];
+    let empty = Cache::new(&shape, 2, POISON);
+    let (expected, _) = prefill(&mut Emulator::new(0), &shape, &rows, &empty, &run).unwrap();
+    // The other sequence filled them, and the order is another.
+    let used = prefill(&mut Emulator::new(0), &shape, &rows, &empty, &[(0, 0, 100)]).unwrap();
+    let mut used = used.1;
+    used.tables[1] = used.tables[0].iter().rev().copied().collect();
+    let (out, cache) = prefill(&mut Emulator::new(1), &shape, &rows, &used, &run).unwrap();
+    assert!(bits(&out) == bits(&expected));
+
+    // Another's leftovers lie behind the position and in the pages after it.
+    for position in [40, 63, 64, 99] {
+        let tokens = [(1, position)];
+        let expected = &expected[position as usize * d_q..][..d_q];
+        let (out, _) = decode(&mut Emulator::new(2), &shape, &rows, &cache, &tokens).unwrap();
+        assert!(bits(&out) == bits(expected), "{position}");
+        let out = decode_in_clusters(&mut Emulator::new(3), &shape, &rows, &cache, &tokens, 2).unwrap();
+        assert!(bits(&out.0) == bits(expected), "{position}, in clusters");
+    }
+}
+
+/// Rows that stand in for sequences which are not there read a page that nobody writes, and change nothing.
+#[test]
+fn idle_rows_store_nothing_and_change_nobody() {
+    let shape = Shape::new(8, 2, 64, 128);
+    let rows = Rows::new(&shape, 4, 100);
+    let d_q = (shape.n_heads * shape.head_dim) as usize;
+    let mut before = Cache::new(&shape, 4, 0);
+    for sequence in [0, 2] {
+        let run = [(sequence, 0, 70)];
+        before = prefill(&mut Emulator::new(0), &shape, &rows, &before, &run)
+            .unwrap()
+            .1;
+    }
+    let active = [(0, 70), (2, 70)];
+    let (expected, after) = decode(&mut Emulator::new(0), &shape, &rows, &before, &active).unwrap();
+    // Sequences 1 and 3 share one page of zeros, at positions that an active one would write to.
+    let mut idle = before.clone();
+    let spare = before.tables[3][0];
+    for sequence in [1, 3] {
+        idle.tables[sequence].fill(spare | READ_ONLY);
+    }
+    let tokens = [(1, 3), (0, 70), (3, 3), (2, 70)];
+    let check = |(out, cache): (Vec<f32>, Cache)| {
+        assert!(bits(&out[d_q..2 * d_q]) == bits(&expected[..d_q]));
+        assert!(bits(&out[3 * d_q..]) == bits(&expected[d_q..]));
+        assert!(out.iter().all(|x| x.is_finite()));
+        let stored = Cache {
+            tables: after.tables.clone(),
+            ..cache
+        };
+        assert!(stored == after);
+    };
+    check(same_for_all_seeds("idle rows", |emulator| {
+        decode(emulator, &shape, &rows, &idle, &tokens)
+    }));
+    check(same_for_all_seeds("idle rows of clusters", |emulator| {
+        decode_in_clusters(emulator, &shape, &rows, &idle, &tokens, 2)
+    }));
 }

@@ -56,14 +56,18 @@ fn choose_rows(rows: &[&[f32]], seed: u64) -> Chosen {
         tokens: emulator.buffer(&vec![77u32; n]),
         positions: emulator.buffer(&vec![10u32; n]),
         steps: emulator.buffer(&vec![3u32; n]),
-        ring: emulator.buffer(&vec![0u32; 4 * n]),
+        // A row of the ring is longer than these.
+        ring: emulator.buffer(&vec![0u32; 4 * (n + 1)]),
         vocab: rows[0].len() as u32,
         ring_len: 4,
+        ring_rows: n as u32 + 1,
     };
     for _ in 0..2 {
         emulator.launch(&ArgMax::launch(n as u32), &params).unwrap();
     }
     let ring = emulator.read(params.ring).unwrap();
+    assert!(ring.chunks(n + 1).all(|step| step[n] == 0));
+    let ring = ring.chunks(n + 1).flat_map(|step| step[..n].to_vec()).collect();
     let state = [params.tokens, params.positions, params.steps];
     (ring, state.map(|buffer| emulator.read(buffer).unwrap()))
 }

@@ -5,6 +5,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+mod activation;
 pub mod draw;
 pub mod ternary;
 mod vocabulary;
@@ -21,6 +22,7 @@ pub mod row_tiles;
 
 pub mod gguf;
 
+pub use activation::Activation;
 pub use vocabulary::Token;
 
 #[cfg(test)]

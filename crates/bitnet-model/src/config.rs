@@ -1,13 +1,6 @@
 //! Every dimension of a model, validated once.
 
-/// The gate of the feed-forward block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `relu(x)^2`, of the `BitNetForCausalLM` models.
-    Relu2,
-    /// `x * sigmoid(x)`, of the Llama-architecture models.
-    Silu,
-}
+pub use bitnet_layout::Activation;
 
 /// What happens to the input of a ternary linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,34 +1,28 @@
 //! The CUDA back end: a model's weights in the hands of [`bitnet_cuda`], which knows no model.
 
-use std::collections::VecDeque;
-use std::ops::ControlFlow;
-
 use bitnet_cuda::engine::{
-    Choice, Dims, Engine, HeadKind, Input, Intermediate, LayerParts, Limits, MAX_BATCH, MAX_TOP_K, Profile,
-    Settings, TernaryParts, WeightKind,
+    self, Choice, Dims, Engine, HeadKind, Intermediate, LayerParts, Limits, MAX_BATCH, MAX_TOP_K,
+    PAGE_POSITIONS, Profile, Settings, TernaryParts, WeightKind,
 };
 use bitnet_cuda::{Gpu, Reporting};
-
 use bitnet_layout::Token;
 
 use crate::{
-    ActQuant, Activation, Backend, Batch, Decoder, Dense, DenseDtype, Error, KvType, LmHead, Result, Sampler,
-    Spec, Start, Tap, TernaryTensor, Verbs, Want, WeightForm, WeightSource, transformer,
+    ActQuant, Backend, Batch, Decoder, Dense, DenseDtype, Error, KvType, LmHead, Result, Sampler, Spec,
+    Start, Tap, TernaryTensor, Verbs, Want, WeightForm, WeightSource, transformer,
 };
-
-/// Values of `activation` in the kernels.
-const RELU2: u32 = 0;
-const SILU: u32 = 1;
 
 /// How a model is run on a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CudaOptions {
     /// The GPU, as the driver counts.
     pub device: u32,
-    /// Positions of a sequence slot.
+    /// Positions of a sequence.
     pub context: usize,
-    /// Sequence slots.
+    /// Sequences of a batch; up to 256 of them are decoded side by side on the device.
     pub n_seqs: usize,
+    /// Bytes for keys and values; none for what these sequences need, at most 90 % of what is free.
+    pub kv_bytes: Option<u64>,
     /// Tokens one step can take.
     pub max_batch: usize,
     /// How the output head is kept.
@@ -43,19 +37,12 @@ pub struct CudaOptions {
 pub struct CudaBackend {
     engine: Engine,
     spec: Spec,
-    logits: Vec<f32>,
-    seats: Vec<Option<Seat>>,
-    /// Steps that were computed and not read: the tokens of each, by seat.
-    ready: VecDeque<Vec<(usize, u32)>>,
-}
-
-/// A sequence that the device decodes.
-struct Seat {
-    /// What is computed next.
-    next: Token,
-    /// The only page of its table.
-    page: u32,
-    sampler: Sampler,
+    /// The norm before the output head, (d_model).
+    final_norm: Vec<f32>,
+    /// Results of the last step.
+    results: Vec<f32>,
+    /// What went wrong when a seat was freed, which cannot say so.
+    failed: Option<Error>,
 }
 
 impl CudaBackend {
@@ -125,10 +112,7 @@ impl CudaBackend {
             },
             sub_norms: config.sub_norms,
             frequencies: config.rope_frequencies(),
-            activation: match config.activation {
-                Activation::Relu2 => RELU2,
-                Activation::Silu => SILU,
-            },
+            activation: config.activation,
         };
         // A prompt is cut into batches of this size: fewer change nothing but speed.
         let max_batch = options.max_batch.clamp(1, MAX_BATCH);
@@ -136,6 +120,7 @@ impl CudaBackend {
             context: options.context,
             n_seqs: options.n_seqs,
             max_batch,
+            kv_bytes: options.kv_bytes,
         };
         let mut engine = Engine::new(&gpu, dims, limits).map_err(device)?;
         let rounds_embedding = options.lm_head == LmHead::Int8 && head.is_none();
@@ -162,40 +147,44 @@ impl CudaBackend {
             };
             engine.set_layer(index, &parts, &staging).map_err(device)?;
         }
-        engine.set_final_norm(&source.final_norm()?).map_err(device)?;
+        let final_norm = source.final_norm()?;
+        engine.set_final_norm(&final_norm).map_err(device)?;
         if let Some(head) = head {
             upload(head.as_ref(), |start, words| engine.set_head(start, words))?;
         }
         let spec = Spec {
             config,
             name,
-            page: options.context,
-            n_pages: options.n_seqs,
+            page: PAGE_POSITIONS,
+            n_pages: engine.n_pages(),
             max_seqs: options.n_seqs,
             context: options.context,
             max_batch,
             kv_type: KvType::Bf16,
             memory_bytes: engine.memory_bytes(),
         };
-        let seats = engine.decode_batch().min(options.n_seqs);
         Ok(Self {
             engine,
             spec,
-            logits: Vec::new(),
-            seats: (0..seats).map(|_| None).collect(),
-            ready: VecDeque::new(),
+            final_norm,
+            results: Vec::new(),
+            failed: None,
         })
     }
-}
 
-impl CudaBackend {
-    /// Measures the parts of a greedy decode step of a batch of one token of each of some sequences.
+    /// Measures the parts of a greedy decode step of the first token of each sequence of a batch. The batch has tokens for the
+    /// positions that are measured too, so that there are pages for them; they are not computed.
     ///
     /// # Errors
     /// When the context has no room for the steps that are measured, or the device fails.
     pub fn profile(&mut self, batch: &Batch) -> Result<Profile> {
         self.spec.check(batch, Want::Nothing)?;
-        self.engine.profile(&inputs(batch)?).map_err(device)
+        let first_of = |row: usize| {
+            let place = batch.rows().iter().position(|&other| other as usize == row)?;
+            Some((batch.tokens()[place], batch.table(row)))
+        };
+        let first: Vec<(Token, &[u32])> = (0..batch.n_tables()).filter_map(first_of).collect();
+        self.engine.profile(&first).map_err(device)
     }
 
     /// How the GPU chooses as `sampler` does; `None` where it cannot: with biases or rules, or more candidates than it sorts.
@@ -289,25 +278,6 @@ fn upload(dense: &dyn Dense, mut to: impl FnMut(usize, &[u32]) -> bitnet_cuda::R
     Ok(())
 }
 
-/// The tokens of a batch as the engine takes them. A page holds a whole sequence, so that it is the engine's slot.
-fn inputs(batch: &Batch) -> Result<Vec<Input>> {
-    if !batch.copies().is_empty() {
-        let message = "this back end keeps a sequence in one page and cannot fork it";
-        return Err(Error::Request(message.to_owned()));
-    }
-    let tokens = batch.tokens().iter().zip(batch.rows());
-    let input = |(token, &row): (&Token, &u32)| input(*token, batch.table(row as usize)[0]);
-    Ok(tokens.map(input).collect())
-}
-
-fn input(token: Token, page: u32) -> Input {
-    Input {
-        id: token.id,
-        position: token.pos,
-        sequence: page,
-    }
-}
-
 impl Backend for CudaBackend {
     fn spec(&self) -> &Spec {
         &self.spec
@@ -334,8 +304,30 @@ impl Verbs for CudaBackend {
 
     fn begin(&mut self, batch: &Batch) -> Result<()> {
         self.spec.check(batch, Want::Nothing)?;
-        let inputs = inputs(batch)?;
-        self.engine.begin(&inputs).map_err(device)
+        let tables: Vec<&[u32]> = (0..batch.n_tables()).map(|row| batch.table(row)).collect();
+        let copies: Vec<(u32, u32)> = batch.copies().iter().map(|copy| (copy.from, copy.to)).collect();
+        if batch.tokens().is_empty() && copies.is_empty() {
+            return Ok(());
+        }
+        // Copies alone where one upload would not hold them all.
+        let at_once = self.spec.max_seqs;
+        let (first, copies) = copies.split_at(copies.len().saturating_sub(at_once));
+        for copies in first.chunks(at_once) {
+            let batch = engine::Batch {
+                tokens: &[],
+                rows: &[],
+                tables: &[],
+                copies,
+            };
+            self.engine.begin(&batch).map_err(device)?;
+        }
+        let batch = engine::Batch {
+            tokens: batch.tokens(),
+            rows: batch.rows(),
+            tables: &tables,
+            copies,
+        };
+        self.engine.begin(&batch).map_err(device)
     }
 
     fn qkv(&mut self, layer: usize) -> Result<()> {
@@ -359,17 +351,23 @@ impl Verbs for CudaBackend {
     }
 
     fn head(&mut self, want: Want<'_>) -> Result<&[f32]> {
-        let rows = match want {
-            Want::Nothing => &[],
-            Want::Logits(rows) => rows,
-            Want::Hidden(_) => {
-                let message = "this back end gives logits alone, not the hidden states before them";
-                return Err(Error::Request(message.to_owned()));
+        match want {
+            Want::Nothing => self.results.clear(),
+            Want::Logits(rows) => {
+                self.results.resize(rows.len() * self.spec.config.vocab, 0.0);
+                self.engine.logits(rows, &mut self.results).map_err(device)?;
             }
-        };
-        self.logits.resize(rows.len() * self.spec.config.vocab, 0.0);
-        self.engine.logits(rows, &mut self.logits).map_err(device)?;
-        Ok(&self.logits)
+            Want::Hidden(rows) => {
+                let d_model = self.spec.config.d_model;
+                self.results.resize(rows.len() * d_model, 0.0);
+                let each = rows.iter().zip(self.results.chunks_exact_mut(d_model));
+                for (&row, x) in each {
+                    self.engine.residual(row, x).map_err(device)?;
+                    normalize(x, &self.final_norm, self.spec.config.rms_eps);
+                }
+            }
+        }
+        Ok(&self.results)
     }
 
     fn read(&mut self, tap: Tap) -> Result<Option<Vec<f32>>> {
@@ -384,102 +382,56 @@ impl Verbs for CudaBackend {
     }
 }
 
-/// Steps that [`Decoder::ahead`] takes at a time.
-const LOOKAHEAD: usize = 16;
+/// RMSNorm of a row, in place.
+fn normalize(x: &mut [f32], weight: &[f32], eps: f32) {
+    let squares: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    let scale = 1.0 / (squares / x.len() as f64 + f64::from(eps)).sqrt();
+    for (x, &weight) in x.iter_mut().zip(weight) {
+        *x = (f64::from(*x) * scale) as f32 * weight;
+    }
+}
 
 impl Decoder for CudaBackend {
     fn seats(&self) -> usize {
-        self.seats.len()
+        self.engine.seats()
     }
 
     fn lookahead(&self) -> usize {
-        LOOKAHEAD
+        Engine::LOOKAHEAD
     }
 
     fn seat(&mut self, seat: usize, start: Start<'_>, sampler: &Sampler) -> Result<bool> {
         self.spec.check_limits(start.limits())?;
         let recent: Vec<u32> = sampler.recent().collect();
-        if self.choice(sampler, &recent).is_none() {
+        let Some(choice) = self.choice(sampler, &recent) else {
             return Ok(false);
-        }
-        let n_seats = self.seats.len();
-        match self.seats.get_mut(seat) {
-            Some(free @ None) => {
-                *free = Some(Seat {
-                    next: start.token(),
-                    page: start.pages()[0],
-                    sampler: sampler.clone(),
-                });
-                Ok(true)
-            }
-            _ => Err(Error::Request(format!(
-                "seat {seat} of {n_seats}: there is no such seat, or it is taken"
-            ))),
-        }
+        };
+        // The plain choice is one kernel instead of several.
+        let choice = (!sampler.sampling().is_plain_greedy()).then_some(&choice);
+        self.engine
+            .seat(seat, start.token(), start.pages(), choice)
+            .map_err(device)?;
+        Ok(true)
     }
 
     fn pages(&mut self, seat: usize, pages: &[u32]) -> Result<()> {
-        let taken = self.seats.get(seat).and_then(Option::as_ref);
-        // A page holds a whole sequence: its table never grows.
-        match taken {
-            Some(taken) if pages == [taken.page] => Ok(()),
-            _ => Err(Error::Request(format!("pages {pages:?} for seat {seat}"))),
-        }
+        self.engine.pages(seat, pages).map_err(device)
     }
 
     fn leave(&mut self, seat: usize) {
-        if let Some(taken) = self.seats.get_mut(seat) {
-            *taken = None;
-        }
-        for step in &mut self.ready {
-            step.retain(|&(of, _)| of != seat);
+        if let Err(error) = self.engine.leave(seat) {
+            self.failed = Some(device(error));
         }
     }
 
     fn ahead(&mut self, steps: usize) -> Result<()> {
-        let unread = self.ready.len() + steps;
-        if unread > LOOKAHEAD {
-            return Err(Error::Request(format!(
-                "{unread} steps ahead; a device takes {LOOKAHEAD}"
-            )));
+        if let Some(error) = self.failed.take() {
+            return Err(error);
         }
-        let taken: Vec<(usize, &Seat)> = (0..)
-            .zip(&self.seats)
-            .filter_map(|(seat, taken)| Some((seat, taken.as_ref()?)))
-            .collect();
-        let inputs: Vec<Input> = taken.iter().map(|(_, s)| input(s.next, s.page)).collect();
-        let recent: Vec<Vec<u32>> = taken.iter().map(|(_, s)| s.sampler.recent().collect()).collect();
-        let choices = taken.iter().zip(&recent);
-        let choices = choices.filter_map(|((_, s), recent)| self.choice(&s.sampler, recent));
-        let choices: Vec<Choice<'_>> = choices.collect();
-        let is_plain = taken.iter().all(|(_, s)| s.sampler.sampling().is_plain_greedy());
-        let choices = (!is_plain).then_some(&choices[..]);
-        let seats: Vec<usize> = taken.iter().map(|&(seat, _)| seat).collect();
-        let ready = &mut self.ready;
-        self.engine
-            .decode(&inputs, choices, steps, &mut |tokens| {
-                ready.push_back(seats.iter().copied().zip(tokens.iter().copied()).collect());
-                ControlFlow::Continue(())
-            })
-            .map_err(device)?;
-        for step in self.ready.iter().rev().take(steps).rev() {
-            for &(seat, id) in step {
-                if let Some(taken) = &mut self.seats[seat] {
-                    taken.next.id = id;
-                    taken.next.pos += 1;
-                    taken.sampler.chosen(id);
-                }
-            }
-        }
-        Ok(())
+        self.engine.ahead(steps).map_err(device)
     }
 
     fn next(&mut self, out: &mut Vec<(usize, u32)>) -> Result<()> {
-        let step = self
-            .ready
-            .pop_front()
-            .ok_or_else(|| Error::Request("no step was given to the device that is not read".to_owned()))?;
-        out.extend(step);
-        Ok(())
+        self.engine.next(out).map_err(device)
     }
 }

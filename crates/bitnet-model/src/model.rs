@@ -382,6 +382,7 @@ fn open_cuda(
             .map_err(|_| Error::Request(format!("cuda:{index}: there is no such GPU")))?,
         context,
         n_seqs: options.n_seqs,
+        kv_bytes: None,
         max_batch: options.max_batch.min(context),
         lm_head: options.lm_head,
         weights: options.weights,

@@ -1,43 +1,56 @@
-//! A scheduler on a GPU: random schedules give each request what it gets alone there. Returns early, saying so, where there is none.
+//! A scheduler on the GPU: random schedules, in which each request gets what it gets alone. Returns early, saying so, where
+//! there is no GPU.
 #![cfg(feature = "cuda")]
 
 mod prompts;
 mod schedules;
 
-use bitnet_model::{Backend, Checkpoint, Device, LoadOptions, open_backend};
+use bitnet_model::{Checkpoint, CudaBackend, CudaOptions, LmHead, WeightForm, WeightSource};
+use schedules::check;
 
+/// Positions of a sequence: four pages.
 const CONTEXT: usize = 256;
+
+fn options(n_seqs: usize, max_batch: usize, kv_bytes: Option<u64>) -> CudaOptions {
+    CudaOptions {
+        device: 0,
+        context: CONTEXT,
+        n_seqs,
+        kv_bytes,
+        max_batch,
+        lm_head: LmHead::Stored,
+        weights: WeightForm::Ternary,
+        sync: false,
+    }
+}
 
 #[test]
 fn each_request_gets_what_it_gets_alone() {
     if let Err(error) = bitnet_model::cuda_probe(0) {
-        assert!(
-            std::env::var("BITNET_GPU").as_deref() != Ok("required"),
-            "a GPU is required: {error}"
-        );
+        let is_required = std::env::var("BITNET_GPU").as_deref() == Ok("required");
+        assert!(!is_required, "{error}");
         println!("not tested: {error}");
         return;
     }
+    let is_checked = std::env::var_os("BITNET_GPU_CHECKED").is_some();
+    let (n_seeds, n_requests) = if is_checked { (1, 4) } else { (12, 40) };
     let checkpoint = Checkpoint::open(prompts::folder("bitnet-bf16")).unwrap();
-    let open = |n_seqs: usize, max_batch: usize| -> Box<dyn Backend> {
-        let options = LoadOptions {
-            context: Some(CONTEXT),
-            n_seqs,
-            max_batch,
-            ..Device::Cuda(0).into()
-        };
-        open_backend(&checkpoint, &options).unwrap()
-    };
-    let seeds = if std::env::var_os("BITNET_GPU_CHECKED").is_some() {
-        1
-    } else {
-        12
-    };
-    let mut single = open(8, 128);
-    for seed in 0..seeds {
-        // As many pages as a few sequences need, so that some are set back.
-        let mut shared = open(2 + seed as usize % 4, 1 + (seed as usize * 37) % 128);
-        let seen = schedules::check(seed, 40, single.as_mut(), shared.as_mut());
+    let open = |options: &CudaOptions| CudaBackend::new(&checkpoint, options).unwrap();
+    // Keys and values of 64 positions in all layers, of heads padded to a power of two, two bytes each.
+    let c = checkpoint.config();
+    let padded = c.head_dim.next_power_of_two().max(32);
+    let page_bytes = (2 * 2 * c.n_layers * c.n_kv_heads * 64 * padded) as u64;
+    let mut set_back = 0;
+    for seed in 0..n_seeds {
+        let n_seqs = 1 + seed as usize * 3;
+        // Plenty of pages, or hardly enough for one and a half.
+        let kv_bytes = [None, Some(9 * page_bytes), Some(6 * page_bytes)][seed as usize % 3];
+        let mut alone = open(&options(4, 64, None));
+        let mut shared = open(&options(n_seqs, 1 + 7 * seed as usize % 40, kv_bytes));
+        let seen = check(seed, n_requests, &mut alone, &mut shared);
         println!("seed {seed}: {seen:?}");
+        set_back += seen.set_back;
     }
+    println!("{set_back} times somebody was set back");
+    assert!(is_checked || set_back > 0);
 }

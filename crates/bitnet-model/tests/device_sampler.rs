@@ -66,6 +66,7 @@ fn device_tokens(
         keep: kept,
         history_len: HISTORY as u32,
         ring_len: ring_len as u32,
+        ring_rows: rows as u32,
     };
     for _ in 0..steps {
         let mut blocks = (vocab as u32).div_ceil(CHUNK);

@@ -55,7 +55,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         device: args.gpu,
         context: args.depth + ROOM,
         n_seqs: args.batch,
-        max_batch: 512.max(args.batch),
+        kv_bytes: None,
+        max_batch: 512.max(args.batch * ROOM),
         lm_head: if args.int8_head {
             LmHead::Int8
         } else {
@@ -74,7 +75,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             session.step(&[(seq, part)], Want::Nothing)?;
         }
     }
-    let first: Vec<(usize, &[u32])> = (0..args.batch).map(|seq| (seq, &[1][..])).collect();
+    // Pages for every position that is measured; the profile begins at the first.
+    let first: Vec<(usize, &[u32])> = (0..args.batch).map(|seq| (seq, &[1; ROOM][..])).collect();
     let batch = session.batch(&first)?;
     let report = Report {
         command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),

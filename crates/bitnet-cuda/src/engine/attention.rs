@@ -1,61 +1,21 @@
 //! Attention of a batch: which kernels, and their launches.
 
-use super::{DECODE_BATCH, Engine, Input, launch};
+use super::{Engine, launch};
 use crate::error::Result;
 use crate::stream::LaunchConfig;
 use bitnet_kernels::attention::{
     AttentionCluster, AttentionCluster32, AttentionCluster64, AttentionCluster128, AttentionCluster256,
     AttentionCombine, AttentionDecode, AttentionDecode32, AttentionDecode64, AttentionDecode128,
     AttentionDecode256, AttentionPrefill, AttentionPrefill32, AttentionPrefill64, AttentionPrefill128,
-    AttentionPrefill256, Tile,
+    AttentionPrefill256,
 };
 use bitnet_kernels::rope::{self, RopeAppend};
-use bitnet_kernels::{Kernel, Launch};
+use bitnet_kernels::{Global, Kernel, Launch};
 
-/// How the attention of a batch is computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Attention {
-    /// One token of each of its sequences: the decode kernels, with room for this many steps of 64 keys.
-    Decode { steps: usize },
-    /// Runs of tokens: the prompt kernels, over this many tiles.
-    Prefill { tiles: usize },
-}
+/// Rows whose partial results fit the scratch: more are attended to in turns.
+pub(super) const ROWS_AT_ONCE: usize = 64;
 
 impl Engine {
-    /// Chooses the kernels for a batch's attention; uploads the tiles of the prompt kernels.
-    pub(super) fn plan_attention(&self, batch: &[Input]) -> Result<Attention> {
-        let mut sequences: Vec<u32> = batch.iter().map(|t| t.sequence).collect();
-        sequences.sort_unstable();
-        sequences.dedup();
-        if sequences.len() == batch.len() && batch.len() <= DECODE_BATCH {
-            let last = batch.iter().map(|t| t.position).max().unwrap_or(0);
-            return Ok(Attention::Decode {
-                steps: (last / rope::BLOCK_KEYS) as usize + 1,
-            });
-        }
-        let mut tiles: Vec<Tile> = Vec::new();
-        let mut first = 0;
-        for i in 1..=batch.len() {
-            let continues = batch.get(i).is_some_and(|t| {
-                t.sequence == batch[i - 1].sequence && t.position == batch[i - 1].position + 1
-            });
-            if !continues {
-                let run = Tile {
-                    row: first as u32,
-                    count: (i - first) as u32,
-                    sequence: batch[first].sequence,
-                    position: batch[first].position,
-                };
-                let d = &self.dims;
-                tiles.extend(run.cut(d.n_heads as u32, d.n_kv_heads as u32, self.padded as u32));
-                first = i;
-            }
-        }
-        let words: Vec<u32> = tiles.iter().flat_map(|tile| tile.words()).collect();
-        self.stream.upload(&self.scratch.tiles, 0, &words)?;
-        Ok(Attention::Prefill { tiles: tiles.len() })
-    }
-
     /// Blocks of the clusters that attend and fold `steps` steps in one kernel; none where two kernels do it.
     fn cluster_blocks(&self, steps: usize) -> Option<u32> {
         let heads_per_kv = self.dims.n_heads / self.dims.n_kv_heads;
@@ -63,18 +23,19 @@ impl Engine {
             .filter(|_| self.gpu().has::<AttentionCluster32>())
     }
 
-    /// The steps of every token's attention, and their fold where a cluster can hold them.
-    pub(super) fn attention_decode(&self, layer: usize, steps: usize) -> Result<()> {
+    /// Attention of one token of each sequence, over up to `steps` steps: the `wanted` of its two parts, steps and fold.
+    pub(super) fn attention_decode(&self, layer: usize, steps: usize, wanted: [bool; 2]) -> Result<()> {
         let blocks = self.cluster_blocks(steps);
-        let (l, s, d) = (&self.layers[layer], &self.scratch, &self.dims);
+        let (s, d) = (&self.buffers.scratch, &self.dims);
+        let [k_cache, v_cache] = self.buffers.cache.layer(layer);
         let decode = AttentionDecode {
             qkv: s.qkv.global(),
-            positions: s.positions.global(),
-            sequences: s.sequences.global(),
-            cos: self.cos.global(),
-            sin: self.sin.global(),
-            k_cache: l.k_cache.global(),
-            v_cache: l.v_cache.global(),
+            positions: self.rows.positions,
+            tables: self.rows.tables,
+            cos: self.buffers.cos.global(),
+            sin: self.buffers.sin.global(),
+            k_cache,
+            v_cache,
             values: s.values.global(),
             sums: s.sums.global(),
             batch: self.batch as u32,
@@ -82,16 +43,41 @@ impl Engine {
             n_kv_heads: d.n_kv_heads as u32,
             heads_per_kv: (d.n_heads / d.n_kv_heads) as u32,
             head_dim: d.head_dim as u32,
-            context: self.limits.context as u32,
+            table_len: self.rows.table_len as u32,
             steps: blocks.unwrap_or(steps as u32),
             q_scale: rope::q_scale(d.head_dim as u32),
         };
         if blocks.is_some() {
-            return self.attention_cluster(AttentionCluster::of(&decode, s.attention.global()));
+            let cluster = AttentionCluster::of(&decode, s.attention.global());
+            return if wanted[0] {
+                self.attention_cluster(cluster)
+            } else {
+                Ok(())
+            };
         }
-        // SAFETY: positions and sequences were checked by `begin`, or advanced by the device within the steps that were
-        // asked for; each sequence has one token. The embedding or the host's upload lies between
-        // this launch and the kernels that wrote positions and the older part of the cache.
+        for first in (0..self.batch).step_by(ROWS_AT_ONCE) {
+            let rows = ROWS_AT_ONCE.min(self.batch - first);
+            let part = AttentionDecode {
+                qkv: decode.qkv.offset(first * (d.d_q() + 2 * d.d_kv())),
+                positions: decode.positions.offset(first),
+                tables: decode.tables.offset(first * self.rows.table_len),
+                batch: rows as u32,
+                ..decode
+            };
+            if wanted[0] {
+                self.attention_steps(part)?;
+            }
+            if wanted[1] {
+                self.attention_combine(&part, s.attention.global().offset(first * d.d_q()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The steps of some tokens' attention.
+    fn attention_steps(&self, decode: AttentionDecode) -> Result<()> {
+        // SAFETY: A3 and A4 of `engine`: tables, positions and the pages that tokens write to were checked on the host; A2: the
+        // embedding or the host's upload lies between this launch and what wrote positions and the older part of the cache.
         unsafe {
             match self.padded {
                 32 => self.launch_width(AttentionDecode32::from(decode), AttentionDecode32::launch),
@@ -104,7 +90,7 @@ impl Engine {
 
     /// Attention in clusters of a block for each step that there is room for.
     fn attention_cluster(&self, cluster: AttentionCluster) -> Result<()> {
-        // SAFETY: as in `attention_decode`; the steps are what `cluster_blocks` allows.
+        // SAFETY: as in `attention_steps`; the steps are what `cluster_blocks` allows.
         unsafe {
             match self.padded {
                 32 => self.launch_clusters(AttentionCluster32::from(cluster), AttentionCluster32::launch),
@@ -115,61 +101,59 @@ impl Engine {
         }
     }
 
-    /// Folds the steps of [`Engine::attention_decode`], where it has not.
-    pub(super) fn attention_combine(&self, steps: usize) -> Result<()> {
-        if self.cluster_blocks(steps).is_some() {
-            return Ok(());
-        }
-        let (s, d) = (&self.scratch, &self.dims);
+    /// Folds the steps of some tokens into `out`.
+    fn attention_combine(&self, decode: &AttentionDecode, out: Global<f32>) -> Result<()> {
         let combine = AttentionCombine {
-            values: s.values.global(),
-            sums: s.sums.global(),
-            positions: s.positions.global(),
-            out: s.attention.global(),
-            batch: self.batch as u32,
-            n_heads: d.n_heads as u32,
-            head_dim: d.head_dim as u32,
+            values: decode.values,
+            sums: decode.sums,
+            positions: decode.positions,
+            out,
+            batch: decode.batch,
+            n_heads: decode.n_heads,
+            head_dim: decode.head_dim,
             padded: self.padded as u32,
-            steps: steps as u32,
+            steps: decode.steps,
         };
-        // SAFETY: the partial results were sized for these steps.
+        // SAFETY: A1: the partial results have room for these steps of 64 rows.
         unsafe { launch(&self.stream, &combine, combine.launch()) }
     }
 
+    /// Attention of runs of tokens, whose keys and values go to their pages first.
     pub(super) fn attention_prefill(&self, layer: usize, tiles: usize) -> Result<()> {
-        let (l, s, d) = (&self.layers[layer], &self.scratch, &self.dims);
+        let (s, d) = (&self.buffers.scratch, &self.dims);
+        let [k_cache, v_cache] = self.buffers.cache.layer(layer);
         let append = RopeAppend {
             qkv: s.qkv.global(),
-            positions: s.positions.global(),
-            sequences: s.sequences.global(),
-            cos: self.cos.global(),
-            sin: self.sin.global(),
+            positions: self.rows.positions,
+            places: self.rows.places,
+            cos: self.buffers.cos.global(),
+            sin: self.buffers.sin.global(),
             q: s.queries.global(),
-            k_cache: l.k_cache.global(),
-            v_cache: l.v_cache.global().cast(),
+            k_cache,
+            v_cache: v_cache.cast(),
             batch: self.batch as u32,
             n_heads: d.n_heads as u32,
             n_kv_heads: d.n_kv_heads as u32,
             head_dim: d.head_dim as u32,
             padded: self.padded as u32,
-            context: self.limits.context as u32,
             q_scale: rope::q_scale(d.head_dim as u32),
         };
-        // SAFETY: positions and sequences were checked by `begin`; the caches have the engine's context.
+        // SAFETY: A3 and A4 of `engine`: positions and places were checked by `begin`, which found no place twice.
         unsafe { launch(&self.stream, &append, append.launch())? };
         let prefill = AttentionPrefill {
             q: s.queries.global(),
-            k_cache: l.k_cache.global(),
-            v_cache: l.v_cache.global(),
-            tiles: s.tiles.global(),
+            k_cache,
+            v_cache,
+            tiles: self.rows.tiles,
+            tables: self.rows.tables,
             out: s.attention.global(),
             n_tiles: tiles as u32,
             n_heads: d.n_heads as u32,
             n_kv_heads: d.n_kv_heads as u32,
             head_dim: d.head_dim as u32,
-            context: self.limits.context as u32,
+            table_len: self.rows.table_len as u32,
         };
-        // SAFETY: the tiles were cut from the checked batch.
+        // SAFETY: A3 and A4: the tiles were cut from the checked batch.
         unsafe {
             match self.padded {
                 32 => self.launch_width(AttentionPrefill32::from(prefill), AttentionPrefill32::launch),

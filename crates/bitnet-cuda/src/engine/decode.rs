@@ -1,36 +1,37 @@
-//! Decoding on the device: a recorded step, replayed per token, that feeds its own choice back; the host reads behind it.
+//! Decoding on the device: recorded steps that feed their own choice back, for the sequences that have a seat; the host
+//! reads their tokens behind it.
 
-use super::attention::Attention;
-use super::choice::RING;
-use super::{Choice, Engine, Input};
+use super::batch::Attention;
+use super::choice::{Choice, RING};
+use super::seats::Seats;
+use super::{Engine, Rows};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
-use bitnet_kernels::rope::BLOCK_KEYS;
 use bitnet_kernels::sample::FORBIDDEN;
 use bitnet_kernels::token::NO_TOKEN;
+use bitnet_layout::Token;
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-/// Steps given to the device before the host looks at the first one's tokens.
-const AHEAD: usize = 8;
 
 /// How long a step may take before the host asks the driver what is wrong.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Decode steps of a long recording of one sequence: between two replays the device idles, within one kernels overlap. A step
-/// of several sequences takes so long that this does not show.
+/// Decode steps of a long recording of one sequence. The GPU idles between two graph launches, but kernels inside one graph
+/// overlap. A step of several sequences takes so long that this does not show.
 const GROUP: usize = 8;
 
-/// Recordings kept; a server's batches could otherwise ask for ever more of them.
+/// Steps of several sequences that the device is given at a time.
+const IN_FLIGHT: usize = 8;
+
+/// Recordings kept; the one that was not used for longest goes first.
 const MAX_RECORDINGS: usize = 64;
 
 /// A recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
-    /// Sequences.
-    batch: usize,
+    /// Rows.
+    rows: usize,
     /// Steps of 64 keys that its attention has room for.
     blocks: usize,
     /// Decode steps: 1 or [`GROUP`].
@@ -93,148 +94,227 @@ impl Part {
     }
 }
 
-/// Recorded decode steps.
+/// Recorded decode steps, and when each was used last.
 #[derive(Debug, Default)]
-pub(super) struct Recordings(BTreeMap<Key, Graph>);
+pub(super) struct Recordings {
+    graphs: BTreeMap<Key, (Graph, u64)>,
+    uses: u64,
+}
+
+impl Recordings {
+    /// A recording, where there is one.
+    fn get(&mut self, key: Key) -> Option<&Graph> {
+        self.uses += 1;
+        let (graph, used) = self.graphs.get_mut(&key)?;
+        *used = self.uses;
+        Some(graph)
+    }
+
+    /// Takes out the one that was not used for longest, when there are too many. The driver lets it end where it still runs.
+    fn make_room(&mut self) {
+        if self.graphs.len() < MAX_RECORDINGS {
+            return;
+        }
+        let oldest = self.graphs.iter().min_by_key(|(_, (_, used))| *used);
+        if let Some(key) = oldest.map(|(&key, _)| key) {
+            self.graphs.remove(&key);
+        }
+    }
+}
 
 impl Engine {
-    /// Decodes on the device, from a token of each of up to [`Engine::decode_batch`] sequences: the tokens chosen in a step,
-    /// one for each sequence in order, go to `on_tokens`, which says whether to go on, and are computed in turn, for at most
-    /// `n` steps. Without `choices` (one a sequence) the largest logit is chosen, the lowest token of equals.
-    ///
-    /// Positions past the last tokens that `on_tokens` accepted may hold keys of tokens that were computed ahead; they count
-    /// for nothing and are written again when those positions are computed.
+    /// Steps that may be given to the device and not be read yet.
+    pub const LOOKAHEAD: usize = 2 * GROUP;
+
+    /// Sequences that can be decoded at once.
+    #[must_use]
+    pub fn seats(&self) -> usize {
+        self.limits.seats()
+    }
+
+    /// Puts a sequence on a free seat: `token` is computed in the next step, and its successor, which is chosen by `choice` or
+    /// is the most likely one without, in the one after that. Keys and values before its position are in `pages`.
     ///
     /// # Errors
-    /// When a token or a choice is out of range, two tokens are of one sequence, the context ends before `n` steps, the model
-    /// computes something that is not a number, or the device fails.
-    pub fn decode(
+    /// When the seat is taken or there is none, the token or a page is out of range, another seat writes to one of the pages that
+    /// this one would write to, the device cannot choose like this, or fails.
+    pub fn seat(
         &mut self,
-        first: &[Input],
-        choices: Option<&[Choice<'_>]>,
-        n: usize,
-        on_tokens: &mut dyn FnMut(&[u32]) -> ControlFlow<()>,
+        seat: usize,
+        token: Token,
+        pages: &[u32],
+        choice: Option<&Choice<'_>>,
     ) -> Result<()> {
-        let batch = first.len();
-        if batch > self.decode_batch() || choices.is_some_and(|c| c.len() != batch) {
+        self.seats.check(seat, token, pages)?;
+        let row = self.check_choice(choice)?;
+        // What was promised before is not for this one.
+        self.issue_owed()?;
+        let at = self.seats.sit(seat, token, pages, row);
+        let outcome = self.begin_row(at, token, choice);
+        if outcome.is_err() {
+            self.seats.leave(seat);
+        }
+        outcome
+    }
+
+    /// Gives a seat a longer table.
+    ///
+    /// # Errors
+    /// When nobody has the seat, or as for [`Engine::seat`].
+    pub fn pages(&mut self, seat: usize, pages: &[u32]) -> Result<()> {
+        self.seats.set_pages(seat, pages)
+    }
+
+    /// Frees a seat, if it is taken. Steps given to the device before compute it still; what they write is past its end.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn leave(&mut self, seat: usize) -> Result<()> {
+        match self.seats.leave(seat) {
+            Some((from, to)) => self.move_row(from, to),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the device `steps` more steps, of every sequence that has a seat.
+    ///
+    /// # Errors
+    /// When nobody has one, more than [`Engine::LOOKAHEAD`] steps would be unread, a sequence's pages end before, or the device
+    /// fails.
+    pub fn ahead(&mut self, steps: usize) -> Result<()> {
+        let unread = self.seats.unread().saturating_add(steps);
+        if unread > Self::LOOKAHEAD {
             return Err(Error::Request(format!(
-                "{batch} sequences to decode on the GPU; {} fit, with a choice for each",
-                self.decode_batch()
+                "{unread} decode steps ahead; {} can be",
+                Self::LOOKAHEAD
             )));
         }
-        let start = first.iter().map(|t| t.position as usize).max().unwrap_or(0);
-        if start + n > self.limits.context {
-            return Err(Error::Request(format!(
-                "{n} tokens from position {start} do not fit the context of {}; choose a larger one",
-                self.limits.context
-            )));
-        }
-        if n == 0 {
+        self.seats.owe(steps)?;
+        self.issue_some()
+    }
+
+    /// Gives the device what keeps it busy of the steps that were promised: of several sequences a step for each that is read,
+    /// of one whole groups, and less only when it has nothing to do.
+    fn issue_some(&mut self) -> Result<()> {
+        if self.seats.rows() > 1 {
+            while self.seats.owed > 0 && self.seats.issued.len() < IN_FLIGHT {
+                self.issue(1)?;
+            }
             return Ok(());
         }
-        let keep = self.begin_choice(batch, choices)?;
-        self.begin_decode(first)?;
-        for word in self.ring.iter() {
-            word.store(0, Ordering::Relaxed);
+        while self.seats.owed >= GROUP {
+            self.issue(GROUP)?;
         }
-        let mut tokens = vec![0; batch];
-        let mut read = 0;
-        let mut outcome = ControlFlow::Continue(());
-        let mut given = 0;
-        for group in self.groups(batch, keep, start, n) {
-            // While the device works on the steps before.
-            self.record(group)?;
-            if let Some(graph) = self.recordings.0.get(&group) {
-                self.stream.replay(graph)?;
-            }
-            given += group.steps;
-            while outcome.is_continue() && read + AHEAD < given {
-                self.wait_for_tokens(read, &mut tokens)?;
-                outcome = on_tokens(&tokens);
-                read += 1;
-            }
-            if outcome.is_break() {
-                break;
-            }
+        if self.seats.issued.is_empty() {
+            self.issue_owed()?;
         }
-        while outcome.is_continue() && read < n {
-            self.wait_for_tokens(read, &mut tokens)?;
-            outcome = on_tokens(&tokens);
-            read += 1;
-        }
-        self.stream.synchronize()
+        Ok(())
     }
 
-    /// Room, in steps of 64 keys, that the recording for `position` has: a power of two, so that recordings are few, and
-    /// blocks that find nothing to do at most half.
-    pub(super) fn bucket(&self, position: usize) -> usize {
-        let block = BLOCK_KEYS as usize;
-        (position / block + 1)
-            .next_power_of_two()
-            .min(self.limits.context / block)
-    }
-
-    /// The recordings that take sequences, the longest of which ends at `start`, over `n` steps.
-    fn groups(&self, batch: usize, keep: u32, start: usize, n: usize) -> Vec<Key> {
-        let mut groups = Vec::new();
-        let mut position = start;
-        while position < start + n {
-            let left = start + n - position;
-            let steps = if batch == 1 && left >= GROUP { GROUP } else { 1 };
-            groups.push(Key {
-                batch,
-                blocks: self.bucket(position + steps - 1),
-                steps,
-                keep,
+    /// Waits for the oldest step that was not read, and appends the token chosen for every seat that was taken then and is
+    /// still by the same sequence: (seat, token), in the order of seats.
+    ///
+    /// # Errors
+    /// When there is none, the model computed something that is not a number, penalties leave no token, or the device fails.
+    pub fn next(&mut self, out: &mut Vec<(usize, u32)>) -> Result<()> {
+        self.issue_some()?;
+        let Some(step) = self.seats.issued.pop_front() else {
+            return Err(Error::Request(
+                "no decode step was given to the GPU that was not read".to_owned(),
+            ));
+        };
+        let first = step.number as usize % RING * self.seats();
+        // Of idle rows too: a word that is left would be taken for a later step's.
+        let mut words = Vec::with_capacity(step.rows);
+        for word in &self.ring[first..first + step.rows] {
+            let mut since = Instant::now();
+            words.push(loop {
+                match word.swap(0, Ordering::Acquire) {
+                    0 => {}
+                    word => break word,
+                }
+                if since.elapsed() > PATIENCE {
+                    // Either this reports what is wrong, or all steps given so far are done and their tokens in the ring.
+                    self.stream.synchronize()?;
+                    since = Instant::now();
+                }
+                std::hint::spin_loop();
             });
-            position += steps;
         }
-        groups
-    }
-
-    /// Records decode steps.
-    fn record(&mut self, key: Key) -> Result<()> {
-        if self.recordings.0.contains_key(&key) {
-            return Ok(());
-        }
-        if self.recordings.0.len() >= MAX_RECORDINGS {
-            // The device may still run one of them.
-            self.stream.synchronize()?;
-            self.recordings.0.clear();
-        }
-        self.plan_decode(key.batch, key.blocks)?;
-        let graph = self.stream.capture(|_| {
-            for _ in 0..key.steps {
-                self.step(key.keep, &|_| true)?;
+        for (row, &word) in words.iter().enumerate() {
+            let what = match word {
+                NO_TOKEN => {
+                    "the model computed a NaN or an infinity: its weights are damaged, or a kernel is wrong on this GPU; compare \
+                     with the CPU"
+                }
+                FORBIDDEN => "the penalties leave no token to choose; lower them",
+                _ => continue,
+            };
+            if self.seats.is_wanted(&step, row) {
+                return Err(Error::Request(what.to_owned()));
             }
-            Ok(())
-        })?;
-        self.recordings.0.insert(key, graph);
+        }
+        let tokens: Vec<u32> = words.iter().map(|word| word.wrapping_sub(1)).collect();
+        self.seats.give(&step, &tokens, out);
         Ok(())
     }
 
-    /// Checks and uploads the tokens; the embedding that this computes is computed again by the first step.
-    pub(super) fn begin_decode(&mut self, first: &[Input]) -> Result<()> {
-        self.begin(first)?;
-        match self.attention {
-            Attention::Decode { .. } => Ok(()),
-            Attention::Prefill { .. } => Err(Error::Request(
-                "two of the tokens to decode are of one sequence".to_owned(),
-            )),
+    /// Gives the device all steps that were promised.
+    fn issue_owed(&mut self) -> Result<()> {
+        while self.seats.owed > 0 {
+            self.issue(1)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the device `steps` of the promised steps: 1 or [`GROUP`].
+    fn issue(&mut self, steps: usize) -> Result<()> {
+        self.flush(steps)?;
+        let key = Key {
+            rows: self.seats.rows(),
+            blocks: self.room(self.seats.blocks(steps)),
+            steps,
+            keep: self.seats.keep(),
+        };
+        self.replay(key)?;
+        self.seats.issue(steps);
+        Ok(())
+    }
+
+    /// Room, in steps of 64 keys, of recordings that need `blocks`: a power of two, so that recordings are few, and blocks that
+    /// find nothing to do at most half.
+    pub(super) fn room(&self, blocks: usize) -> usize {
+        blocks.next_power_of_two().min(self.limits.table_len())
+    }
+
+    /// Runs decode steps, which are recorded at their first use.
+    fn replay(&mut self, key: Key) -> Result<()> {
+        if self.recordings.get(key).is_none() {
+            self.recordings.make_room();
+            self.plan_decode(key.rows, key.blocks);
+            let graph = self.stream.capture(|_| {
+                for _ in 0..key.steps {
+                    self.step(key.keep, &|_| true)?;
+                }
+                Ok(())
+            })?;
+            let uses = self.recordings.uses;
+            self.recordings.graphs.insert(key, (graph, uses));
+        }
+        match self.recordings.get(key) {
+            Some(graph) => self.stream.replay(graph),
+            None => Ok(()),
         }
     }
 
-    /// Prepares the launches of steps of `batch` sequences with room for `blocks` steps of 64 keys.
-    pub(super) fn plan_decode(&mut self, batch: usize, blocks: usize) -> Result<()> {
-        if batch == 0 || batch > self.decode_batch() {
-            return Err(Error::Request(format!(
-                "{batch} sequences to decode on the GPU; 1 to {} fit",
-                self.decode_batch()
-            )));
-        }
-        self.batch = batch;
+    /// Prepares the launches of steps of `rows` rows with room for `blocks` steps of 64 keys.
+    pub(super) fn plan_decode(&mut self, rows: usize, blocks: usize) {
+        self.batch = rows;
         self.attention = Attention::Decode { steps: blocks };
-        Ok(())
+        self.rows = Rows {
+            table_len: self.limits.table_len(),
+            ..self.buffers.chooser.rows()
+        };
     }
 
     /// The `wanted` parts of a decode step.
@@ -246,10 +326,10 @@ impl Engine {
             if wanted(part) { launches() } else { Ok(()) }
         };
         run(Part::Embed, &|| self.embed())?;
-        for layer in 0..self.layers.len() {
+        for layer in 0..self.buffers.layers.len() {
             run(Part::Qkv, &|| self.qkv(layer))?;
-            run(Part::Attention, &|| self.attention_decode(layer, steps))?;
-            run(Part::Combine, &|| self.attention_combine(steps))?;
+            let parts = [wanted(Part::Attention), wanted(Part::Combine)];
+            self.attention_decode(layer, steps, parts)?;
             run(Part::OutProj, &|| self.out_proj(layer))?;
             run(Part::UpGate, &|| self.up_gate(layer))?;
             run(Part::Down, &|| self.down(layer))?;
@@ -258,38 +338,32 @@ impl Engine {
         run(Part::Choose, &|| self.choose(keep))
     }
 
-    /// The tokens of step `step`, once the device has chosen them.
-    fn wait_for_tokens(&self, step: usize, tokens: &mut [u32]) -> Result<()> {
-        let first = step % RING * tokens.len();
-        for (token, word) in tokens.iter_mut().zip(&self.ring[first..]) {
-            let mut since = Instant::now();
-            *token = loop {
-                match word.swap(0, Ordering::Acquire) {
-                    0 => {}
-                    NO_TOKEN => {
-                        self.stream.synchronize()?;
-                        return Err(Error::Request(
-                            "the model computed a NaN or an infinity: its weights are damaged, or a kernel is wrong on this \
-                             GPU; compare with --device cpu"
-                                .to_owned(),
-                        ));
-                    }
-                    FORBIDDEN => {
-                        self.stream.synchronize()?;
-                        return Err(Error::Request(
-                            "the penalties leave no token to choose; lower them".to_owned(),
-                        ));
-                    }
-                    token => break token - 1,
-                }
-                if since.elapsed() > PATIENCE {
-                    // Either this reports what is wrong, or all steps given so far are done and their tokens in the ring.
-                    self.stream.synchronize()?;
-                    since = Instant::now();
-                }
-                std::hint::spin_loop();
-            };
+    /// Brings the device what has changed of the rows, before `steps` more steps.
+    pub(super) fn flush(&mut self, steps: usize) -> Result<()> {
+        let Self {
+            seats,
+            uploads,
+            stream,
+            buffers,
+            limits,
+            ..
+        } = self;
+        let (chooser, table_len) = (&buffers.chooser, limits.table_len());
+        if seats.needs_state(steps) {
+            let state = seats.state();
+            uploads.send(stream, chooser.state(), chooser.positions_at(), &[&state])?;
+        }
+        let stale = std::mem::replace(&mut seats.stale_tables, 0..0);
+        if !stale.is_empty() {
+            let words = &seats.tables[stale.start * table_len..stale.end * table_len];
+            let at = chooser.tables_at() + stale.start * table_len;
+            uploads.send(stream, chooser.state(), at, &[words])?;
         }
         Ok(())
+    }
+
+    /// The sequences that have a seat.
+    pub(super) fn seats_mut(&mut self) -> &mut Seats {
+        &mut self.seats
     }
 }

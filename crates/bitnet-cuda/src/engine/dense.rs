@@ -46,7 +46,7 @@ impl Engine {
             // SAFETY: the caller's promise.
             return unsafe { launch(&self.stream, &product, product.launch(machine)) };
         }
-        let s = &self.scratch;
+        let s = &self.buffers.scratch;
         let split = SplitColumns {
             x: p.x,
             norm: p.norm,
@@ -74,7 +74,7 @@ impl Engine {
 
     /// A linear layer of the whole batch.
     pub(super) fn linear_dense(&self, linear: &Linear<'_>) -> Result<()> {
-        let (s, rows) = (&self.scratch, self.batch);
+        let (s, rows) = (&self.buffers.scratch, self.batch);
         let (n, k) = (linear.matrix.n, linear.matrix.k);
         let to = match linear.epilogue {
             Epilogue::Store => linear.y,
@@ -115,7 +115,7 @@ impl Engine {
                     y: linear.y,
                     rows: rows as u32,
                     width: n as u32 / 2,
-                    activation: self.dims.activation,
+                    activation: self.dims.activation as u32,
                 };
                 // SAFETY: as above.
                 unsafe { launch(&self.stream, &gate, gate.launch()) }

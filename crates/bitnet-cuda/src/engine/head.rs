@@ -71,7 +71,7 @@ impl Engine {
     /// # Errors
     /// When they do not fit, or the device fails.
     pub fn set_embedding(&mut self, start: usize, words: &[u32]) -> Result<()> {
-        match &self.embedding {
+        match &self.buffers.embedding {
             Embedding::Device(buffer) => self.stream.upload(buffer, start, words),
             Embedding::Host(all) => {
                 let place = all.get(start..start.saturating_add(words.len()));
@@ -94,7 +94,7 @@ impl Engine {
     /// # Errors
     /// When the head is the embedding, the words do not fit, or the device fails.
     pub fn set_head(&mut self, start: usize, words: &[u32]) -> Result<()> {
-        match &self.head {
+        match &self.buffers.head {
             Head::Embedding => Err(Error::Request("the output head is the embedding".to_owned())),
             Head::Own(head) => self.stream.upload(head, start, words),
             Head::Int8 { rows, scales } => {
@@ -127,19 +127,23 @@ impl Engine {
 
     /// Final norm and output head for `rows` rows of the batch from `first`, as many as the logits buffer has at most.
     pub(super) fn head(&self, first: usize, rows: usize) -> Result<()> {
-        let x = self.scratch.residual.global_at(first * self.dims.d_model)?;
-        let w = match &self.head {
-            Head::Embedding => self.embedding.global(),
+        let x = self
+            .buffers
+            .scratch
+            .residual
+            .global_at(first * self.dims.d_model)?;
+        let w = match &self.buffers.head {
+            Head::Embedding => self.buffers.embedding.global(),
             Head::Own(head) => head.global(),
             Head::Int8 { rows: w, scales } => return self.int8_head(x, rows, w, scales),
         };
-        let (d, s) = (&self.dims, &self.scratch);
+        let (d, s) = (&self.dims, &self.buffers.scratch);
         let at_once = bf16_gemm::MAX_COLS as usize;
         for start in (0..rows).step_by(at_once) {
             let product = Product {
                 w,
                 x: x.offset(start * d.d_model),
-                norm: self.final_norm.global(),
+                norm: self.buffers.final_norm.global(),
                 eps: d.eps,
                 y: s.logits.global().offset(start * d.vocab),
                 n: d.vocab,
@@ -153,7 +157,7 @@ impl Engine {
 
     /// Bytes of weights that the output head reads.
     pub(super) fn head_bytes(&self) -> u64 {
-        match &self.head {
+        match &self.buffers.head {
             Head::Embedding => (self.dims.vocab * self.dims.d_model * 2) as u64,
             Head::Own(head) => head.size_bytes(),
             Head::Int8 { rows, scales } => rows.size_bytes() + scales.size_bytes(),
@@ -167,10 +171,10 @@ impl Engine {
         w: &DeviceBuffer<u32>,
         scales: &DeviceBuffer<f32>,
     ) -> Result<()> {
-        let (d, s) = (&self.dims, &self.scratch);
+        let (d, s) = (&self.dims, &self.buffers.scratch);
         let columns = Int8Columns {
             x,
-            norm: self.final_norm.global(),
+            norm: self.buffers.final_norm.global(),
             terms: s.terms.global(),
             unit: s.term_unit.global(),
             k: d.d_model as u32,
@@ -209,13 +213,13 @@ impl Engine {
         let mut done = 0;
         while done < rows.len() {
             let first = rows[done];
-            let run = (1..self.scratch.logit_rows)
+            let run = (1..self.buffers.scratch.logit_rows)
                 .take_while(|i| rows.get(done + i) == Some(&(first + i)))
                 .count()
                 + 1;
             self.head(first, run)?;
             self.stream.download(
-                &self.scratch.logits,
+                &self.buffers.scratch.logits,
                 0,
                 &mut out[done * vocab..(done + run) * vocab],
             )?;

@@ -63,7 +63,7 @@ impl Engine {
                             n: *n as u32,
                             k: *k as u32,
                             eps: linear.eps,
-                            activation: self.dims.activation,
+                            activation: self.dims.activation as u32,
                             row_b: starts[0],
                             row_c: starts[1],
                             scale_a: scales[0],
@@ -99,7 +99,7 @@ impl Engine {
                 ..
             },
             s,
-        ) = (linear.matrix, &self.scratch);
+        ) = (linear.matrix, &self.buffers.scratch);
         let quantize = QuantizeRows {
             x: linear.x,
             norm: linear.norm,
@@ -127,7 +127,7 @@ impl Engine {
                             n: *n as u32,
                             k: *k as u32,
                             cols: self.batch as u32,
-                            activation: self.dims.activation,
+                            activation: self.dims.activation as u32,
                             row_b: starts[0],
                             row_c: starts[1],
                             scale_a: scales[0],

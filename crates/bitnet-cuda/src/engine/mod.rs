@@ -1,16 +1,33 @@
-//! A transformer on the GPU: its weights, key-value cache and scratch, and the verbs that run it.
+//! A transformer on the GPU: its weights, pages of keys and values, and scratch, and the verbs that run it.
 //!
 //! One copy of the weights serves everything. A single token takes the fused kernels of [`bitnet_kernels::decode_linear`];
 //! larger batches quantize their rows once and take [`bitnet_kernels::bit_gemm`]. Both give a token the same bits. All
-//! memory is allocated in [`Engine::new`]; verbs allocate nothing.
+//! memory is allocated in [`Engine::new`]; verbs take none on the device.
+//!
+//! What the `SAFETY` comments of this module rest on:
+//!
+//! - A1. Every buffer of [`Engine::new`] has the length that its field says, for the checked `Dims` and `Limits`: as many rows as a
+//!   batch or the seats may have. Kernels get the same numbers.
+//! - A2. A step begins with a kernel that nothing passes, or with the host's upload: those after it may read positions, tables,
+//!   weights and old keys without waiting for their predecessors. All work goes to one stream.
+//! - A3. What indexes memory is checked on the host before it is uploaded: `Bounds::plan` for batches, `Seats` for decoding. The
+//!   device itself moves positions on only within the pages that `Seats::owe` counted, and chooses tokens of the vocabulary.
+//! - A4. No two tokens of a launch have the same place in a page, and no page that one sequence writes to is seen by another: the
+//!   same two check it.
+//! - A5. Recordings are dropped before the buffers that they address, and no buffer is ever replaced.
+//! - A6. Layers and matrices have the shapes of the model: `Engine::set_layer` takes no others.
 
 mod space;
 
 mod weights;
 
-mod scratch;
+mod batch;
+mod cache;
+mod uploads;
 
 mod attention;
+mod scratch;
+
 mod linear;
 
 mod dense;
@@ -20,9 +37,12 @@ mod head;
 mod verbs;
 
 mod choice;
+mod seats;
+
 mod decode;
 mod profile;
 
+pub use batch::Batch;
 pub use bitnet_kernels::sample::{MAX_TOP_K, Settings};
 pub use choice::Choice;
 pub use decode::Part;
@@ -34,21 +54,25 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::memory::{DeviceBuffer, SharedWords};
 use crate::stream::{LaunchConfig, Stream};
-use attention::Attention;
-use bitnet_kernels::{Kernel, Launch, bit_gemm, rope};
+use batch::{Attention, Bounds};
+use bitnet_kernels::cache::{PAGE, padded_head_dim};
+use bitnet_kernels::{Global, Kernel, Launch, bit_gemm};
+use bitnet_layout::Activation;
+use cache::{Cache, page_bytes, pages};
 use choice::Chooser;
 use decode::Recordings;
 use head::{Embedding, Head};
 use scratch::Scratch;
+use seats::{MAX_SEATS, Seats};
 use space::{Space, Use};
+use uploads::Uploads;
 use weights::Layer;
-
-/// Tokens of different sequences whose attention one launch of the decode kernels takes; wider batches of that kind take
-/// the prompt kernels.
-const DECODE_BATCH: usize = 64;
 
 /// Most tokens of a batch.
 pub const MAX_BATCH: usize = 1 << 15;
+
+/// Positions of a page of keys and values.
+pub const PAGE_POSITIONS: usize = PAGE as usize;
 
 /// The shape of a model, in elements.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,8 +101,8 @@ pub struct Dims {
     pub sub_norms: bool,
     /// Rotation of each pair of a head's elements, in radians a position, (head_dim / 2).
     pub frequencies: Vec<f32>,
-    /// Gate: [`bitnet_kernels::decode_linear::RELU2`] or [`bitnet_kernels::decode_linear::SILU`].
-    pub activation: u32,
+    /// Gate of the feed-forward block.
+    pub activation: Activation,
 }
 
 /// How the weights of linear layers are kept.
@@ -107,21 +131,12 @@ pub enum HeadKind {
 pub struct Limits {
     /// Positions of a sequence.
     pub context: usize,
-    /// Sequences.
+    /// Sequences of a batch; up to 256 of them can be decoded side by side.
     pub n_seqs: usize,
     /// Tokens of a batch.
     pub max_batch: usize,
-}
-
-/// One token of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Input {
-    /// Vocabulary index.
-    pub id: u32,
-    /// Position in its sequence.
-    pub position: u32,
-    /// Sequence.
-    pub sequence: u32,
+    /// Bytes for keys and values; none for what these sequences need, at most 90 % of what is free.
+    pub kv_bytes: Option<u64>,
 }
 
 /// A model on a GPU.
@@ -129,48 +144,62 @@ pub struct Input {
 pub struct Engine {
     // Recordings refer to the buffers below, so they go first.
     recordings: Recordings,
+    buffers: Buffers,
+    /// Tokens for the host, (steps, seats).
+    ring: SharedWords,
+    uploads: Uploads,
+    seats: Seats,
     dims: Dims,
     limits: Limits,
     padded: usize,
+    n_pages: usize,
+    memory_bytes: u64,
+    /// Tokens of the batch.
+    batch: usize,
+    rows: Rows,
+    attention: Attention,
+    stream: Stream,
+}
+
+/// Where the kernels find the tokens of a batch.
+#[derive(Clone, Copy, Debug)]
+struct Rows {
+    tokens: Global<u32>,
+    positions: Global<u32>,
+    /// Places in the cache; of the prompt kernels.
+    places: Global<u32>,
+    /// Tiles; of the prompt kernels.
+    tiles: Global<u32>,
+    tables: Global<u32>,
+    /// Entries of a row of the tables.
+    table_len: usize,
+}
+
+/// The buffers of a model.
+#[derive(Debug)]
+struct Buffers {
     layers: Vec<Layer>,
     embedding: Embedding,
     head: Head,
     final_norm: DeviceBuffer<f32>,
     /// What stands in for a norm's weight where there is no norm.
     ones: DeviceBuffer<f32>,
-    /// (context, head_dim / 2).
+    /// (positions of whole pages, head_dim / 2).
     cos: DeviceBuffer<f32>,
     sin: DeviceBuffer<f32>,
-    scratch: Scratch,
-    chooser: Chooser,
-    /// Tokens for the host, (steps, rows).
-    ring: SharedWords,
-    memory_bytes: u64,
-    batch: usize,
-    attention: Attention,
-    stream: Stream,
-}
-
-/// The buffers of a model, without their contents.
-struct Buffers {
-    layers: Vec<Layer>,
-    embedding: Embedding,
-    head: Head,
-    final_norm: DeviceBuffer<f32>,
-    ones: DeviceBuffer<f32>,
-    cos: DeviceBuffer<f32>,
-    sin: DeviceBuffer<f32>,
+    cache: Cache,
     scratch: Scratch,
     chooser: Chooser,
 }
 
 impl Buffers {
-    fn new(space: &Space<'_>, dims: &Dims, limits: Limits, padded: usize) -> Result<Self> {
-        let cache_words = rope::cache_len(limits.n_seqs, dims.n_kv_heads, limits.context, padded) / 2;
-        let angles = limits.context * (dims.head_dim / 2);
+    fn new(space: &Space<'_>, dims: &Dims, limits: Limits, padded: usize, n_pages: usize) -> Result<Self> {
+        // Idle rows are at any position of a page, however short the context.
+        let angles = limits.table_len() * PAGE_POSITIONS * (dims.head_dim / 2);
+        let inputs = Bounds::new(dims, limits, n_pages, padded).most_words();
         Ok(Self {
             layers: (0..dims.n_layers)
-                .map(|_| Layer::new(space, dims, cache_words))
+                .map(|_| Layer::new(space, dims))
                 .collect::<Result<_>>()?,
             embedding: Embedding::new(space, dims)?,
             head: Head::new(space, dims)?,
@@ -178,7 +207,8 @@ impl Buffers {
             ones: space.alloc(Use::Scratch, "norms", dims.widest())?,
             cos: space.alloc(Use::Scratch, "rotary angles", angles)?,
             sin: space.alloc(Use::Scratch, "rotary angles", angles)?,
-            scratch: Scratch::new(space, dims, limits, padded)?,
+            cache: Cache::new(space, dims, padded, n_pages)?,
+            scratch: Scratch::new(space, dims, limits, padded, inputs)?,
             chooser: Chooser::new(space, dims, limits)?,
         })
     }
@@ -203,8 +233,18 @@ impl Dims {
 
 impl Limits {
     /// Sequences that are decoded side by side on the device.
-    fn decode_batch(self) -> usize {
-        self.max_batch.min(self.n_seqs).min(DECODE_BATCH)
+    fn seats(self) -> usize {
+        self.n_seqs.min(MAX_SEATS)
+    }
+
+    /// Most rows of a step.
+    fn rows(self) -> usize {
+        self.max_batch.max(self.seats())
+    }
+
+    /// Pages of a sequence.
+    fn table_len(self) -> usize {
+        self.context.div_ceil(PAGE_POSITIONS)
     }
 }
 
@@ -221,60 +261,50 @@ impl Engine {
     /// Allocates everything a model of this shape needs; its weights come with the `set_…` functions.
     ///
     /// # Errors
-    /// When the kernels do not support the shape, or the device has too little memory.
+    /// When the kernels do not support the shape, or the device has too little memory: then none was taken.
     pub fn new(gpu: &Gpu, dims: Dims, limits: Limits) -> Result<Self> {
         let padded = check_dims(&dims)?;
         check_limits(limits)?;
-        let limits = Limits {
-            context: limits.context.next_multiple_of(rope::BLOCK_KEYS as usize),
-            ..limits
-        };
+        let rest = Space::planned(gpu);
+        Buffers::new(&rest, &dims, limits, padded, 0)?;
+        let (free_bytes, _) = gpu.memory()?;
+        let n_pages = pages(
+            limits,
+            page_bytes(&dims, padded),
+            rest.bytes().total(),
+            free_bytes,
+        )?;
         let planned = Space::planned(gpu);
-        Buffers::new(&planned, &dims, limits, padded)?;
+        Buffers::new(&planned, &dims, limits, padded, n_pages)?;
         planned.check()?;
         let space = Space::of(gpu);
-        let buffers = Buffers::new(&space, &dims, limits, padded)?;
+        let buffers = Buffers::new(&space, &dims, limits, padded, n_pages)?;
         let stream = gpu.stream()?;
         let half = dims.head_dim / 2;
         let table = |of: fn(f64) -> f64| -> Vec<f32> {
             // The angle is an f32; its cosine and sine are rounded once.
             let angle = |i: usize| (i / half) as f32 * dims.frequencies[i % half];
-            (0..limits.context * half)
+            (0..limits.table_len() * PAGE_POSITIONS * half)
                 .map(|i| of(f64::from(angle(i))) as f32)
                 .collect()
         };
         stream.upload(&buffers.cos, 0, &table(f64::cos))?;
         stream.upload(&buffers.sin, 0, &table(f64::sin))?;
         stream.upload(&buffers.ones, 0, &vec![1.0; dims.widest()])?;
-        for layer in &buffers.layers {
-            // Blocks of 64 are read whole, before what lies past the position is put aside.
-            stream.fill_bytes(&layer.v_cache, 0)?;
-            stream.fill_bytes(&layer.k_cache, 0)?;
-        }
+        buffers.cache.clear(&stream)?;
         buffers.chooser.clear(&stream)?;
-        let Buffers {
-            layers,
-            embedding,
-            head,
-            final_norm,
-            ones,
-            cos,
-            sin,
-            scratch,
-            chooser,
-        } = buffers;
+        // Of rows that nobody has, attention writes nothing.
+        stream.fill_bytes(&buffers.scratch.attention, 0)?;
+        let bounds = Bounds::new(&dims, limits, n_pages, padded);
+        // A table of counts is the largest of what decoding uploads.
+        let largest = bounds.most_words().max(dims.vocab).max(limits.context);
         Ok(Self {
             recordings: Recordings::default(),
-            layers,
-            embedding,
-            head,
-            final_norm,
-            ones,
-            cos,
-            sin,
-            scratch,
-            ring: chooser.ring(gpu)?,
-            chooser,
+            ring: buffers.chooser.ring(gpu)?,
+            uploads: Uploads::new(gpu, largest)?,
+            seats: Seats::new(bounds, buffers.cache.idle_entry()),
+            rows: buffers.chooser.rows(),
+            buffers,
             memory_bytes: space.bytes().total(),
             batch: 0,
             attention: Attention::Prefill { tiles: 0 },
@@ -282,6 +312,7 @@ impl Engine {
             dims,
             limits,
             padded,
+            n_pages,
         })
     }
 
@@ -291,16 +322,10 @@ impl Engine {
         self.stream.gpu()
     }
 
-    /// What it can hold; the context is rounded up to whole blocks of the cache.
+    /// Pages of keys and values.
     #[must_use]
-    pub fn limits(&self) -> Limits {
-        self.limits
-    }
-
-    /// Sequences that [`Engine::decode`] takes at a time.
-    #[must_use]
-    pub fn decode_batch(&self) -> usize {
-        self.limits.decode_batch()
+    pub fn n_pages(&self) -> usize {
+        self.n_pages
     }
 
     /// Device memory of weights, cache and scratch.
@@ -323,6 +348,12 @@ fn check_limits(limits: Limits) -> Result<()> {
             )));
         }
     }
+    if limits.n_seqs.saturating_mul(limits.table_len()) > u32::MAX as usize {
+        return Err(Error::Request(format!(
+            "the GPU kernels do not support {} sequences of {} positions at once",
+            limits.n_seqs, limits.context
+        )));
+    }
     Ok(())
 }
 
@@ -330,7 +361,7 @@ fn check_limits(limits: Limits) -> Result<()> {
 fn check_dims(dims: &Dims) -> Result<usize> {
     let refuse = |what: &str, found: usize, needed: &str| {
         Err(Error::Request(format!(
-            "the GPU kernels do not support a {what} of {found}: {needed}; use --device cpu"
+            "the GPU kernels do not support a {what} of {found}: {needed}"
         )))
     };
     for (what, found) in [("hidden size", dims.d_model), ("feed-forward size", dims.d_ffn)] {
@@ -352,7 +383,7 @@ fn check_dims(dims: &Dims) -> Result<usize> {
             "there must be a frequency for every pair of elements",
         );
     }
-    match rope::padded_head_dim(dims.head_dim as u32) {
+    match padded_head_dim(dims.head_dim as u32) {
         Some(padded) if dims.head_dim.is_multiple_of(8) => Ok(padded as usize),
         _ => refuse("head size", dims.head_dim, "it must be a multiple of 8 up to 256"),
     }
@@ -368,6 +399,7 @@ mod tests {
             context: 4096,
             n_seqs: 1,
             max_batch: 512,
+            kv_bytes: None,
         };
         assert!(check_limits(good).is_ok());
         for (bad, what) in [

@@ -3,8 +3,11 @@
 //! Kernels of a step overlap, so none has a time of its own. Two are measured instead, both in recorded graphs: what the step
 //! takes less without a part, and what a part takes when nothing else runs.
 
-use super::{Engine, Input, Part};
+use super::{Engine, Part};
 use crate::error::{Error, Result};
+use bitnet_kernels::cache::PAGE;
+use bitnet_layout::Token;
+use std::sync::atomic::Ordering;
 
 /// Steps of a graph.
 const STEPS: usize = 4;
@@ -37,34 +40,46 @@ pub struct Profile {
 }
 
 impl Engine {
-    /// Measures a greedy decode step from these tokens of different sequences. The sequences' cache is worth nothing afterwards
-    /// from these positions on.
+    /// Measures a greedy decode step of these tokens of different sequences, each with the pages of its sequence, which have
+    /// room for the steps that are measured. What the pages hold from these positions on is worth nothing afterwards.
     ///
     /// # Errors
-    /// As for [`Engine::decode`]; and when the context has no room for the steps that are measured.
-    pub fn profile(&mut self, first: &[Input]) -> Result<Profile> {
-        let start = first.iter().map(|t| t.position as usize).max().unwrap_or(0);
-        let end = start + STEPS * REPLAYS;
-        if end >= self.limits.context {
-            return Err(Error::Request(format!(
-                "a profile from position {start} needs a context of {} tokens, and there are {}",
-                end + 1,
-                self.limits.context
-            )));
+    /// As for [`Engine::seat`]; when somebody has a seat; and when the pages have no room for the steps that are measured.
+    pub fn profile(&mut self, first: &[(Token, &[u32])]) -> Result<Profile> {
+        if !self.seats_mut().sitting.is_empty() {
+            return Err(Error::Request("a profile while sequences have seats".to_owned()));
         }
-        self.begin_choice(first.len(), None)?;
-        let step_us = self.time_of(first, end, &|_| true)?.0;
+        for (seat, &(token, pages)) in first.iter().enumerate() {
+            let end = token.pos as usize + STEPS * REPLAYS;
+            if end > pages.len() * PAGE as usize || end > self.limits.context {
+                return Err(Error::Request(format!(
+                    "a profile from position {} needs a context of {end} tokens, and there are {} pages of {PAGE}",
+                    token.pos,
+                    pages.len()
+                )));
+            }
+            self.seat(seat, token, pages, None)?;
+        }
+        let outcome = self.profile_seats();
+        for seat in 0..first.len() {
+            self.leave(seat)?;
+        }
+        outcome
+    }
+
+    fn profile_seats(&mut self) -> Result<Profile> {
+        let step_us = self.time_of(&|_| true)?.0;
         let mut parts = Vec::new();
         for part in Part::ALL {
-            let (alone_us, kernels) = self.time_of(first, end, &|other| other == part)?;
+            let (alone_us, kernels) = self.time_of(&|other| other == part)?;
             if kernels == 0 {
                 continue;
             }
-            let (without_us, _) = self.time_of(first, end, &|other| other != part)?;
+            let (without_us, _) = self.time_of(&|other| other != part)?;
             parts.push(PartTime {
                 part,
                 kernels,
-                bytes: self.bytes_of(part, first),
+                bytes: self.bytes_of(part),
                 marginal_us: step_us - without_us,
                 alone_us,
             });
@@ -73,14 +88,10 @@ impl Engine {
     }
 
     /// Microseconds that a step of some parts takes, and its kernels.
-    fn time_of(
-        &mut self,
-        first: &[Input],
-        end: usize,
-        wanted: &dyn Fn(Part) -> bool,
-    ) -> Result<(f64, usize)> {
-        self.begin_decode(first)?;
-        self.plan_decode(first.len(), self.bucket(end))?;
+    fn time_of(&mut self, wanted: &dyn Fn(Part) -> bool) -> Result<(f64, usize)> {
+        let rows = self.seats_mut().rows();
+        let blocks = self.seats_mut().blocks(STEPS * REPLAYS);
+        self.plan_decode(rows, self.room(blocks));
         let graph = self.stream.capture(|_| {
             for _ in 0..STEPS {
                 self.step(0, wanted)?;
@@ -95,8 +106,8 @@ impl Engine {
         // One more than counts: the first finds the graph on the host.
         for _ in 0..=SAMPLES {
             // Steps move the positions on.
-            let positions: Vec<u32> = first.iter().map(|t| t.position).collect();
-            self.stream.upload(&self.scratch.positions, 0, &positions)?;
+            self.seats_mut().is_stale = true;
+            self.flush(STEPS * REPLAYS)?;
             self.stream.record(&from)?;
             for _ in 0..REPLAYS {
                 self.stream.replay(&graph)?;
@@ -104,14 +115,17 @@ impl Engine {
             self.stream.record(&to)?;
             samples.push(to.elapsed_us(&from)? / (REPLAYS * STEPS) as f64);
         }
+        for word in self.ring.iter() {
+            word.store(0, Ordering::Relaxed);
+        }
         samples.remove(0);
         samples.sort_by(f64::total_cmp);
         Ok((samples[samples.len() / 2], graph.n_nodes() / STEPS))
     }
 
     /// Bytes of weights, keys and values that a part of a step reads.
-    fn bytes_of(&self, part: Part, first: &[Input]) -> u64 {
-        let of_layers = |of: fn(&super::weights::Layer) -> u64| self.layers.iter().map(of).sum();
+    fn bytes_of(&self, part: Part) -> u64 {
+        let of_layers = |of: fn(&super::weights::Layer) -> u64| self.buffers.layers.iter().map(of).sum();
         match part {
             Part::Qkv => of_layers(|l| l.qkv.values.size_bytes()),
             Part::OutProj => of_layers(|l| l.o.values.size_bytes()),
@@ -120,9 +134,9 @@ impl Engine {
             Part::Head => self.head_bytes(),
             Part::Attention => {
                 // In the middle of what is measured.
-                let key = |t: &Input| t.position as usize + STEPS * REPLAYS / 2;
-                let keys: usize = first.iter().map(key).sum();
-                (2 * 2 * keys * self.padded * self.dims.n_kv_heads * self.layers.len()) as u64
+                let sitting = self.seats.sitting.iter();
+                let keys: usize = sitting.map(|s| s.position + STEPS * REPLAYS / 2).sum();
+                (2 * 2 * keys * self.padded * self.dims.n_kv_heads * self.buffers.layers.len()) as u64
             }
             Part::Embed | Part::Combine | Part::Choose => 0,
         }

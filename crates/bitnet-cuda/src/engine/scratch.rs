@@ -1,19 +1,17 @@
 //! Buffers of a step.
 
+use super::attention::ROWS_AT_ONCE;
 use super::space::{Space, Use};
 use super::{Dims, HeadKind, Limits, WeightKind};
 use crate::error::Result;
 use crate::memory::DeviceBuffer;
-use bitnet_kernels::{bf16_gemm, dense_gemv, quantize_rows, rope};
+use bitnet_kernels::{bf16_gemm, dense_gemv, quantize_rows};
 
 /// Buffers of a step.
 #[derive(Debug)]
 pub(super) struct Scratch {
-    pub(super) tokens: DeviceBuffer<u32>,
-    pub(super) positions: DeviceBuffer<u32>,
-    pub(super) sequences: DeviceBuffer<u32>,
-    /// (tiles, 4), see [`bitnet_kernels::attention::Tile`].
-    pub(super) tiles: DeviceBuffer<u32>,
+    /// The words of a batch, see [`super::batch::Plan`].
+    pub(super) inputs: DeviceBuffer<u32>,
     /// (batch, d_model).
     pub(super) residual: DeviceBuffer<f32>,
     /// (batch, d_q + 2 d_kv).
@@ -30,7 +28,7 @@ pub(super) struct Scratch {
     pub(super) unit: DeviceBuffer<f32>,
     /// Their sums, (batch).
     pub(super) sum: DeviceBuffer<i32>,
-    /// Partial attention, (decode batch, n_heads, steps, padded) and (…, 2).
+    /// Partial attention, (rows at once, n_heads, steps, padded) and (…, 2).
     pub(super) values: DeviceBuffer<f32>,
     pub(super) sums: DeviceBuffer<f32>,
     /// Products of bfloat16 layers before their epilogue, (batch, widest output).
@@ -46,16 +44,20 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub(super) fn new(space: &Space<'_>, dims: &Dims, limits: Limits, padded: usize) -> Result<Self> {
-        let Limits {
-            context, max_batch, ..
-        } = limits;
+    pub(super) fn new(
+        space: &Space<'_>,
+        dims: &Dims,
+        limits: Limits,
+        padded: usize,
+        inputs: usize,
+    ) -> Result<Self> {
+        let max_batch = limits.rows();
         let (d_q, d_kv) = (dims.d_q(), dims.d_kv());
-        let decode_rows = limits.decode_batch() * dims.n_heads * (context / rope::BLOCK_KEYS as usize);
+        let attention_rows = limits.seats().min(ROWS_AT_ONCE) * dims.n_heads * limits.table_len();
         let few = dense_gemv::MAX_COLS as usize;
         let logit_rows = max_batch
             .clamp(few, bf16_gemm::MAX_COLS as usize)
-            .max(limits.decode_batch());
+            .max(limits.seats());
         let of_head = match dims.head {
             HeadKind::Int8 => logit_rows * dims.d_model / 2,
             HeadKind::Embedding | HeadKind::Own => bf16_gemm::term_words(dims.d_model),
@@ -71,10 +73,7 @@ impl Scratch {
         let words = |what: &str, len: usize| space.alloc(Use::Scratch, what, len);
         let floats = |what: &str, len: usize| space.alloc(Use::Scratch, what, len);
         Ok(Self {
-            tokens: words("token ids", max_batch)?,
-            positions: words("positions", max_batch)?,
-            sequences: words("sequences", max_batch)?,
-            tiles: words("tiles of tokens", max_batch * 4)?,
+            inputs: words("tokens and their pages", inputs)?,
             residual: floats("the residual stream", max_batch * dims.d_model)?,
             qkv: floats("queries, keys and values", max_batch * (d_q + 2 * d_kv))?,
             queries: words("queries", max_batch * dims.n_heads * padded / 2)?,
@@ -86,8 +85,8 @@ impl Scratch {
             )?,
             unit: floats("activation scales", max_batch)?,
             sum: space.alloc(Use::Scratch, "activation sums", max_batch)?,
-            values: floats("partial attention", decode_rows * padded)?,
-            sums: floats("partial attention", decode_rows * 2)?,
+            values: floats("partial attention", attention_rows * padded)?,
+            sums: floats("partial attention", attention_rows * 2)?,
             product: floats("products", product)?,
             terms: words("the head's input", term_words)?,
             term_unit: floats("the head's input", logit_rows)?,

@@ -1,72 +1,92 @@
 //! The verbs of a step, for a batch that [`Engine::begin`] was given.
 
-use super::attention::Attention;
+use super::batch::{Attention, Batch, Bounds};
 use super::linear::{Epilogue, Linear};
-use super::{Engine, Input, launch};
+use super::weights::Layer;
+use super::{Engine, Rows, launch};
 use crate::error::{Error, Result};
 use bitnet_kernels::embed::EmbedBf16;
 
 impl Engine {
-    /// Takes a batch: checks it, uploads it, and writes the tokens' embeddings to the residual stream.
+    /// Takes a batch: checks it, uploads it in one piece without waiting, copies the pages that it says, and writes the tokens'
+    /// embeddings to the residual stream.
     ///
     /// # Errors
-    /// When the batch is empty or too large, something in it is out of range, or the device fails.
-    pub fn begin(&mut self, batch: &[Input]) -> Result<()> {
-        let limits = self.limits;
-        if batch.is_empty() || batch.len() > limits.max_batch {
-            return Err(Error::Request(format!(
-                "a batch of {} tokens; 1 to {} fit",
-                batch.len(),
-                limits.max_batch
-            )));
+    /// When the batch is empty or too large, something in it is out of range, two tokens have the same place, a page that one
+    /// sequence writes to is another's too, or the device fails.
+    pub fn begin(&mut self, batch: &Batch<'_>) -> Result<()> {
+        // Whatever happens, the batch before is over.
+        self.batch = 0;
+        let plan = self.bounds().plan(batch)?;
+        let Self {
+            uploads,
+            stream,
+            buffers,
+            ..
+        } = self;
+        let inputs = &buffers.scratch.inputs;
+        uploads.send(stream, inputs, 0, &[&plan.words])?;
+        let at = |start: usize| inputs.global().offset(start);
+        if plan.copies > 0 {
+            // SAFETY: A3 and A4: the plan checked the pairs, which were uploaded before.
+            unsafe { buffers.cache.copy(stream, at(plan.pairs), plan.copies)? };
         }
-        if let Some(token) = batch.iter().find(|t| {
-            t.id as usize >= self.dims.vocab
-                || t.position as usize >= limits.context
-                || t.sequence as usize >= limits.n_seqs
-        }) {
-            return Err(Error::Request(format!(
-                "{token:?} is out of range of the model or of {limits:?}"
-            )));
+        self.rows = Rows {
+            tokens: at(0),
+            positions: at(plan.positions),
+            places: at(plan.places),
+            tiles: at(plan.tiles),
+            tables: at(plan.tables),
+            table_len: plan.table_len,
+        };
+        self.batch = batch.tokens.len();
+        self.attention = plan.attention;
+        if batch.tokens.is_empty() {
+            return Ok(());
         }
-        let column = |of: fn(&Input) -> u32| -> Vec<u32> { batch.iter().map(of).collect() };
-        let s = &self.scratch;
-        self.stream.upload(&s.tokens, 0, &column(|t| t.id))?;
-        self.stream.upload(&s.positions, 0, &column(|t| t.position))?;
-        self.stream.upload(&s.sequences, 0, &column(|t| t.sequence))?;
-        self.batch = batch.len();
-        self.attention = self.plan_attention(batch)?;
         self.embed()
+    }
+
+    /// What a batch must fit.
+    pub(super) fn bounds(&self) -> Bounds {
+        Bounds::new(&self.dims, self.limits, self.n_pages, self.padded)
+    }
+
+    /// A layer, of those that there are.
+    fn layer(&self, index: usize) -> Result<&Layer> {
+        let layers = &self.buffers.layers;
+        layers
+            .get(index)
+            .ok_or_else(|| Error::Request(format!("layer {index} of {}", layers.len())))
     }
 
     /// Residual = embedding of the batch's tokens, which stand in device memory.
     pub(super) fn embed(&self) -> Result<()> {
-        let (s, d) = (&self.scratch, self.dims.d_model as u32);
+        let (s, d) = (&self.buffers.scratch, self.dims.d_model as u32);
         let embed = EmbedBf16 {
-            tokens: s.tokens.global(),
-            table: self.embedding.global(),
+            tokens: self.rows.tokens,
+            table: self.buffers.embedding.global(),
             x: s.residual.global(),
             batch: self.batch as u32,
             d,
         };
-        // SAFETY: token ids were checked against the vocabulary, or chosen from it by the device; buffers are as large as the
-        // batch, which `begin` checked; the kernel waits before it reads the tokens.
+        // SAFETY: A1 and A3 of `engine`; the kernel waits before it reads the tokens.
         unsafe { launch(&self.stream, &embed, embed.launch()) }
     }
 
     /// Norm, quantization and projection to queries, keys and values of layer `layer`.
     ///
     /// # Errors
-    /// When the device fails. This goes for the other verbs too.
+    /// When there is no such layer or the device fails. This goes for the other verbs too.
     pub fn qkv(&self, layer: usize) -> Result<()> {
-        let l = &self.layers[layer];
+        let l = self.layer(layer)?;
         self.linear(&Linear {
             matrix: &l.qkv,
             epilogue: Epilogue::Store,
-            x: self.scratch.residual.global(),
+            x: self.buffers.scratch.residual.global(),
             norm: l.attn_norm.global(),
             eps: self.dims.eps,
-            y: self.scratch.qkv.global(),
+            y: self.buffers.scratch.qkv.global(),
         })
     }
 
@@ -75,11 +95,9 @@ impl Engine {
     /// # Errors
     /// When the device fails.
     pub fn attention(&self, layer: usize) -> Result<()> {
+        self.layer(layer)?;
         match self.attention {
-            Attention::Decode { steps } => {
-                self.attention_decode(layer, steps)?;
-                self.attention_combine(steps)
-            }
+            Attention::Decode { steps } => self.attention_decode(layer, steps, [true; 2]),
             Attention::Prefill { tiles } => self.attention_prefill(layer, tiles),
         }
     }
@@ -89,14 +107,14 @@ impl Engine {
     /// # Errors
     /// When the device fails.
     pub fn out_proj(&self, layer: usize) -> Result<()> {
-        let l = &self.layers[layer];
+        let l = self.layer(layer)?;
         self.linear(&Linear {
             matrix: &l.o,
             epilogue: Epilogue::Add,
-            x: self.scratch.attention.global(),
-            norm: l.attn_sub_norm.as_ref().unwrap_or(&self.ones).global(),
+            x: self.buffers.scratch.attention.global(),
+            norm: l.attn_sub_norm.as_ref().unwrap_or(&self.buffers.ones).global(),
             eps: if self.dims.sub_norms { self.dims.eps } else { -1.0 },
-            y: self.scratch.residual.global(),
+            y: self.buffers.scratch.residual.global(),
         })
     }
 
@@ -105,14 +123,14 @@ impl Engine {
     /// # Errors
     /// When the device fails.
     pub fn up_gate(&self, layer: usize) -> Result<()> {
-        let l = &self.layers[layer];
+        let l = self.layer(layer)?;
         self.linear(&Linear {
             matrix: &l.gate_up,
             epilogue: Epilogue::Gated,
-            x: self.scratch.residual.global(),
+            x: self.buffers.scratch.residual.global(),
             norm: l.ffn_norm.global(),
             eps: self.dims.eps,
-            y: self.scratch.gated.global(),
+            y: self.buffers.scratch.gated.global(),
         })
     }
 
@@ -121,23 +139,40 @@ impl Engine {
     /// # Errors
     /// When the device fails.
     pub fn down(&self, layer: usize) -> Result<()> {
-        let l = &self.layers[layer];
+        let l = self.layer(layer)?;
         self.linear(&Linear {
             matrix: &l.down,
             epilogue: Epilogue::Add,
-            x: self.scratch.gated.global(),
-            norm: l.ffn_sub_norm.as_ref().unwrap_or(&self.ones).global(),
+            x: self.buffers.scratch.gated.global(),
+            norm: l.ffn_sub_norm.as_ref().unwrap_or(&self.buffers.ones).global(),
             eps: if self.dims.sub_norms { self.dims.eps } else { -1.0 },
-            y: self.scratch.residual.global(),
+            y: self.buffers.scratch.residual.global(),
         })
     }
 
-    /// An intermediate of the batch, row after row; for tests.
+    /// Row `row` of the residual stream, (d_model), into `out`.
+    ///
+    /// # Errors
+    /// When the row is outside the batch, `out` has another length, or the device fails.
+    pub fn residual(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        let d_model = self.dims.d_model;
+        if row >= self.batch || out.len() != d_model {
+            return Err(Error::Request(format!(
+                "row {row} of {} into {} floats; a row has {d_model}",
+                self.batch,
+                out.len()
+            )));
+        }
+        let residual = &self.buffers.scratch.residual;
+        self.stream.download(residual, row * d_model, out)
+    }
+
+    /// An intermediate of the batch, row after row.
     ///
     /// # Errors
     /// When the device fails.
     pub fn read(&self, what: Intermediate) -> Result<Vec<f32>> {
-        let (s, d) = (&self.scratch, &self.dims);
+        let (s, d) = (&self.buffers.scratch, &self.dims);
         let (buffer, width) = match what {
             Intermediate::Residual => (&s.residual, d.d_model),
             Intermediate::Qkv => (&s.qkv, (d.n_heads + 2 * d.n_kv_heads) * d.head_dim),

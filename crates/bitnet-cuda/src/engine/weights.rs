@@ -57,7 +57,7 @@ pub(super) struct Matrix {
     pub(super) starts: [u32; 2],
 }
 
-/// A layer: weights and cache.
+/// The weights of a layer on the device.
 #[derive(Debug)]
 pub(super) struct Layer {
     pub(super) attn_norm: DeviceBuffer<f32>,
@@ -68,8 +68,6 @@ pub(super) struct Layer {
     pub(super) o: Matrix,
     pub(super) gate_up: Matrix,
     pub(super) down: Matrix,
-    pub(super) k_cache: DeviceBuffer<u32>,
-    pub(super) v_cache: DeviceBuffer<u32>,
 }
 
 impl Matrix {
@@ -150,7 +148,7 @@ impl Matrix {
 }
 
 impl Layer {
-    pub(super) fn new(space: &Space<'_>, dims: &Dims, cache_words: usize) -> Result<Self> {
+    pub(super) fn new(space: &Space<'_>, dims: &Dims) -> Result<Self> {
         let (d_q, d_kv) = (dims.d_q(), dims.d_kv());
         let norm = |n: usize| space.alloc(Use::Weights, "norms", n);
         let sub_norm = |n: usize| {
@@ -175,8 +173,6 @@ impl Layer {
                 RowOrder::Paired,
             )?,
             down: Matrix::new(space, dims.weights, dims.d_model, dims.d_ffn, RowOrder::Plain)?,
-            k_cache: space.alloc(Use::Cache, "the KV cache", cache_words)?,
-            v_cache: space.alloc(Use::Cache, "the KV cache", cache_words)?,
         })
     }
 }
@@ -187,7 +183,7 @@ impl Engine {
     /// # Errors
     /// When the device is full.
     pub fn staging(&self) -> Result<DeviceBuffer<u32>> {
-        let largest = self.layers.first().map_or(0, |l| {
+        let largest = self.buffers.layers.first().map_or(0, |l| {
             [&l.qkv, &l.o, &l.gate_up, &l.down]
                 .iter()
                 .map(|m| m.n * m.k / 16)
@@ -207,8 +203,8 @@ impl Engine {
         parts: &LayerParts<'_>,
         staging: &DeviceBuffer<u32>,
     ) -> Result<()> {
-        let n_layers = self.layers.len();
-        let Some(layer) = self.layers.get_mut(index) else {
+        let n_layers = self.buffers.layers.len();
+        let Some(layer) = self.buffers.layers.get_mut(index) else {
             return Err(Error::Request(format!("layer {index} of {n_layers}")));
         };
         let stream = &self.stream;
@@ -239,7 +235,7 @@ impl Engine {
     /// # Errors
     /// When it has another length, or the device fails.
     pub fn set_final_norm(&mut self, norm: &[f32]) -> Result<()> {
-        upload_norm(&self.stream, &self.final_norm, norm)
+        upload_norm(&self.stream, &self.buffers.final_norm, norm)
     }
 }
 

@@ -56,8 +56,8 @@ mod device {
     use super::super::math::{Fold, LOWEST};
     use super::AttentionCombine;
     use crate::Global;
+    use crate::cache::PAGE;
     use crate::intrinsics::*;
-    use crate::rope::BLOCK_KEYS;
 
     /// One dimension of a head: the fold of `steps` steps, whose `values` lie `stride` apart, requested `ROUND` at a time.
     ///
@@ -110,7 +110,7 @@ mod device {
         grid_dependency_launch();
         // SAFETY: the head is the block's, the dimension below the padded ones, the steps up to the token's position.
         unsafe {
-            let steps = p.positions.load_l2(token as usize)[0] / BLOCK_KEYS + 1;
+            let steps = p.positions.load_l2(token as usize)[0] / PAGE + 1;
             grid_dependency_wait();
             let values = p.values.offset(at * p.padded as usize + d as usize);
             let sums = p.sums.offset(2 * at);

@@ -1,7 +1,7 @@
 //! Causal attention of grouped query heads over the bfloat16 cache of [`crate::rope`]: the same bits for a token whether it
 //! was decoded or part of a prompt, whatever stands beside it in the batch and however the prompt was cut.
 //!
-//! All kernels work in steps of [`BLOCK_KEYS`](crate::rope::BLOCK_KEYS) keys at absolute positions, and do this for a row
+//! All kernels work in steps of [`PAGE`](crate::cache::PAGE) keys at absolute positions, and do this for a row
 //! (a token's query head; `q` carries the factor `log2(e) / sqrt(head_dim)`, see [`crate::rope::q_scale`]) and a step:
 //!
 //! - `s = q k` on the tensor cores, in the order of `math::score`; `m = max s`, over the keys up to the row's position;

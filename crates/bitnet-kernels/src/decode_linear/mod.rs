@@ -18,12 +18,12 @@ mod product;
 pub(crate) mod device;
 
 use crate::{Global, Launch};
-use bitnet_layout::mma_tile;
+use bitnet_layout::{Activation, mma_tile};
 
 /// Gate of the feed-forward block: `relu(x)^2`.
-pub const RELU2: u32 = 0;
+pub const RELU2: u32 = Activation::Relu2 as u32;
 /// Gate of the feed-forward block: `x sigmoid(x)`.
-pub const SILU: u32 = 1;
+pub const SILU: u32 = Activation::Silu as u32;
 
 macro_rules! decode_linear {
     ($($name:ident, $Params:ident, $Product:ident, $epilogue:ident, $kpw:literal, $what:literal;)*) => {

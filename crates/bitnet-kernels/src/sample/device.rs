@@ -265,7 +265,7 @@ pub(super) unsafe fn draw_token(p: DrawToken) {
                 p.tokens.store(row, token);
             }
             let step = p.steps.load_l2(row)[0];
-            let place = (step & (p.ring_len - 1)) * grid_dim_x();
+            let place = (step & (p.ring_len - 1)) * p.ring_rows;
             let word = if is_token { token + 1 } else { token };
             p.ring.store_relaxed(place as usize + row, word);
             p.steps.store(row, step + 1);

@@ -127,8 +127,8 @@ kernel! {
     /// - Bound: latency of the sums, which one lane adds in order.
     ///
     /// # Safety
-    /// Lengths as above; `keep` at most [`MAX_TOP_K`]; `ring_len` a power of two; `history_len` a power of two above every
-    /// `last_n` of the settings.
+    /// Lengths as above; `keep` at most [`MAX_TOP_K`]; `ring_len` a power of two; at most `ring_rows` rows; `history_len` a
+    /// power of two above every `last_n` of the settings.
     draw_token, block = [MAX_TOP_K, 1, 1], body = device::draw_token;
     pub struct DrawToken {
         /// Sorted keys, (rows, keep).
@@ -147,7 +147,7 @@ kernel! {
         pub tokens: Global<u32>,
         /// Steps taken since the host last set it, (rows).
         pub steps: Global<u32>,
-        /// In memory that the host sees, (ring_len, rows): word (`steps % ring_len`, row) gets the token plus 1, or
+        /// In memory that the host sees, (ring_len, ring_rows): word (`steps % ring_len`, row) gets the token plus 1, or
         /// [`DAMAGED`] or [`FORBIDDEN`].
         pub ring: Global<u32>,
         /// Tokens of the vocabulary.
@@ -158,6 +158,8 @@ kernel! {
         pub history_len: u32,
         /// Steps that the host's ring holds.
         pub ring_len: u32,
+        /// Rows that a step has in the host's ring.
+        pub ring_rows: u32,
     }
 }
 

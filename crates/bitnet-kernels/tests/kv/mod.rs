@@ -8,8 +8,9 @@ use bitnet_kernels::attention::{
     AttentionDecode256, AttentionPrefill, AttentionPrefill32, AttentionPrefill64, AttentionPrefill128,
     AttentionPrefill256, Tile,
 };
+use bitnet_kernels::cache::{PAGE, READ_ONLY, cache_len, padded_head_dim};
 use bitnet_kernels::emulator::{Emulator, Fault};
-use bitnet_kernels::rope::{RopeAppend, cache_len, padded_head_dim, q_scale};
+use bitnet_kernels::rope::{RopeAppend, q_scale};
 
 /// The dimensions of an attention layer, and its angles.
 pub(crate) struct Shape {
@@ -87,6 +88,16 @@ impl Rows {
         }
     }
 
+    /// The same, where the first `len` tokens of every sequence are those of the first one.
+    pub(crate) fn alike(mut self, shape: &Shape, len: usize) -> Self {
+        let (per_sequence, alike) = (self.len as usize * shape.row_len(), len * shape.row_len());
+        let (first, others) = self.values.split_at_mut(per_sequence);
+        for sequence in others.chunks_exact_mut(per_sequence) {
+            sequence[..alike].copy_from_slice(&first[..alike]);
+        }
+        self
+    }
+
     pub(crate) fn row(&self, shape: &Shape, sequence: u32, position: u32) -> Vec<f32> {
         let at = (sequence * self.len + position) as usize * shape.row_len();
         self.values[at..][..shape.row_len()].to_vec()
@@ -98,25 +109,50 @@ impl Rows {
     }
 }
 
-/// Keys and values of a layer.
+/// Keys and values of a layer, in pages, and the pages of every sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Cache {
-    k: Vec<u16>,
-    v: Vec<u16>,
+    pub(crate) k: Vec<u16>,
+    pub(crate) v: Vec<u16>,
+    pub(crate) tables: Vec<Vec<u32>>,
 }
 
 impl Cache {
+    /// Sequences of the shape's context. Their pages lie scattered, from the last to the first, each between two that nobody
+    /// holds.
     pub(crate) fn new(shape: &Shape, sequences: u32, fill: u16) -> Self {
+        let (per_sequence, pages) = (shape.context / PAGE, sequences * shape.context / PAGE);
         let len = cache_len(
-            sequences as usize,
+            2 * pages as usize + 1,
             shape.n_kv_heads as usize,
-            shape.context as usize,
             shape.padded as usize,
         );
+        let page = |sequence: u32, i: u32| 2 * (pages - 1 - sequence * per_sequence - i) + 1;
+        let table = |sequence| (0..per_sequence).map(|i| page(sequence, i)).collect();
         Self {
             k: vec![fill; len],
             v: vec![fill; len],
+            tables: (0..sequences).map(table).collect(),
         }
+    }
+
+    /// The same keys and values, where `to` has the first pages of `from` for its own.
+    pub(crate) fn shared(&self, from: usize, to: usize, pages: usize) -> Self {
+        let mut cache = self.clone();
+        let table = cache.tables[from][..pages].to_vec();
+        cache.tables[to][..pages].copy_from_slice(&table);
+        cache
+    }
+
+    /// The tables of `sequences`, each with `len` entries; those that a table has not are of a page that nobody holds.
+    fn rows(&self, sequences: impl Iterator<Item = u32>, len: u32) -> Vec<u32> {
+        sequences
+            .flat_map(|sequence| {
+                let mut row = self.tables[sequence as usize].clone();
+                row.resize(len as usize, 0);
+                row
+            })
+            .collect()
     }
 
     /// Any keys and values.
@@ -131,7 +167,7 @@ impl Cache {
 
     /// Key and value of one position.
     pub(crate) fn entry(&self, shape: &Shape, sequence: u32, head: u32, position: u32) -> [Vec<u16>; 2] {
-        let at = |d: usize| Self::at(shape, sequence, head, position, d);
+        let at = |d: usize| self.at(shape, sequence, head, position, d);
         let (k, v) = (0..shape.padded as usize)
             .map(|d| (self.k[at(d)[0]], self.v[at(d)[1]]))
             .unzip();
@@ -139,13 +175,11 @@ impl Cache {
     }
 
     /// Where a dimension of a key and of a value lies.
-    fn at(shape: &Shape, sequence: u32, head: u32, position: u32, d: usize) -> [usize; 2] {
-        let (padded, p) = (shape.padded as usize, position as usize);
-        let base = (sequence * shape.n_kv_heads + head) as usize * shape.context as usize * padded;
-        [
-            base + p * padded + d,
-            base + p / 64 * 64 * padded + d * 64 + p % 64,
-        ]
+    fn at(&self, shape: &Shape, sequence: u32, head: u32, position: u32, d: usize) -> [usize; 2] {
+        let page = self.tables[sequence as usize][(position / PAGE) as usize] & !READ_ONLY;
+        let (padded, p) = (shape.padded as usize, (position % PAGE) as usize);
+        let base = (page * shape.n_kv_heads + head) as usize * PAGE as usize * padded;
+        [base + p * padded + d, base + d * PAGE as usize + p]
     }
 
     /// This cache with `fill` at positions `position ..` of a sequence.
@@ -154,7 +188,7 @@ impl Cache {
         for head in 0..shape.n_kv_heads {
             for p in position..shape.context {
                 for d in 0..shape.padded as usize {
-                    let [k, v] = Self::at(shape, sequence, head, p, d);
+                    let [k, v] = self.at(shape, sequence, head, p, d);
                     (cache.k[k], cache.v[v]) = (fill, fill);
                 }
             }
@@ -181,17 +215,21 @@ pub(crate) fn prefill(
         let run = Tile {
             row,
             count,
-            sequence,
+            table: sequence,
             position,
         };
         tiles.extend(run.cut(shape.n_heads, shape.n_kv_heads, shape.padded));
         row += count;
     }
     let batch = tokens.len() as u32;
+    let table_len = shape.context / PAGE;
+    let place = |&(sequence, position): &(u32, u32)| {
+        cache.tables[sequence as usize][(position / PAGE) as usize] * PAGE + position % PAGE
+    };
     let append = RopeAppend {
         qkv: emulator.constant(&rows.batch(shape, &tokens)),
         positions: emulator.constant(&tokens.iter().map(|t| t.1).collect::<Vec<_>>()),
-        sequences: emulator.constant(&tokens.iter().map(|t| t.0).collect::<Vec<_>>()),
+        places: emulator.constant(&tokens.iter().map(place).collect::<Vec<_>>()),
         cos: emulator.constant(&shape.cos),
         sin: emulator.constant(&shape.sin),
         q: emulator.uninit((batch * shape.n_heads * shape.padded / 2) as usize),
@@ -202,7 +240,6 @@ pub(crate) fn prefill(
         n_kv_heads: shape.n_kv_heads,
         head_dim: shape.head_dim,
         padded: shape.padded,
-        context: shape.context,
         q_scale: q_scale(shape.head_dim),
     };
     emulator.launch(&append.launch(), &append)?;
@@ -211,12 +248,13 @@ pub(crate) fn prefill(
         k_cache: append.k_cache,
         v_cache: append.v_cache.cast(),
         tiles: emulator.constant(&tiles.iter().flat_map(|t| t.words()).collect::<Vec<_>>()),
+        tables: emulator.constant(&cache.rows(0..cache.tables.len() as u32, table_len)),
         out: emulator.uninit((batch * shape.n_heads * shape.head_dim) as usize),
         n_tiles: tiles.len() as u32,
         n_heads: shape.n_heads,
         n_kv_heads: shape.n_kv_heads,
         head_dim: shape.head_dim,
-        context: shape.context,
+        table_len,
     };
     macro_rules! launch {
         ($Params:ident) => {{
@@ -233,6 +271,7 @@ pub(crate) fn prefill(
     let cache = Cache {
         k: emulator.read(append.k_cache.cast())?,
         v: emulator.read(append.v_cache)?,
+        tables: cache.tables.clone(),
     };
     Ok((emulator.read(params.out)?, cache))
 }
@@ -247,10 +286,11 @@ fn attend(
     steps: u32,
     [values, sums]: [Global<f32>; 2],
 ) -> AttentionDecode {
+    let table_len = steps.max(shape.context / PAGE);
     AttentionDecode {
         qkv: emulator.constant(&rows.batch(shape, tokens)),
         positions: emulator.constant(&tokens.iter().map(|t| t.1).collect::<Vec<_>>()),
-        sequences: emulator.constant(&tokens.iter().map(|t| t.0).collect::<Vec<_>>()),
+        tables: emulator.constant(&cache.rows(tokens.iter().map(|t| t.0), table_len)),
         cos: emulator.constant(&shape.cos),
         sin: emulator.constant(&shape.sin),
         k_cache: emulator.buffer(&cache.k).cast(),
@@ -262,7 +302,7 @@ fn attend(
         n_kv_heads: shape.n_kv_heads,
         heads_per_kv: shape.n_heads / shape.n_kv_heads,
         head_dim: shape.head_dim,
-        context: shape.context,
+        table_len,
         steps,
         q_scale: q_scale(shape.head_dim),
     }
@@ -312,6 +352,7 @@ pub(crate) fn decode(
     let cache = Cache {
         k: emulator.read(params.k_cache.cast())?,
         v: emulator.read(params.v_cache.cast())?,
+        tables: cache.tables.clone(),
     };
     Ok((out, cache))
 }
@@ -350,6 +391,7 @@ pub(crate) fn decode_in_clusters(
     let cache = Cache {
         k: emulator.read(params.k_cache.cast())?,
         v: emulator.read(params.v_cache.cast())?,
+        tables: cache.tables.clone(),
     };
     Ok((emulator.read(params.out)?, cache))
 }

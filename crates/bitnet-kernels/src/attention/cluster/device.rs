@@ -5,8 +5,8 @@ use super::super::decode::{HEADS, WARPS};
 use super::super::math::{Factors, Fold};
 use super::{AttentionCluster, chunks_of_block, mbarrier_at, record_floats, records_at};
 use crate::Global;
+use crate::cache::PAGE;
 use crate::intrinsics::*;
-use crate::rope::BLOCK_KEYS;
 
 /// What the blocks of a cluster store into each other's shared memory: records by round of [`HEADS`] heads, then step.
 ///
@@ -60,7 +60,7 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionCluster>) {
         cluster_arrive_relaxed();
         grid_dependency_launch();
         let attention = Step::<CHUNKS>::new(p.into(), token, kv_head, rank);
-        let steps = attention.position / BLOCK_KEYS + 1;
+        let steps = attention.position / PAGE + 1;
         if thread_idx_x() == 0 {
             exchange
                 .full

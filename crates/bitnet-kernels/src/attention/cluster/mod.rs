@@ -30,8 +30,8 @@ kernels_by_width! {
         pub qkv: Global<f32>,
         /// Position of every token in its sequence, (batch).
         pub positions: Global<u32>,
-        /// Sequence of every token, (batch).
-        pub sequences: Global<u32>,
+        /// Pages of every token's sequence, (batch, table_len): see [`crate::cache`].
+        pub tables: Global<u32>,
         /// Cosines, (context, head_dim / 2).
         pub cos: Global<f32>,
         /// Sines, (context, head_dim / 2).
@@ -52,8 +52,8 @@ kernels_by_width! {
         pub heads_per_kv: u32,
         /// Dimensions of a head.
         pub head_dim: u32,
-        /// Positions a sequence has in the cache.
-        pub context: u32,
+        /// Pages that a row of `tables` has room for.
+        pub table_len: u32,
         /// Steps, and blocks of a cluster.
         pub steps: u32,
         /// Factor of the queries, [`crate::rope::q_scale`].
@@ -73,7 +73,7 @@ impl AttentionCluster {
         Self {
             qkv: decode.qkv,
             positions: decode.positions,
-            sequences: decode.sequences,
+            tables: decode.tables,
             cos: decode.cos,
             sin: decode.sin,
             k_cache: decode.k_cache,
@@ -84,7 +84,7 @@ impl AttentionCluster {
             n_kv_heads: decode.n_kv_heads,
             heads_per_kv: decode.heads_per_kv,
             head_dim: decode.head_dim,
-            context: decode.context,
+            table_len: decode.table_len,
             steps: decode.steps,
             q_scale: decode.q_scale,
         }

@@ -20,7 +20,9 @@ kernels_by_width! {
     ///
     /// For every token b, head h and step: `m`, `l` and `o` of [`crate::attention`] for the query of the token, rotated as
     /// [`crate::rope::RopeAppend`] does it, over the keys of the cache before the token and its own, which the block of
-    /// the token's step puts into the cache. [`crate::attention::AttentionCombine`] folds the steps.
+    /// the token's step puts into the cache. [`crate::attention::AttentionCombine`] folds the steps. A step reads one entry of
+    /// the table: its page. Where that is [`crate::cache::READ_ONLY`] nothing is stored, and a key of zeros stands for the
+    /// token's own.
     ///
     /// - Shapes: as for [`crate::rope::RopeAppend`]; `values` (batch, n_heads, steps, padded); `sums` (batch, n_heads,
     ///   steps, 2).
@@ -33,15 +35,16 @@ kernels_by_width! {
     ///
     /// # Safety
     /// Lengths and alignment as for `RopeAppend`, caches 16-byte and partial results 8-byte aligned; positions below
-    /// `64 steps` and `context`; at most one token of a sequence in the batch. `positions`, `sequences` and the cache before
-    /// the positions are written by no kernel that this one may overlap.
+    /// `64 steps` and the context; `steps` at most `table_len`, and every entry of `tables` up to there a page of the caches;
+    /// no page that a token writes to is another token's, unless read-only. `positions`, `tables` and the cache before the
+    /// positions are written by no kernel that this one may overlap.
     pub struct AttentionDecode {
         /// Output of the fused linear layer, (batch, n_heads + 2 n_kv_heads, head_dim).
         pub qkv: Global<f32>,
         /// Position of every token in its sequence, (batch).
         pub positions: Global<u32>,
-        /// Sequence of every token, (batch).
-        pub sequences: Global<u32>,
+        /// Pages of every token's sequence, (batch, table_len): see [`crate::cache`].
+        pub tables: Global<u32>,
         /// Cosines, (context, head_dim / 2).
         pub cos: Global<f32>,
         /// Sines, (context, head_dim / 2).
@@ -64,8 +67,8 @@ kernels_by_width! {
         pub heads_per_kv: u32,
         /// Dimensions of a head.
         pub head_dim: u32,
-        /// Positions a sequence has in the cache.
-        pub context: u32,
+        /// Pages that a row of `tables` has room for.
+        pub table_len: u32,
         /// Steps that partial results have room for.
         pub steps: u32,
         /// Factor of the queries, [`crate::rope::q_scale`].

@@ -1,10 +1,10 @@
 //! The body of the prefill kernels.
 
 use super::super::math::{self, Factors, Fold};
-use super::{AttentionPrefill, BLOCK_KEYS, ROWS, query_bytes, stages, threads};
+use super::{AttentionPrefill, PAGE, ROWS, query_bytes, stages, threads};
 use crate::Global;
+use crate::cache::device::Page;
 use crate::intrinsics::*;
-use crate::rope::device::Head;
 
 /// 16 bytes: what a lane loads at once.
 const PIECE_WORDS: u32 = 4;
@@ -35,7 +35,7 @@ struct Stage<const CHUNKS: usize> {
 
 impl<const CHUNKS: usize> Stage<CHUNKS> {
     const PADDED: u32 = 32 * CHUNKS as u32;
-    const WORDS: u32 = BLOCK_KEYS * Self::PADDED / 2;
+    const WORDS: u32 = PAGE * Self::PADDED / 2;
     const PIECES: u32 = Self::WORDS / PIECE_WORDS;
 
     #[inline(always)]
@@ -195,7 +195,7 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionPrefill>) {
     grid_dependency_wait();
     // SAFETY: the tile is below `n_tiles`.
     let tile = unsafe { p.tiles.load_x4((grid_dim_x() - 1 - block_idx_x()) as usize * 4) };
-    let [tile_row, count, sequence, position] = tile;
+    let [tile_row, count, table, position] = tile;
     let skipped = warp * warp_tokens;
     // Positions of the warp's first token, its last, and the block's last; an idle warp has its last before its first.
     let warp_first = position + skipped;
@@ -214,22 +214,26 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionPrefill>) {
         is_used.then_some(row + (first_head + head) as usize)
     };
     let rows = [row_of(0), row_of(1)];
-    let cache = Head::new(sequence, p.n_kv_heads, kv_head, p.context, padded);
-    let step_words = (BLOCK_KEYS * padded / 2) as usize;
-    let steps = last / BLOCK_KEYS + 1;
+    // Words of the tables before the tile's own; all of them are fewer than 2^32.
+    let table = table * p.table_len;
+    let steps = last / PAGE + 1;
 
-    // SAFETY: steps up to the last position lie inside the cache; every branch around a warp or block operation is
-    // uniform.
+    // SAFETY: the entries of the steps up to the last position are pages of the cache; every branch around a warp or block
+    // operation is uniform.
     unsafe {
-        let request = |step: u32| {
-            Stage::<CHUNKS>::new(step % stages(padded)).request(
-                p.k_cache,
-                p.v_cache,
-                cache.base / 2 + step as usize * step_words,
-            );
+        let entry_of = |step: u32| p.tables.load_constant((table + step) as usize)[0];
+        let request = |step: u32, entry: u32| {
+            let page = Page::new(entry, p.n_kv_heads, kv_head, padded);
+            Stage::<CHUNKS>::new(step % stages(padded)).request(p.k_cache, p.v_cache, page.key(0) / 2);
             async_copy_commit();
         };
-        request(0);
+        request(0, entry_of(0));
+        // With two stages read a step before it is needed, so that no copy waits for it.
+        let mut entry = if stages(padded) == 2 {
+            entry_of(1.min(steps - 1))
+        } else {
+            0
+        };
         let words = rows.map(|row| row.map(|row| row * (padded / 2) as usize));
         let q = Queries::<CHUNKS>::load(p.q, words);
         let of_key = lane_pieces(math::key_of(0, group), padded / 8);
@@ -243,11 +247,12 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionPrefill>) {
             // copies below.
             sync_threads();
             if stages(padded) == 2 && step + 1 < steps {
-                request(step + 1);
+                request(step + 1, entry);
+                entry = entry_of((step + 2).min(steps - 1));
             }
             let stage = Stage::<CHUNKS>::new(step % stages(padded));
-            let first_key = step * BLOCK_KEYS;
-            if first_key + BLOCK_KEYS - 1 > last {
+            let first_key = step * PAGE;
+            if first_key + PAGE - 1 > last {
                 stage.clear_values_after(last - first_key);
                 // Orders the zeros before the loads below.
                 sync_threads();
@@ -266,7 +271,7 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionPrefill>) {
                     }
                     i += 1;
                 }
-                if first_key + BLOCK_KEYS - 1 > warp_first {
+                if first_key + PAGE - 1 > warp_first {
                     mask(&mut s, [0, 1].map(|half| warp_first + place(half).0), first_key);
                 }
                 let (max_low, low) = math::weights(&s.map(|s| [s[0], s[1]]));
@@ -291,7 +296,7 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionPrefill>) {
                 // Orders every use of this step before the copies of the next.
                 sync_threads();
                 if step + 1 < steps {
-                    request(step + 1);
+                    request(step + 1, entry_of(step + 1));
                 }
             }
             step += 1;

@@ -3,7 +3,7 @@
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
 
-use crate::rope::BLOCK_KEYS;
+use crate::cache::PAGE;
 use crate::{Global, Launch};
 
 /// Rows of a tensor core's tile.
@@ -16,8 +16,8 @@ pub struct Tile {
     pub row: u32,
     /// Tokens, 1 to [`tile_tokens`].
     pub count: u32,
-    /// Sequence of the tokens.
-    pub sequence: u32,
+    /// Row of the tokens' sequence in [`AttentionPrefill::tables`].
+    pub table: u32,
     /// Position of the first token.
     pub position: u32,
 }
@@ -26,7 +26,7 @@ impl Tile {
     /// The words of [`AttentionPrefill::tiles`].
     #[must_use]
     pub const fn words(self) -> [u32; 4] {
-        [self.row, self.count, self.sequence, self.position]
+        [self.row, self.count, self.table, self.position]
     }
 
     /// Cuts a run, itself perhaps longer than a tile, into tiles.
@@ -35,7 +35,7 @@ impl Tile {
         (0..self.count).step_by(size as usize).map(move |start| Self {
             row: self.row + start,
             count: size.min(self.count - start),
-            sequence: self.sequence,
+            table: self.table,
             position: self.position + start,
         })
     }
@@ -82,8 +82,8 @@ kernels_by_width! {
     ///   tokens on an H200 (20 heads, 5 of keys, 128 wide), 180 TFLOP/s.
     ///
     /// # Safety
-    /// Lengths as above; `q`, `tiles` and caches 16-byte, `out` 8-byte aligned; tiles inside the batch, sequences and
-    /// context; `head_dim` a multiple of 4.
+    /// Lengths as above; `q`, `tiles` and caches 16-byte, `out` 8-byte aligned; tiles inside the batch and the tables, which have
+    /// fewer than 2^32 entries, those up to the tiles' last positions pages of the caches; `head_dim` a multiple of 4.
     pub struct AttentionPrefill {
         /// Rotated and scaled queries, two dimensions a word.
         pub q: Global<u32>,
@@ -93,6 +93,8 @@ kernels_by_width! {
         pub v_cache: Global<u32>,
         /// Runs of tokens, four words each.
         pub tiles: Global<u32>,
+        /// Pages of the sequences, (tables, table_len): see [`crate::cache`].
+        pub tables: Global<u32>,
         /// Output.
         pub out: Global<f32>,
         /// Runs.
@@ -103,8 +105,8 @@ kernels_by_width! {
         pub n_kv_heads: u32,
         /// Dimensions of a head.
         pub head_dim: u32,
-        /// Positions a sequence has in the cache.
-        pub context: u32,
+        /// Pages that a row of `tables` has room for.
+        pub table_len: u32,
     }
     []
     attention_prefill_32, AttentionPrefill32, 1, 32;
@@ -124,6 +126,6 @@ fn launch(padded: u32, p: &AttentionPrefill) -> Launch {
     Launch {
         grid: [p.n_tiles, p.n_kv_heads * parts, 1],
         block: [threads(padded), 1, 1],
-        shared_bytes: query_bytes(padded) + stages(padded) * 2 * BLOCK_KEYS * padded * 2,
+        shared_bytes: query_bytes(padded) + stages(padded) * 2 * PAGE * padded * 2,
     }
 }

@@ -62,7 +62,7 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
         let cache = self
             .p
             .k_cache
-            .offset(self.cache.key(self.position) / 2 + item as usize);
+            .offset(self.page.key(self.new_key()) / 2 + item as usize);
         // SAFETY: the caller's promise.
         unsafe {
             let (low, high) = angle.rotate(key[0], key[1]);
@@ -98,7 +98,7 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
                 parts.new_v.store(word, 0);
                 self.p
                     .k_cache
-                    .store(self.cache.key(self.position) / 2 + word as usize, 0);
+                    .store(self.page.key(self.new_key()) / 2 + word as usize, 0);
             }
         }
     }
@@ -178,7 +178,7 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
                     word += 1;
                 }
                 if self.quad == 0 {
-                    let at = self.cache.value(self.position, dim);
+                    let at = self.page.value(self.new_key(), dim);
                     self.p.v_cache.cast::<u16>().store(at, new as u16);
                 }
                 n += 1;

@@ -5,9 +5,9 @@ mod append;
 use super::super::math;
 use super::{HEADS, SCORES_STRIDE, WARPS, row_bytes};
 use crate::Global;
+use crate::cache::device::Page;
+use crate::cache::{PAGE, READ_ONLY};
 use crate::intrinsics::*;
-use crate::rope::BLOCK_KEYS;
-use crate::rope::device::Head;
 
 /// Threads of a block.
 const THREADS: u32 = WARPS * WARP_SIZE;
@@ -17,7 +17,7 @@ const THREADS: u32 = WARPS * WARP_SIZE;
 pub(crate) struct Inputs {
     pub(crate) qkv: Global<f32>,
     pub(crate) positions: Global<u32>,
-    pub(crate) sequences: Global<u32>,
+    pub(crate) tables: Global<u32>,
     pub(crate) cos: Global<f32>,
     pub(crate) sin: Global<f32>,
     pub(crate) k_cache: Global<u32>,
@@ -26,7 +26,7 @@ pub(crate) struct Inputs {
     pub(crate) n_kv_heads: u32,
     pub(crate) heads_per_kv: u32,
     pub(crate) head_dim: u32,
-    pub(crate) context: u32,
+    pub(crate) table_len: u32,
     pub(crate) q_scale: f32,
 }
 
@@ -38,7 +38,7 @@ macro_rules! inputs_of {
                 Self {
                     qkv: p.qkv,
                     positions: p.positions,
-                    sequences: p.sequences,
+                    tables: p.tables,
                     cos: p.cos,
                     sin: p.sin,
                     k_cache: p.k_cache,
@@ -47,7 +47,7 @@ macro_rules! inputs_of {
                     n_kv_heads: p.n_kv_heads,
                     heads_per_kv: p.heads_per_kv,
                     head_dim: p.head_dim,
-                    context: p.context,
+                    table_len: p.table_len,
                     q_scale: p.q_scale,
                 }
             }
@@ -81,7 +81,8 @@ pub(crate) struct Step<const CHUNKS: usize> {
     kv_head: u32,
     pub(crate) position: u32,
     first_key: u32,
-    cache: Head,
+    page: Page,
+    is_writable: bool,
     warp: u32,
     group: u32,
     quad: u32,
@@ -129,19 +130,22 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
     /// Step `step` of a token and a key head.
     ///
     /// # Safety
-    /// The token is below the batch; nothing that this kernel overlaps writes `positions` and `sequences`.
+    /// The token is below the batch, the step below `table_len`; nothing that this kernel overlaps writes `positions` and
+    /// `tables`.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
     pub(crate) unsafe fn new(p: Inputs, token: usize, kv_head: u32, step: u32) -> Self {
+        let at = token * p.table_len as usize + step as usize;
         // SAFETY: the caller's promise.
-        let (position, sequence) = unsafe { (p.positions.load_l2(token)[0], p.sequences.load_l2(token)[0]) };
+        let (position, entry) = unsafe { (p.positions.load_l2(token)[0], p.tables.load_l2(at)[0]) };
         Self {
             p,
             token,
             kv_head,
             position,
-            first_key: step * BLOCK_KEYS,
-            cache: Head::new(sequence, p.n_kv_heads, kv_head, p.context, Self::PADDED),
+            first_key: step * PAGE,
+            page: Page::new(entry, p.n_kv_heads, kv_head, Self::PADDED),
+            is_writable: entry < READ_ONLY,
             warp: warp_id(),
             group: lane_id() / 4,
             quad: lane_id() % 4,
@@ -154,16 +158,16 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
         self.first_key <= self.position
     }
 
-    /// The place of the token's own key in the step; [`BLOCK_KEYS`] or more if it belongs to a later one.
+    /// The place of the token's own key in the step; [`PAGE`] or more if it belongs to a later one.
     #[inline(always)]
     fn new_key(&self) -> u32 {
         self.position - self.first_key
     }
 
-    /// Whether the token's own key belongs to this step.
+    /// Whether the token's own key belongs to this step, and into its page.
     #[inline(always)]
     fn is_last(&self) -> bool {
-        self.new_key() < BLOCK_KEYS
+        self.new_key() < PAGE && self.is_writable
     }
 
     /// First of the dimensions whose values this warp sums.
@@ -187,13 +191,13 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
     pub(crate) unsafe fn request_old(&self) -> Fragments<CHUNKS> {
         let mut k = [[[0; 4]; CHUNKS]; 2];
         let mut v = [[[0; 4]; 2]; CHUNKS];
-        // SAFETY: only what starts before the position is loaded; a block of values is allocated whole.
+        // SAFETY: only what starts before the position is loaded; a page is allocated whole.
         unsafe {
             let mut tile = 0;
             while tile < 2 {
                 let key = self.key(tile, self.group);
                 if key < self.new_key() {
-                    let at = self.cache.key(self.first_key + key) / 2 + 4 * self.quad as usize;
+                    let at = self.page.key(key) / 2 + 4 * self.quad as usize;
                     let mut i = 0;
                     while i < CHUNKS {
                         k[tile][i] = self.p.k_cache.load_l2_x4(at + 16 * i);
@@ -209,7 +213,7 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
                 while i < 2 {
                     let key = 32 * i as u32 + 8 * self.quad;
                     if key < self.new_key() {
-                        let at = self.cache.value(self.first_key + key, dim) / 2;
+                        let at = self.page.value(key, dim) / 2;
                         v[n][i] = self.p.v_cache.load_l2_x4(at);
                     }
                     i += 1;

@@ -13,7 +13,8 @@ pub(super) fn pack(folder: &Path) -> Result<()> {
         fs::remove_dir_all(&tests).with_context(|| format!("cannot empty {}", tests.display()))?;
     }
     fs::create_dir_all(&tests).with_context(|| format!("cannot make {}", tests.display()))?;
-    let built = build(&[
+    // Integration tests that need a GPU: all of bitnet-cuda's, and those of bitnet-model that say so in their name.
+    let mut arguments: Vec<String> = [
         "test",
         "--no-run",
         "--package",
@@ -22,14 +23,19 @@ pub(super) fn pack(folder: &Path) -> Result<()> {
         "bitnet-model",
         "--features",
         "bitnet-model/cuda",
-        "--tests",
-    ])?;
-    for (name, kind, executable) in built {
-        // Integration tests that need a GPU: all of bitnet-cuda's, and those of other crates that say so in their name.
-        let of_cuda = crate::workspace_root()
-            .join(format!("crates/bitnet-cuda/tests/{name}.rs"))
-            .is_file();
-        if kind == "test" && (of_cuda || name.starts_with("cuda")) {
+    ]
+    .map(str::to_owned)
+    .into();
+    for (of, prefix) in [("bitnet-cuda", ""), ("bitnet-model", "cuda")] {
+        for name in tests_of(of)? {
+            if name.starts_with(prefix) {
+                arguments.extend(["--test".to_owned(), name]);
+            }
+        }
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    for (name, kind, executable) in build(&arguments)? {
+        if kind == "test" {
             copy_stripped(&executable, &tests.join(&name))?;
         }
     }
@@ -41,6 +47,20 @@ pub(super) fn pack(folder: &Path) -> Result<()> {
     copy_stripped(&std::env::current_exe()?, &folder.join("xtask"))?;
     fs::write(folder.join("commit"), commit())?;
     Ok(())
+}
+
+/// Names of a crate's integration tests.
+fn tests_of(package: &str) -> Result<Vec<String>> {
+    let folder = crate::workspace_root().join("crates").join(package).join("tests");
+    let files = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut names: Vec<String> = files
+        .flatten()
+        .map(|file| file.path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "rs"))
+        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+        .collect();
+    names.sort();
+    Ok(names)
 }
 
 /// Runs cargo and returns name, kind and path of every executable of the workspace that it made.

@@ -11,6 +11,7 @@ mod plot;
 
 mod kernels;
 
+mod schedule;
 #[cfg(feature = "cuda")]
 mod step;
 
@@ -34,6 +35,7 @@ pub(crate) struct Args {
 enum What {
     Kernels(kernels::Args),
     Model(model::Args),
+    Schedule(schedule::Args),
     #[cfg(feature = "cuda")]
     Step(step::Args),
 }
@@ -42,6 +44,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.what {
         What::Kernels(args) => kernels::run(args),
         What::Model(args) => model::run(args),
+        What::Schedule(args) => schedule::run(args),
         #[cfg(feature = "cuda")]
         What::Step(args) => step::run(args),
     }

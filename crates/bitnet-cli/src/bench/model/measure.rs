@@ -7,16 +7,16 @@ use bitnet_model::{Backend, Sampler, Sampling, Session, Want};
 
 /// One test: tokens of context, then a prompt or decoded tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Test {
-    pub(super) n_prompt: usize,
-    pub(super) n_gen: usize,
-    pub(super) depth: usize,
-    pub(super) sequences: usize,
+pub(in super::super) struct Test {
+    pub(in super::super) n_prompt: usize,
+    pub(in super::super) n_gen: usize,
+    pub(in super::super) depth: usize,
+    pub(in super::super) sequences: usize,
 }
 
 impl Test {
     /// As llama-bench names it.
-    pub(super) fn name(self) -> String {
+    pub(in super::super) fn name(self) -> String {
         let Self {
             n_prompt,
             n_gen,
@@ -40,41 +40,41 @@ impl Test {
 
 /// What a test took.
 #[derive(Clone, Debug)]
-pub(super) struct Outcome {
-    pub(super) test: Test,
+pub(in super::super) struct Outcome {
+    pub(in super::super) test: Test,
     /// Tokens a second, by repetition.
-    pub(super) rates: Vec<f64>,
+    pub(in super::super) rates: Vec<f64>,
     /// Time from the start of the test to its first token, by repetition.
-    pub(super) first: Vec<Duration>,
+    pub(in super::super) first: Vec<Duration>,
     /// Time between tokens of one sequence, all repetitions together.
-    pub(super) between: Vec<Duration>,
+    pub(in super::super) between: Vec<Duration>,
     /// Bytes a decode step must move, in the middle of the test; 0 for a prompt, which is not bound by that.
-    pub(super) step_bytes: u64,
+    pub(in super::super) step_bytes: u64,
 }
 
 impl Outcome {
-    pub(super) fn mean(&self) -> f64 {
+    pub(in super::super) fn mean(&self) -> f64 {
         self.rates.iter().sum::<f64>() / self.rates.len().max(1) as f64
     }
 
     /// Standard deviation of the rates.
-    pub(super) fn deviation(&self) -> f64 {
+    pub(in super::super) fn deviation(&self) -> f64 {
         let mean = self.mean();
         let squares: f64 = self.rates.iter().map(|r| (r - mean).powi(2)).sum();
         (squares / (self.rates.len().max(2) - 1) as f64).sqrt()
     }
 
     /// Bandwidth of decoding.
-    pub(super) fn gb_per_s(&self) -> Option<f64> {
+    pub(in super::super) fn gb_per_s(&self) -> Option<f64> {
         (self.step_bytes > 0).then(|| self.mean() / self.test.sequences as f64 * self.step_bytes as f64 / 1e9)
     }
 
-    pub(super) fn first_ms(&self) -> f64 {
+    pub(in super::super) fn first_ms(&self) -> f64 {
         percentile(&self.first, 0.5)
     }
 
     /// A quantile of the time between tokens, in milliseconds.
-    pub(super) fn token_ms(&self, quantile: f64) -> f64 {
+    pub(in super::super) fn token_ms(&self, quantile: f64) -> f64 {
         percentile(&self.between, quantile)
     }
 }
@@ -121,7 +121,7 @@ fn arg_max(logits: &[f32]) -> u32 {
 }
 
 /// Runs `test`; `step_bytes` is for the outcome.
-pub(super) fn measure(
+pub(in super::super) fn measure(
     backend: &mut dyn Backend,
     test: Test,
     repetitions: usize,

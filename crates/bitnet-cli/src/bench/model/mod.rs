@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bitnet_model::{Checkpoint, Config, KvType, LmHead, LoadOptions, WeightForm, WeightSource};
 
-use measure::{Test, measure};
+pub(super) use measure::{Test, measure};
 use report::{Report, Run};
 
 use super::limits;

@@ -44,6 +44,13 @@ pub(crate) struct Paged<'a, T> {
 }
 
 impl<'a, T> Paged<'a, T> {
+    /// All blocks of page `p` of the sequence, as far as the cache goes.
+    #[inline(always)]
+    fn page(&self, p: usize) -> &'a [T] {
+        let rest = &self.lanes[self.table[p] as usize * self.stride + self.first..];
+        &rest[..rest.len().min(self.width << self.shift)]
+    }
+
     /// Block `b` of the sequence.
     #[inline(always)]
     fn block(&self, b: usize) -> &'a [T] {
@@ -115,25 +122,26 @@ fn block<I: Isa, E: Element, const T: usize, const W: usize>(
     let len: [usize; T] = std::array::from_fn(|t| job.len[first + t]);
     let d = q[0].len();
     let n_blocks = len.iter().max().map_or(0, |len| len.div_ceil(16));
-    for b in 0..n_blocks {
-        let products = products(isa, q, job.keys.block(b));
-        for (t, products) in products.into_iter().enumerate() {
-            let scores = &mut job.scores[t * n_blocks + b];
-            isa.store(products, scores);
-            for score in &mut *scores {
-                *score *= job.scale;
+    let mut b = 0;
+    while b < n_blocks {
+        let page = job.keys.page(b >> job.keys.shift);
+        for keys in page.chunks_exact(d).take(n_blocks - b) {
+            let products = products(isa, q, keys);
+            for (t, products) in products.into_iter().enumerate() {
+                let scores = &mut job.scores[t * n_blocks + b];
+                isa.store(products, scores);
+                for score in scores {
+                    *score *= job.scale;
+                }
             }
-            if let Some(scales) = &job.scales {
-                scale(scores, &scales.keys.block(b)[0]);
-            }
+            b += 1;
         }
     }
     // A loop: a closure would be compiled as a function of its own, without the instruction set.
     let mut inverse = [0.0; T];
     for (t, inverse) in inverse.iter_mut().enumerate() {
         let scores = &mut job.scores[t * n_blocks..][..n_blocks];
-        *inverse = 1.0 / softmax(scores, len[t]);
-        weigh_values(job.scales, scores);
+        *inverse = weights(job.scales, scores, len[t]);
     }
     let weights: [&[f32]; T] = std::array::from_fn(|t| &job.scores[t * n_blocks..].as_flattened()[..len[t]]);
     let (values, n_columns) = (job.values, d.div_ceil(16));
@@ -151,21 +159,28 @@ fn block<I: Isa, E: Element, const T: usize, const W: usize>(
     T
 }
 
-/// Multiplies lane by lane.
+/// Turns the products of a query with the keys of `len` positions into the weights of their values, and returns the
+/// inverse of their sum. The scales of keys and values, where there are any, are multiplied in here: in the loops around, a
+/// branch would keep their sums out of the registers.
 #[inline(always)]
-fn scale(lanes: &mut Lanes, scales: &Lanes) {
-    for (lane, scale) in lanes.iter_mut().zip(scales) {
-        *lane *= scale;
+fn weights(scales: Option<Scales<'_>>, scores: &mut [Lanes], len: usize) -> f32 {
+    let scores = &mut scores[..len.div_ceil(16)];
+    if let Some(scales) = scales {
+        scale(scores, scales.keys);
     }
+    let inverse = 1.0 / softmax(scores, len);
+    if let Some(scales) = scales {
+        scale(scores, scales.values);
+    }
+    inverse
 }
 
-/// Multiplies the weights of positions with the scales of their values, where there are any. What is past the positions that
-/// the query sees counts for nothing.
+/// Multiplies with the scale of each position.
 #[inline(always)]
-fn weigh_values(scales: Option<Scales<'_>>, weights: &mut [Lanes]) {
-    if let Some(scales) = scales {
-        for (b, weights) in weights.iter_mut().enumerate() {
-            scale(weights, &scales.values.block(b)[0]);
+fn scale(blocks: &mut [Lanes], scales: Paged<'_, Lanes>) {
+    for (b, lanes) in blocks.iter_mut().enumerate() {
+        for (lane, scale) in lanes.iter_mut().zip(&scales.block(b)[0]) {
+            *lane *= scale;
         }
     }
 }
@@ -203,11 +218,8 @@ fn groups<I: Isa, E: Element>(isa: I, job: &mut Attend<'_, E>, y: &mut [&mut [f3
             for t in 0..GROUP {
                 let first = (g * GROUP + t) * n_blocks;
                 let scores = &mut job.scores[first + 2 * b..first + n_blocks];
-                for (half, (products, scores)) in products.iter().zip(scores).enumerate() {
+                for (products, scores) in products.iter().zip(scores) {
                     isa.store(isa.mul(products[t], isa.splat(job.scale)), scores);
-                    if let Some(scales) = &job.scales {
-                        scale(scores, &scales.keys.block(2 * b + half)[0]);
-                    }
                 }
             }
         }
@@ -215,9 +227,7 @@ fn groups<I: Isa, E: Element>(isa: I, job: &mut Attend<'_, E>, y: &mut [&mut [f3
     let mut inverse = [0.0; QUERIES];
     for (q, inverse) in inverse[..y.len()].iter_mut().enumerate() {
         let scores = &mut job.scores[q * n_blocks..][..n_blocks];
-        *inverse = 1.0 / softmax(scores, job.len[q]);
-        // Blocks past those that this query sees have weights of queries before it.
-        weigh_values(job.scales, &mut scores[..job.len[q].div_ceil(16)]);
+        *inverse = weights(job.scales, scores, job.len[q]);
     }
     for first in (0..longest).step_by(WIDE.1) {
         let end = longest.min(first + WIDE.1);
@@ -389,11 +399,11 @@ fn weigh<I: Isa, E: Element, const T: usize, const W: usize>(
     let n_columns = values.width / 16;
     let common = weights.iter().map(|weights| weights.len()).min().unwrap_or(0);
     let mut sums = [[isa.splat(0.0); W]; T];
-    let mut first = 0;
+    let (mut first, page) = (0, 16usize << values.shift);
     while first < common {
-        let n = (common - first).min(16);
+        let n = (common - first).min(page);
         let shared: [&[f32]; T] = std::array::from_fn(|t| &weights[t][first..first + n]);
-        let rows = values.block(first / 16).chunks_exact(n_columns);
+        let rows = values.page((first / 16) >> values.shift).chunks_exact(n_columns);
         for (j, row) in rows.take(n).enumerate() {
             let Some(row): Option<&[[E; 16]; W]> = row[column..].first_chunk() else {
                 break;

@@ -282,7 +282,7 @@ mod tests {
                 let paged = |lanes, width| Paged {
                     lanes,
                     table: &[0],
-                    shift: usize::BITS - 1,
+                    shift: 20,
                     stride: 0,
                     first: 0,
                     width,

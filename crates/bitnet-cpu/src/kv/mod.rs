@@ -82,8 +82,8 @@ impl KvShape {
             KvType::F32 => Store::<f32>::block_bytes(self),
             KvType::Int8 => Store::<i8>::block_bytes(self),
         };
-        let n_blocks = (self.n_layers * self.n_kv_heads * self.page / 16) as u64;
-        block.saturating_mul(n_blocks)
+        let heads = self.n_layers.saturating_mul(self.n_kv_heads) as u64;
+        block.saturating_mul(heads).saturating_mul(self.page as u64 / 16)
     }
 }
 

@@ -43,19 +43,17 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let mut chunking = Chunking {
-        chunk: DEFAULT_CHUNK,
-        bos: None,
-    };
+    let mut chunk = DEFAULT_CHUNK;
     let subject = args.measure.open(|config, n_tokens| {
         let trained = config.max_context.max(3);
-        chunking.chunk = match args.ctx_size {
+        chunk = match args.ctx_size {
             _ if args.whole => n_tokens.max(3),
             None => DEFAULT_CHUNK.min(trained),
             Some(0) => trained,
             Some(chunk) => chunk,
         };
-        chunking.plan(n_tokens).1
+        // A chunk that is too short is refused below.
+        Chunking::new(chunk, None).map_or(n_tokens, |chunking| chunking.plan(n_tokens).1)
     })?;
     let Subject {
         mut backend,
@@ -63,7 +61,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         bos,
         ..
     } = subject;
-    chunking.bos = bos;
+    let chunking = Chunking::new(chunk, bos)?;
     let start = Instant::now();
     let bar = Bar::tokens("scoring");
     let (n_chunks, len) = chunking.plan(ids.len());

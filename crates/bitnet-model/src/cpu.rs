@@ -104,12 +104,13 @@ impl CpuBackend {
             (options.context, "context"),
             (options.n_seqs, "number of sequences"),
             (options.max_batch, "batch size"),
+            (options.page, "number of positions of a page"),
         ] {
             if value == 0 {
                 return Err(Error::Request(format!("the {name} must be at least 1, not 0")));
             }
         }
-        let cpu = Cpu::new(options.simd, options.threads).map_err(device)?;
+        let cpu = Cpu::new(options.simd, options.threads)?;
         let mut shape = KvShape {
             n_layers: config.n_layers,
             n_pages: 1,
@@ -438,12 +439,19 @@ fn check_len(what: &str, found: usize, expected: usize) -> Result<()> {
     }
 }
 
-fn device(error: bitnet_cpu::Error) -> Error {
-    Error::Device(error.to_string())
-}
-
 impl From<bitnet_cpu::Error> for Error {
     fn from(error: bitnet_cpu::Error) -> Self {
-        device(error)
+        match error {
+            bitnet_cpu::Error::Memory { what, bytes } => Self::OutOfMemory {
+                what: what.to_owned(),
+                needed: u64::try_from(bytes)
+                    .ok()
+                    .filter(|_| bytes < usize::MAX)
+                    .unwrap_or(u64::MAX),
+                available: available().unwrap_or(0),
+            },
+            bitnet_cpu::Error::Simd { .. } => Self::NoDevice(error.into()),
+            error => Self::DeviceFailed(error.into()),
+        }
     }
 }

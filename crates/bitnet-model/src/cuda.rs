@@ -227,13 +227,26 @@ impl CudaBackend {
 pub fn cuda_probe(index: u32) -> Result<String> {
     bitnet_cuda::probe(index)
         .map(|found| found.name)
-        .map_err(|error| Error::Device(error.to_string()))
+        .map_err(|error| Error::NoDevice(error.into()))
 }
 
 /// An error of the GPU as this crate's.
-#[expect(clippy::needless_pass_by_value, reason = "what `map_err` takes")]
 fn device(error: bitnet_cuda::Error) -> Error {
-    Error::Device(error.to_string())
+    match error {
+        bitnet_cuda::Error::OutOfMemory {
+            what,
+            needed_bytes,
+            free_bytes,
+            ..
+        } => Error::OutOfMemory {
+            what: format!("{what} on the GPU"),
+            needed: needed_bytes,
+            available: free_bytes,
+        },
+        bitnet_cuda::Error::Probe(error) => Error::NoDevice(error.into()),
+        bitnet_cuda::Error::Request(message) => Error::Request(message),
+        error => Error::DeviceFailed(error.into()),
+    }
 }
 
 fn segments(tensor: &TernaryTensor) -> Vec<(usize, f32)> {

@@ -35,7 +35,7 @@ pub fn embed(backend: &mut dyn Backend, ids: &[u32], pooling: Pooling) -> Result
     // The number of vectors that were added makes no difference to the direction.
     let length = pooled.iter().map(|x| x * x).sum::<f64>().sqrt();
     if !(length.is_finite() && length > 0.0) {
-        return Err(Error::Request(format!(
+        return Err(Error::Damaged(format!(
             "the vector of the text has length {length}; the weights are damaged"
         )));
     }

@@ -66,10 +66,22 @@ pub enum Error {
         /// Bytes.
         available: u64,
     },
-    /// A device is missing, unsuitable, out of memory or failed.
+    /// What a model computed is no number: its weights are damaged, or a device computes wrong.
+    #[error("{0}")]
+    Damaged(String),
+    /// There is no device as it was asked for: no driver, no GPU of that number, no such instruction set.
+    #[error(transparent)]
+    NoDevice(Source),
+    /// A device refused or failed; what it said.
+    #[error(transparent)]
+    DeviceFailed(Source),
+    /// A device cannot do what was asked of it.
     #[error("{0}")]
     Device(String),
 }
+
+/// An error of a device's own crate.
+pub type Source = Box<dyn std::error::Error + Send + Sync>;
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -70,7 +70,7 @@ pub use cuda::{CudaBackend, CudaOptions, cuda_probe};
 pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
 pub use embed::embed;
 pub use engine::{Client, Engine, Stream, Ticket};
-pub use error::{Error, Result};
+pub use error::{Error, Result, Source};
 pub use generate::{Event, Generation, Generator, Prompt};
 pub use generation_config::GenerationConfig;
 pub use logits_file::write_logits;

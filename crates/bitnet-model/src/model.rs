@@ -335,7 +335,7 @@ pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<
     };
     match device {
         Device::Auto | Device::Cpu if options.weights == WeightForm::Bf16 => Err(Error::Request(
-            "bf16 weights need a GPU, and the processor was chosen; use --device cuda".to_owned(),
+            "bf16 weights need a GPU, and the processor was chosen".to_owned(),
         )),
         Device::Auto | Device::Cpu => {
             let options = CpuOptions {

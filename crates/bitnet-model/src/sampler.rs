@@ -295,7 +295,7 @@ impl Sampler {
     /// As for [`Self::sample`].
     pub fn choose(&mut self, logits: &[f32], choice: &Choice<'_>) -> Result<Chosen> {
         if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
-            return Err(Error::Request(format!(
+            return Err(Error::Damaged(format!(
                 "the model gave {} as the logit of token {id}: its weights are damaged or a device failed",
                 logits[id]
             )));

@@ -87,7 +87,7 @@ pub fn negative_log_likelihood(logits: &[f32], id: u32) -> f64 {
 /// # let folder = "../bitnet-cli/demo-model";
 /// let checkpoint = Checkpoint::open(folder)?;
 /// let mut backend = open_backend(&checkpoint, &Device::Cpu.into())?;
-/// let chunking = Chunking { chunk: 512, bos: None };
+/// let chunking = Chunking::new(512, None)?;
 /// let perplexity = chunking.perplexity(backend.as_mut(), &[752, 54, 71, 64], |_, _| ())?;
 /// assert_eq!(perplexity.n_scored, 3);
 /// assert!(perplexity.value() > 1.0);
@@ -96,9 +96,9 @@ pub fn negative_log_likelihood(logits: &[f32], id: u32) -> f64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunking {
     /// Tokens of a chunk, at least 3.
-    pub chunk: usize,
+    chunk: usize,
     /// The model's beginning-of-sequence token.
-    pub bos: Option<u32>,
+    bos: Option<u32>,
 }
 
 /// A text's perplexity, `exp` of the mean negative log likelihood of its tokens.
@@ -144,6 +144,19 @@ impl Perplexity {
 }
 
 impl Chunking {
+    /// Chunks of `chunk` tokens, which begin with `bos`, the model's beginning-of-sequence token, where the text does.
+    ///
+    /// # Errors
+    /// When a chunk has fewer than 3 tokens: none of its second half would have one before it.
+    pub fn new(chunk: usize, bos: Option<u32>) -> Result<Self> {
+        if chunk < 3 {
+            return Err(Error::Request(format!(
+                "chunks of {chunk} tokens: a chunk needs at least 3"
+            )));
+        }
+        Ok(Self { chunk, bos })
+    }
+
     /// How many chunks, and of how many tokens, a text of `n_tokens` has.
     #[must_use]
     pub fn plan(&self, n_tokens: usize) -> (usize, usize) {
@@ -166,11 +179,10 @@ impl Chunking {
         ids: &[u32],
         mut on_token: impl FnMut(usize, &Perplexity),
     ) -> Result<Perplexity> {
-        if ids.len() < 2 || self.chunk < 3 {
+        if ids.len() < 2 {
             return Err(Error::Request(format!(
-                "the perplexity of {} tokens in chunks of {}: a text needs at least 2, a chunk at least 3",
-                ids.len(),
-                self.chunk
+                "the perplexity of {} tokens: a text needs at least 2",
+                ids.len()
             )));
         }
         let vocab = backend.spec().config.vocab;
@@ -191,7 +203,7 @@ impl Chunking {
             each_logits(backend, &chunk, first..len - 1, |position, logits| {
                 let nll = negative_log_likelihood(logits, chunk[position + 1]);
                 if nll.is_nan() {
-                    return Err(Error::Device(format!(
+                    return Err(Error::Damaged(format!(
                         "the logits of position {position} of chunk {index} are not numbers: the model or its file is damaged"
                     )));
                 }
@@ -235,10 +247,14 @@ mod tests {
 
     #[test]
     fn long_texts_are_cut() {
-        let chunking = Chunking { chunk: 8, bos: None };
+        let chunking = Chunking::new(8, None).unwrap();
         assert_eq!(chunking.plan(2), (1, 2));
         assert_eq!(chunking.plan(8), (1, 8));
         assert_eq!(chunking.plan(15), (1, 8));
         assert_eq!(chunking.plan(16), (2, 8));
+        for chunk in 0..3 {
+            let error = Chunking::new(chunk, None).unwrap_err().to_string();
+            assert!(error.contains("at least 3"), "{error}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The CUDA back end: a model's weights in the hands of [`bitnet_cuda`], which knows no model.
 
+mod dense;
+
 use bitnet_cuda::engine::{
     self, Choice, Dims, Engine, HeadKind, Intermediate, LayerParts, Limits, MAX_BATCH, MAX_TOP_K,
     PAGE_POSITIONS, Profile, Settings, TernaryParts, WeightKind,
@@ -8,8 +10,8 @@ use bitnet_cuda::{Gpu, Reporting};
 use bitnet_layout::Token;
 
 use crate::{
-    ActQuant, Backend, Batch, Decoder, Dense, DenseDtype, Error, KvType, LmHead, Result, Sampler, Spec,
-    Start, Tap, TernaryTensor, Verbs, Want, WeightForm, WeightSource, transformer,
+    ActQuant, Backend, Batch, Decoder, Dense, Error, KvType, LmHead, Result, Sampler, Spec, Start, Tap,
+    TernaryTensor, Verbs, Want, WeightForm, WeightSource, transformer,
 };
 
 /// How a model is run on a GPU.
@@ -77,14 +79,6 @@ impl CudaBackend {
         }
         let embedding = source.embedding()?;
         let head = source.head()?;
-        for dense in [Some(&embedding), head.as_ref()].into_iter().flatten() {
-            if dense.dtype() != DenseDtype::Bf16 {
-                return refuse(&format!(
-                    "an embedding or output head of type {:?}, only bfloat16",
-                    dense.dtype()
-                ));
-            }
-        }
         let reporting = if options.sync {
             Reporting::EachLaunch
         } else {
@@ -278,15 +272,15 @@ fn upload(dense: &dyn Dense, mut to: impl FnMut(usize, &[u32]) -> bitnet_cuda::R
         let n = rows_per_piece.min(rows - first);
         bytes.resize(n * row_bytes, 0);
         dense.read_rows(first, &mut bytes)?;
-        words.clear();
-        words.extend(
-            bytes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|&word| u32::from_le_bytes(word)),
-        );
-        to(first * row_bytes / 4, &words).map_err(device)?;
+        dense::to_bf16(dense.dtype(), &bytes, &mut words).map_err(|(at, value)| {
+            Error::Request(format!(
+                "the GPU keeps embeddings and output heads in bfloat16, and this one, stored as {:?}, has {value:e} in row {}, \
+                 which bfloat16 does not hold exactly; use the device cpu",
+                dense.dtype(),
+                first + at / cols
+            ))
+        })?;
+        to(first * cols / 2, &words).map_err(device)?;
     }
     Ok(())
 }

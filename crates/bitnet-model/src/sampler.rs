@@ -526,7 +526,7 @@ fn order(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
 fn top_k(logits: &[f32], k: usize, out: &mut Vec<Candidate>) {
     let mut threshold = f32::NEG_INFINITY;
     for (id, &logit) in (0..).zip(logits) {
-        if logit > threshold || out.len() < k {
+        if logit.total_cmp(&threshold).is_gt() || out.len() < k {
             out.push(Candidate { id, logit });
             if out.len() == 2 * k {
                 out.select_nth_unstable_by(k - 1, order);

@@ -1,7 +1,8 @@
 //! `bitnet batch`: answer a file of requests.
 
-mod answer;
 mod ask;
+
+mod answer;
 mod output;
 
 use std::collections::HashMap;

@@ -95,7 +95,7 @@ fn remedy(code: CUresult) -> &'static str {
             "; the GPU failed or is gone: look for it with nvidia-smi and for `Xid` in the system's log, then start again"
         }
         CUresult::CUDA_ERROR_LAUNCH_TIMEOUT => {
-            "; the system stops long kernels on a GPU with a display: use another GPU, or --device cpu"
+            "; the system stops long kernels on a GPU with a display: use another GPU, or the processor"
         }
         _ => "",
     }

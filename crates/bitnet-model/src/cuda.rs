@@ -56,7 +56,7 @@ impl CudaBackend {
         let config = source.config().clone();
         let refuse = |what: &str| {
             Err(Error::Device(format!(
-                "the GPU kernels do not support {what}; use --device cpu"
+                "the GPU kernels do not support {what}; use the processor"
             )))
         };
         if config.act_quant == ActQuant::None {
@@ -275,7 +275,7 @@ fn upload(dense: &dyn Dense, mut to: impl FnMut(usize, &[u32]) -> bitnet_cuda::R
         dense::to_bf16(dense.dtype(), &bytes, &mut words).map_err(|(at, value)| {
             Error::Request(format!(
                 "the GPU keeps embeddings and output heads in bfloat16, and this one, stored as {:?}, has {value:e} in row {}, \
-                 which bfloat16 does not hold exactly; use the device cpu",
+                 which bfloat16 does not hold exactly; use the processor",
                 dense.dtype(),
                 first + at / cols
             ))

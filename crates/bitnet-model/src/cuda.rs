@@ -260,7 +260,7 @@ fn parts<'a>(tensor: &'a TernaryTensor, segments: &'a [(usize, f32)]) -> Ternary
     }
 }
 
-/// Reads a bfloat16 matrix in pieces and hands them on as words, with the word each begins at.
+/// Reads a matrix in pieces and hands them on as words of two bfloat16 values, with the word each begins at.
 fn upload(dense: &dyn Dense, mut to: impl FnMut(usize, &[u32]) -> bitnet_cuda::Result<()>) -> Result<()> {
     const PIECE_BYTES: usize = 32 << 20;
     let (rows, cols) = dense.shape();

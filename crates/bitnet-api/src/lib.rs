@@ -1,0 +1,2 @@
+//! OpenAI's requests and answers, without HTTP.
+#![forbid(unsafe_code)]

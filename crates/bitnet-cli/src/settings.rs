@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use bitnet_model::read_file;
 use clap::builder::BoolishValueParser;
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use toml::{Table, Value};
@@ -52,7 +53,9 @@ const OF_ONE_RUN: [&str; 27] = [
 
 /// Flags that mean something else in a command than the setting of the same name in others: a default for those would be an
 /// order here.
-const OF_ONE_RUN_OF: [(&str, &str); 4] = [
+const OF_ONE_RUN_OF: [(&str, &str); 6] = [
+    ("batch", "input"),
+    ("batch", "output"),
     ("doctor", "device"),
     ("generate", "chat-template-file"),
     ("generate", "system"),
@@ -229,6 +232,10 @@ fn contradictions(matches: &ArgMatches) -> anyhow::Result<()> {
 
 /// The variable whose value is what clap refuses, if it is one: without it, the error is another or none.
 fn guilty_variable(error: &clap::Error, args: &[OsString]) -> Option<String> {
+    // What is missing is missing with every variable; the usage that is printed beside it differs without one.
+    if error.kind() == ErrorKind::MissingRequiredArgument {
+        return None;
+    }
     let mut names = Vec::new();
     drop(with_variables(&mut |name| {
         if std::env::var_os(name).is_some_and(|value| !value.is_empty()) && !names.contains(&name.to_owned())

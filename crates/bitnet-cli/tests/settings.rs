@@ -62,6 +62,23 @@ fn what_is_nearer_wins() {
 }
 
 #[test]
+fn a_variable_of_one_command_is_no_file_of_another() {
+    // `bench --output json` can be a setting; `batch --output` names a file of one run.
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = bitnet();
+    command.env("BITNET_OUTPUT", "json").current_dir(folder.path());
+    let output = command
+        .args(["batch", "--input", "requests.jsonl"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("--output <FILE>"),
+        "{output:?}"
+    );
+}
+
+#[test]
 fn a_mistake_in_the_file_is_named() {
     for (text, expected) in [
         ("tempp = 1\n", "unknown key `tempp`"),

@@ -14,7 +14,7 @@ pub(crate) enum Format {
     Md,
     /// One JSON object
     Json,
-    /// A line for each kernel and shape
+    /// A line for each measurement
     Csv,
 }
 

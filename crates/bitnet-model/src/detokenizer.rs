@@ -1,6 +1,7 @@
 //! Text as it is generated: token by token, never half a character, and held back where it may become a stop string.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::{Result, Tokenizer};
 
@@ -196,51 +197,123 @@ fn take_characters(bytes: &mut Vec<u8>) -> String {
 
 /// Looks for stop strings in text that arrives in pieces.
 ///
+/// The first piece that completes one ends the text; of several that it completes, the one that begins first. What is held back is the
+/// longest end of the text that is the beginning of a stop string, and no more. The time is linear in the text, for each stop string.
+///
 /// ```
 /// use bitnet_model::StopStrings;
 ///
 /// let mut stops = StopStrings::new(&["###".to_owned()]);
-/// assert_eq!(stops.push("yes #"), ("yes ".to_owned(), false));
-/// assert_eq!(stops.push("## no"), (String::new(), true));
+/// assert_eq!(stops.push("yes #"), ("yes ".to_owned(), None));
+/// assert_eq!(stops.push("## no"), (String::new(), Some(0)));
 /// ```
 #[derive(Clone, Debug)]
 pub struct StopStrings {
-    stops: Vec<String>,
+    stops: Arc<[Stop]>,
+    /// For each, how many bytes of its beginning the text ends with.
+    matched: Vec<usize>,
+    includes: bool,
     held: String,
     /// Parts of what is held that are looked at and never returned.
     hidden: Vec<Range<usize>>,
 }
 
+/// A string and, for each of its beginnings, the length of the longest shorter one that it ends with (Knuth, Morris and Pratt).
+#[derive(Debug)]
+struct Stop {
+    text: String,
+    shorter: Vec<usize>,
+}
+
+impl Stop {
+    fn new(text: &str) -> Self {
+        let mut stop = Self {
+            text: text.to_owned(),
+            shorter: Vec::with_capacity(text.len()),
+        };
+        let mut matched = 0;
+        for (at, byte) in text.bytes().enumerate() {
+            if at > 0 {
+                matched = stop.after(matched, byte);
+            }
+            stop.shorter.push(matched);
+        }
+        stop
+    }
+
+    /// How much of its beginning a text ends with that ended with `matched` bytes of it, not all, and goes on with `byte`.
+    fn after(&self, mut matched: usize, byte: u8) -> usize {
+        let text = self.text.as_bytes();
+        while text[matched] != byte {
+            match matched.checked_sub(1) {
+                None => return 0,
+                Some(last) => matched = self.shorter[last],
+            }
+        }
+        matched + 1
+    }
+}
+
 impl StopStrings {
-    /// Stops at the first occurrence of any of `stops`; empty strings are ignored.
+    /// Stops at the first occurrence of any of `stops`; empty strings never occur.
     #[must_use]
     pub fn new(stops: &[String]) -> Self {
         Self {
-            stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(),
+            matched: vec![0; stops.len()],
+            stops: stops.iter().map(|stop| Stop::new(stop)).collect(),
+            includes: false,
             held: String::new(),
             hidden: Vec::new(),
         }
     }
 
-    /// Takes a piece; returns the text that is certain not to belong to a stop string, and whether one was found (then
-    /// the text ends before it and what follows is dropped).
-    pub fn push(&mut self, piece: &str) -> (String, bool) {
+    /// Says whether the stop string that is found is part of the text.
+    #[must_use]
+    pub fn including(mut self, includes: bool) -> Self {
+        self.includes = includes;
+        self
+    }
+
+    /// The stop string of this index.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&str> {
+        self.stops.get(index).map(|stop| stop.text.as_str())
+    }
+
+    /// Takes a piece; returns the text that is certain not to belong to a stop string, and the index of the one that was found,
+    /// if one was: then the text ends before it, or with it, and what follows is dropped.
+    pub fn push(&mut self, piece: &str) -> (String, Option<usize>) {
+        let before = self.held.len();
         self.held.push_str(piece);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
-            let text = self.release(at);
-            self.finish();
-            return (text, true);
+        // Where it begins, where it ends, and which one.
+        let mut found: Option<(usize, usize, usize)> = None;
+        for (index, (stop, matched)) in self.stops.iter().zip(&mut self.matched).enumerate() {
+            if stop.text.is_empty() {
+                continue;
+            }
+            for (end, byte) in (before + 1..).zip(piece.bytes()) {
+                *matched = stop.after(*matched, byte);
+                if *matched == stop.text.len() {
+                    let this = (end - stop.text.len(), end, index);
+                    found = Some(found.map_or(this, |other| other.min(this)));
+                    break;
+                }
+            }
         }
-        let undecided = self
-            .held
-            .char_indices()
-            .map(|(at, _)| at)
-            .find(|&at| self.stops.iter().any(|stop| stop.starts_with(&self.held[at..])));
-        (self.release(undecided.unwrap_or(self.held.len())), false)
+        if let Some((start, end, index)) = found {
+            let mut text = self.release(start);
+            if self.includes {
+                text.push_str(&self.held[..end - start]);
+            }
+            self.finish();
+            return (text, Some(index));
+        }
+        let undecided = self.matched.iter().max().copied().unwrap_or(0);
+        (self.release(self.held.len() - undecided), None)
     }
 
     /// As [`StopStrings::push`], for a piece that stop strings may match and that is not part of the text: a special token.
-    pub fn push_hidden(&mut self, piece: &str) -> (String, bool) {
+    pub fn push_hidden(&mut self, piece: &str) -> (String, Option<usize>) {
         let start = self.held.len();
         self.hidden.push(start..start + piece.len());
         self.push(piece)
@@ -248,6 +321,7 @@ impl StopStrings {
 
     /// The text still held back, when no more is coming.
     pub fn finish(&mut self) -> String {
+        self.matched.fill(0);
         self.release(self.held.len())
     }
 
@@ -300,20 +374,41 @@ mod tests {
     #[test]
     fn a_hidden_token_is_matched_and_never_shown() {
         let stops = |stop: &str| StopStrings::new(&[stop.to_owned()]);
-        assert_eq!(stops("<|x|>").push_hidden("<|x|>"), (String::new(), true));
+        assert_eq!(stops("<|x|>").push_hidden("<|x|>"), (String::new(), Some(0)));
         let mut matcher = stops("b<|x|>c");
-        assert_eq!(matcher.push("ab"), ("a".to_owned(), false));
-        assert_eq!(matcher.push_hidden("<|x|>"), (String::new(), false));
-        assert_eq!(matcher.push("d"), ("bd".to_owned(), false));
-        assert_eq!(matcher.push("b"), (String::new(), false));
-        assert_eq!(matcher.push_hidden("<|x|>"), (String::new(), false));
-        assert_eq!(matcher.push("c and more"), (String::new(), true));
+        assert_eq!(matcher.push("ab"), ("a".to_owned(), None));
+        assert_eq!(matcher.push_hidden("<|x|>"), (String::new(), None));
+        assert_eq!(matcher.push("d"), ("bd".to_owned(), None));
+        assert_eq!(matcher.push("b"), (String::new(), None));
+        assert_eq!(matcher.push_hidden("<|x|>"), (String::new(), None));
+        assert_eq!(matcher.push("c and more"), (String::new(), Some(0)));
         // A stop string may begin in the middle of a hidden token.
         let mut matcher = stops("|>!");
-        assert_eq!(matcher.push_hidden("<|x|>"), (String::new(), false));
-        assert_eq!(matcher.push("?"), ("?".to_owned(), false));
-        assert_eq!(matcher.push_hidden("<|x|>"), (String::new(), false));
+        assert_eq!(matcher.push_hidden("<|x|>"), (String::new(), None));
+        assert_eq!(matcher.push("?"), ("?".to_owned(), None));
+        assert_eq!(matcher.push_hidden("<|x|>"), (String::new(), None));
         assert_eq!(matcher.finish(), "");
+    }
+
+    #[test]
+    fn the_first_to_be_complete_ends_the_text_and_of_several_the_one_that_begins_first() {
+        let stops =
+            |stops: &[&str]| StopStrings::new(&stops.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>());
+        // One piece completes both; apart, the shorter one comes first.
+        assert_eq!(stops(&["bc", "abcd"]).push("xabcd"), ("x".to_owned(), Some(1)));
+        let mut matcher = stops(&["bc", "abcd"]);
+        assert_eq!(matcher.push("xab"), ("x".to_owned(), None));
+        assert_eq!(matcher.push("c"), ("a".to_owned(), Some(0)));
+        assert_eq!(stops(&["abc", "ab"]).push("abc"), (String::new(), Some(1)));
+        assert_eq!(stops(&["", "b"]).push("ab"), ("a".to_owned(), Some(1)));
+        // The stop string is kept where that is asked for, hidden parts of it too, and nothing after it.
+        assert_eq!(
+            stops(&["bc"]).including(true).push("abcd"),
+            ("abc".to_owned(), Some(0))
+        );
+        let mut matcher = stops(&["b<|x|>"]).including(true);
+        assert_eq!(matcher.push("ab"), ("a".to_owned(), None));
+        assert_eq!(matcher.push_hidden("<|x|>"), ("b<|x|>".to_owned(), Some(0)));
     }
 
     proptest! {
@@ -327,24 +422,37 @@ mod tests {
         }
 
         #[test]
-        fn stop_strings_match_across_pieces(text in "[ab春]{0,24}", stops in prop::collection::vec("[ab春]{1,4}", 0..3), cut in 1usize..4) {
-            let mut matcher = StopStrings::new(&stops);
-            let (mut out, mut stopped) = (String::new(), false);
-            let chars: Vec<char> = text.chars().collect();
-            for piece in chars.chunks(cut) {
-                if stopped { break; }
-                let (ready, found) = matcher.push(&piece.iter().collect::<String>());
+        fn stop_strings_match_across_pieces(
+            text in "[ab春]{0,24}", stops in prop::collection::vec("[ab春]{1,4}", 0..3), cut in 1usize..4, includes: bool
+        ) {
+            let mut matcher = StopStrings::new(&stops).including(includes);
+            let (mut whole, mut out, mut found) = (String::new(), String::new(), None);
+            for piece in text.chars().collect::<Vec<_>>().chunks(cut) {
+                let piece: String = piece.iter().collect();
+                whole.push_str(&piece);
+                let (ready, index) = matcher.push(&piece);
                 out.push_str(&ready);
-                stopped = found;
+                // By the definition: all occurrences in all of the text.
+                let places = stops.iter().enumerate().filter_map(|(i, stop)| {
+                    whole.find(stop.as_str()).map(|start| (start, start + stop.len(), i))
+                });
+                let expected = places.min();
+                prop_assert_eq!(index, expected.map(|(_, _, i)| i));
+                if let Some((start, end, _)) = expected {
+                    prop_assert_eq!(&out, &whole[..if includes { end } else { start }]);
+                    found = index;
+                    break;
+                }
+                let may_begin = |at: &usize| stops.iter().any(|stop| stop.starts_with(&whole[*at..]));
+                let held = whole.char_indices().map(|(at, _)| at).find(may_begin);
+                prop_assert_eq!(&out, &whole[..held.unwrap_or(whole.len())]);
             }
-            out.push_str(&matcher.finish());
-            // The matcher stops at the first stop string to be complete.
-            let first = (0..=text.len()).filter(|&end| text.is_char_boundary(end)).find(|&end| stops.iter().any(|s| text[..end].ends_with(s.as_str())));
-            prop_assert_eq!(stopped, first.is_some());
-            let allowed = stops.iter().filter_map(|s| text.find(s.as_str())).min().unwrap_or(text.len());
-            prop_assert!(text.starts_with(&out));
-            prop_assert!(out.len() <= first.unwrap_or(text.len()) && (first.is_some() || out.len() == text.len()));
-            prop_assert!(stops.iter().all(|s| !out.contains(s.as_str())) && out.len() >= allowed.min(out.len()));
+            if found.is_none() {
+                out.push_str(&matcher.finish());
+                prop_assert_eq!(out, text);
+            } else {
+                prop_assert_eq!(matcher.finish(), "");
+            }
         }
     }
 }

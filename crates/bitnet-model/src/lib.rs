@@ -78,7 +78,7 @@ pub use memory::KvMemory;
 pub use model::{Device, LoadOptions, Model, open_backend};
 pub use pages::{Batch, Limits, PageCopy, Pages, Run, Seq, Start};
 pub use sampler::{Choice, Chosen, Logprob, Sampler, Sampling};
-pub use schedule::{FinishReason, GenerateOptions, Scheduler, Timings};
+pub use schedule::{EndedBy, FinishReason, GenerateOptions, Scheduler, Timings};
 pub use score::{Chunking, Perplexity, each_logits, negative_log_likelihood};
 pub use session::Session;
 pub use source::{

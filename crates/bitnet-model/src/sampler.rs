@@ -184,6 +184,43 @@ pub struct Logprob {
     pub top: Vec<(u32, f32)>,
 }
 
+impl Logprob {
+    /// How likely token `id` is by its `logits` (vocab), as the model gives them, beside the `n` most likely ones.
+    ///
+    /// ```
+    /// use bitnet_model::Logprob;
+    ///
+    /// let likely = Logprob::of(&[1.0, 1.0, f32::MIN], 1, 1)?;
+    /// assert_eq!(likely.logprob, 0.5_f32.ln());
+    /// assert_eq!(likely.top, [(0, 0.5_f32.ln())]);
+    /// # Ok::<(), bitnet_model::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When a logit is NaN or infinite, or there is none for `id`.
+    pub fn of(logits: &[f32], id: u32, n: usize) -> Result<Self> {
+        check_finite(logits)?;
+        let logit = logits.get(id as usize).ok_or_else(|| {
+            Error::Request(format!(
+                "token {id} is not below the vocabulary size {}",
+                logits.len()
+            ))
+        })?;
+        Ok(Likely::new(logits, n).of(*logit))
+    }
+}
+
+/// Refuses what no sound model computes.
+fn check_finite(logits: &[f32]) -> Result<()> {
+    match logits.iter().position(|logit| !logit.is_finite()) {
+        None => Ok(()),
+        Some(id) => Err(Error::Damaged(format!(
+            "the model gave {} as the logit of token {id}: its weights are damaged or a device failed",
+            logits[id]
+        ))),
+    }
+}
+
 /// A token that may be drawn.
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
@@ -294,12 +331,7 @@ impl Sampler {
     /// # Errors
     /// As for [`Self::sample`].
     pub fn choose(&mut self, logits: &[f32], choice: &Choice<'_>) -> Result<Chosen> {
-        if let Some(id) = logits.iter().position(|logit| !logit.is_finite()) {
-            return Err(Error::Damaged(format!(
-                "the model gave {} as the logit of token {id}: its weights are damaged or a device failed",
-                logits[id]
-            )));
-        }
+        check_finite(logits)?;
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         self.bias()?;

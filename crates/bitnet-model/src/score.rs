@@ -4,9 +4,6 @@ use std::ops::Range;
 
 use crate::{Backend, Error, Result, Session, Want};
 
-/// Most bytes of logits that one step may give: a vocabulary is wide, and a prompt long.
-const LOGITS_BYTES: usize = 32 << 20;
-
 /// Runs `ids` from their beginning through `backend`, whose cache it takes over, and hands `on_logits` the logits (vocab) of each position
 /// of `positions`, in order. Memory for them stays below 32 MiB, or one position where that takes more.
 ///
@@ -33,7 +30,7 @@ pub fn each_logits<E: From<Error>>(
         .into());
     }
     let (vocab, max_batch) = (spec.config.vocab, spec.max_batch);
-    let max_rows = (LOGITS_BYTES / 4 / vocab).clamp(1, max_batch);
+    let max_rows = spec.max_logit_rows();
     let mut session = Session::new(backend);
     let mut done = 0;
     while done < positions.end {

@@ -30,7 +30,15 @@ pub struct Spec {
     pub memory_bytes: u64,
 }
 
+/// Most bytes of logits that are asked of one step beside those that tokens are chosen from: a vocabulary is wide, and a text long.
+const LOGITS_BYTES: usize = 32 << 20;
+
 impl Spec {
+    /// Rows of logits that one step may give for a text that is there already: at most 32 MiB of them, but at least one.
+    pub(crate) fn max_logit_rows(&self) -> usize {
+        (LOGITS_BYTES / 4 / self.config.vocab.max(1)).clamp(1, self.max_batch.max(1))
+    }
+
     /// What a batch must fit.
     #[must_use]
     pub fn limits(&self) -> Limits {

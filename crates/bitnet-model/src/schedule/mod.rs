@@ -15,7 +15,7 @@ mod step;
 use std::time::Instant;
 
 pub(crate) use request::Bounds;
-pub use request::{Event, FinishReason, GenerateOptions, Id, Mask, Request, Timings};
+pub use request::{EndedBy, Event, FinishReason, GenerateOptions, Id, Mask, Request, Timings};
 use sequence::Sequence;
 use speculate::Pace;
 
@@ -381,12 +381,13 @@ impl<'b> Scheduler<'b> {
     /// Pages for `waiting[at]`, and how much of its text is there: what was computed last, or whole pages of anybody.
     fn open(&mut self, at: usize) -> (Seq, usize) {
         let sequence = &self.waiting[at];
-        let (pages, found) = self.pages.open(&sequence.text, sequence.salt);
+        let findable = sequence.findable();
+        let (pages, found) = self.pages.open(findable, sequence.salt);
         let Some((last, salt)) = self.last.take() else {
             return (pages, found);
         };
         // The last token is always computed: somebody wants its logits.
-        let text = &sequence.text[..sequence.text.len() - 1];
+        let text = &findable[..findable.len() - 1];
         let same = self
             .pages
             .ids(&last)
@@ -415,12 +416,13 @@ impl<'b> Scheduler<'b> {
     /// Whether somebody is about to compute pages that a waiting sequence could share.
     fn will_share(&self, waiting: &Sequence) -> bool {
         let page = self.pages.page();
-        let findable = (waiting.text.len() - 1) / page;
+        let text = waiting.findable();
+        let findable = (text.len() - 1) / page;
         self.running.iter().any(|other| {
             if other.salt != waiting.salt || other.is_paused || other.rest() <= 1 {
                 return false;
             }
-            let texts = waiting.text.chunks(page).zip(other.text.chunks(page));
+            let texts = text.chunks(page).zip(other.text.chunks(page));
             let shared = texts.take(findable).take_while(|(a, b)| a == b).count();
             other.computed < shared * page
         })

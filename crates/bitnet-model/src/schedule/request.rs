@@ -11,10 +11,12 @@ pub struct GenerateOptions {
     pub sampling: Sampling,
     /// Most tokens to generate; `None` goes on until the model stops or the context is full. 0 computes the prompt alone.
     pub max_tokens: Option<usize>,
-    /// Tokens of the answer before which none is chosen that would end it.
+    /// Tokens of the answer before which none is chosen that would end it, and in whose text no stop string is looked for.
     pub min_tokens: usize,
     /// Strings that end the text; they are not part of it.
     pub stop: Vec<String>,
+    /// Leaves the stop string that ended the text at its end.
+    pub include_stop: bool,
     /// Tokens that end the sequence, beside the model's own end-of-sequence tokens.
     pub stop_ids: Vec<u32>,
     /// Treats the model's end-of-sequence tokens as ordinary ones.
@@ -61,6 +63,9 @@ pub struct Request {
     pub n: usize,
     /// Asks for the log-probability of each token, and for those of so many most likely tokens.
     pub logprobs: Option<usize>,
+    /// Asks for the log-probability of each token of the prompt after the first, and for those of so many most likely tokens. What the
+    /// cache has of the prompt is computed again for it. With [`GenerateOptions::max_tokens`] 0 it says how likely a text is.
+    pub prompt_logprobs: Option<usize>,
     /// Requests of a lower number go first; equal ones as they came.
     pub priority: i32,
     /// Only requests of the same salt find what another computed: one for each party that must not learn, from the time an answer
@@ -79,6 +84,7 @@ impl Request {
             options,
             n: 1,
             logprobs: None,
+            prompt_logprobs: None,
             priority: 0,
             salt: 0,
             mask: None,
@@ -146,6 +152,15 @@ pub enum Event {
         /// Tokens of the prompt.
         total: usize,
     },
+    /// How likely tokens of the prompt were, where that was asked for with [`Request::prompt_logprobs`]: the log-softmax of the
+    /// model's logits, without bias and penalties. They come in order, some at a time, each token once; the first token of a
+    /// prompt follows on nothing and has none.
+    PromptLogprobs {
+        /// The place in the prompt of the first of them.
+        first: usize,
+        /// One for each token from there on.
+        logprobs: Vec<Logprob>,
+    },
     /// A token of an answer.
     Token {
         /// Which answer, below [`Request::n`].
@@ -164,6 +179,8 @@ pub enum Event {
         choice: usize,
         /// Why.
         reason: FinishReason,
+        /// What ended it; `None` where it was neither a token nor a stop string.
+        ended_by: Option<EndedBy>,
         /// The text that was held back; may be empty.
         text: String,
         /// Where its time went.
@@ -171,6 +188,18 @@ pub enum Event {
     },
     /// The request cannot go on; all of its answers end.
     Failed(Error),
+}
+
+/// What the model wrote that ended an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EndedBy {
+    /// An end-of-sequence token of the model or its tokenizer.
+    Eos(u32),
+    /// One of [`GenerateOptions::stop_ids`] that is not the model's own.
+    StopId(u32),
+    /// One of [`GenerateOptions::stop`].
+    StopString(String),
 }
 
 /// Why generation ended.
@@ -202,18 +231,18 @@ impl FinishReason {
     }
 }
 
-/// Where the time went.
+/// Where the time went. What is said of the prompt is the same for every answer of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timings {
-    /// Time from the request to its turn.
+    /// Time from the request to its turn. An answer that was set back later waits again; that is part of the time it was in.
     pub queued: Duration,
-    /// Prompt tokens computed.
+    /// Prompt tokens computed, those that were computed again included.
     pub prefill_tokens: usize,
     /// Prompt tokens that an earlier generation had computed.
     pub reused_tokens: usize,
     /// Time to compute the prompt.
     pub prefill: Duration,
-    /// Time from the call to the first token.
+    /// Time from the request to the first token.
     pub first_token: Duration,
     /// Tokens chosen after the first.
     pub decode_tokens: usize,

@@ -1,8 +1,9 @@
 //! One answer while it is made: its text so far, its sampler, and when it ends.
 
+use std::ops::Range;
 use std::time::Instant;
 
-use super::request::{Event, FinishReason, Id, Mask, Request, Timings};
+use super::request::{EndedBy, Event, FinishReason, Id, Mask, Request, Timings};
 use super::speculate::Speculator;
 use crate::detokenizer::{Detokenizer, StopStrings};
 use crate::error::Result;
@@ -52,11 +53,17 @@ pub(super) struct Sequence {
     pub(super) sampler: Sampler,
     pub(super) mask: Option<Box<dyn Mask>>,
     pub(super) logprobs: Option<usize>,
+    prompt_logprobs: Option<usize>,
+    /// Tokens of the prompt whose log-probabilities are told, or are not wanted.
+    scored: usize,
     pub(super) speculator: Option<Speculator>,
     pub(super) draft_max: usize,
     min_tokens: usize,
-    /// Tokens that end it.
+    /// Tokens that end it: those of the request, then the model's own.
     ends: Vec<u32>,
+    /// How many of them are the model's own.
+    n_eos: usize,
+    ended_by: Option<EndedBy>,
     writer: Option<Writer>,
     pub(super) timings: Timings,
     submitted: Instant,
@@ -71,7 +78,11 @@ struct Writer {
 }
 
 impl Writer {
-    fn push(&mut self, id: u32) -> Result<(String, bool)> {
+    /// The text that a token makes certain, and which stop string it completes, if they are looked for.
+    fn push(&mut self, id: u32, may_stop: bool) -> Result<(String, Option<usize>)> {
+        if !may_stop {
+            return Ok((self.detokenizer.push(id)?, None));
+        }
         // A stop string may name a special token, which is not shown.
         match self.detokenizer.hidden(id) {
             Some(token) => Ok(self.stops.push_hidden(&token)),
@@ -81,7 +92,7 @@ impl Writer {
 
     fn finish(mut self) -> Result<String> {
         let (mut text, stopped) = self.stops.push(&self.detokenizer.finish()?);
-        if !stopped {
+        if stopped.is_none() {
             text.push_str(&self.stops.finish());
         }
         Ok(text)
@@ -103,6 +114,7 @@ impl Sequence {
             options,
             n,
             logprobs,
+            prompt_logprobs,
             priority,
             salt,
             mask,
@@ -112,13 +124,12 @@ impl Sequence {
         sampler.begin_answer();
         // The last token chosen needs no place in the cache.
         let room = room + 1 - prompt.len();
-        let mut ends = options.stop_ids;
-        if !options.ignore_eos {
-            ends.extend(eos);
-        }
+        let scored = prompt_logprobs.map_or(prompt.len(), |_| 1);
+        let eos = if options.ignore_eos { &[] } else { eos };
+        let ends = [&options.stop_ids, eos].concat();
         let writer = tokenizer.map(|tokenizer| Writer {
             detokenizer: Detokenizer::new(tokenizer, options.special),
-            stops: StopStrings::new(&options.stop),
+            stops: StopStrings::new(&options.stop).including(options.include_stop),
         });
         Ok(Self {
             id,
@@ -142,10 +153,14 @@ impl Sequence {
             sampler,
             mask,
             logprobs,
+            prompt_logprobs,
+            scored,
             speculator: (options.draft_max > 0).then(Speculator::new),
             draft_max: options.draft_max,
             min_tokens: options.min_tokens,
             ends,
+            n_eos: eos.len(),
+            ended_by: None,
             writer,
             timings: Timings::default(),
             submitted: now,
@@ -169,6 +184,7 @@ impl Sequence {
             mask: self.mask.as_ref().map(|mask| mask.fork()),
             speculator: (self.draft_max > 0).then(Speculator::new),
             ends: self.ends.clone(),
+            ended_by: None,
             writer: self.writer.as_ref().map(|writer| Writer {
                 detokenizer: writer.detokenizer.clone(),
                 stops: writer.stops.clone(),
@@ -195,6 +211,51 @@ impl Sequence {
     /// Whether all but the last token of its text is computed, so that the next step gives it a token.
     pub(super) fn decodes(&self) -> bool {
         self.pages.is_some() && self.rest() == 1 && self.limit > 0
+    }
+
+    /// The beginning of its text that need not be computed if it is in the cache, its last token apart: all of it, unless
+    /// log-probabilities of the prompt are wanted, which the cache does not have.
+    pub(super) fn findable(&self) -> &[u32] {
+        if self.scored < self.prompt {
+            &self.text[..self.scored]
+        } else {
+            &self.text
+        }
+    }
+
+    /// Which of its next `n` tokens have logits that tell how likely a token of the prompt was.
+    pub(super) fn scores(&self, n: usize) -> Range<usize> {
+        let end = (self.computed + n).min(self.prompt - 1);
+        let start = (self.scored - 1).max(self.computed);
+        start.min(end).saturating_sub(self.computed)..end.saturating_sub(self.computed)
+    }
+
+    /// Most tokens that one step may compute of it, if it may give `rows` rows of logits for its prompt.
+    pub(super) fn most_with(&self, rows: usize) -> usize {
+        if self.prompt - self.scored <= rows {
+            usize::MAX
+        } else {
+            (self.scored - 1).saturating_sub(self.computed) + rows
+        }
+    }
+
+    /// Tells how likely the next tokens of the prompt were, by the logits of those before them.
+    pub(super) fn score<'l>(
+        &mut self,
+        rows: impl Iterator<Item = &'l [f32]>,
+        events: &mut Vec<(Id, Event)>,
+    ) -> Result<()> {
+        let (first, n) = (self.scored, self.prompt_logprobs.unwrap_or(0));
+        let tokens = self.text[first..self.prompt].iter();
+        let logprobs: Vec<Logprob> = rows
+            .zip(tokens)
+            .map(|(logits, &id)| Logprob::of(logits, id, n))
+            .collect::<Result<_>>()?;
+        self.scored += logprobs.len();
+        if !logprobs.is_empty() {
+            events.push((self.id, Event::PromptLogprobs { first, logprobs }));
+        }
+        Ok(())
     }
 
     /// Its turn has come, and `cached` tokens were found.
@@ -272,11 +333,27 @@ impl Sequence {
             Some(mask) => mask.accept(id)?,
             None => false,
         };
+        let n_own = self.ends.len() - self.n_eos;
         let is_end = self.ends.contains(&id);
-        let (text, stopped) = match &mut self.writer {
-            Some(writer) if !is_end => writer.push(id)?,
-            _ => (String::new(), false),
+        if is_end {
+            let is_eos = self.ends[n_own..].contains(&id);
+            self.ended_by = Some(if is_eos {
+                EndedBy::Eos(id)
+            } else {
+                EndedBy::StopId(id)
+            });
+        }
+        let may_stop = self.answered() > self.min_tokens;
+        let text = match &mut self.writer {
+            Some(writer) if !is_end => {
+                let (text, stopped) = writer.push(id, may_stop)?;
+                let stopped = stopped.and_then(|index| writer.stops.get(index));
+                self.ended_by = stopped.map(|stop| EndedBy::StopString(stop.to_owned()));
+                text
+            }
+            _ => String::new(),
         };
+        let stopped = matches!(self.ended_by, Some(EndedBy::StopString(_)));
         let choice = self.choice;
         events.push((
             self.id,
@@ -320,12 +397,17 @@ impl Sequence {
             Some(writer) => writer.finish()?,
             None => String::new(),
         };
+        let ended_by = self
+            .ended_by
+            .take()
+            .filter(|_| matches!(reason, FinishReason::Stop | FinishReason::StopString));
         let forks = std::mem::take(&mut self.forks);
         let texts = std::iter::once(text).chain(std::iter::repeat_n(String::new(), forks));
         events.extend((self.choice..).zip(texts).map(|(choice, text)| {
             let end = Event::Finished {
                 choice,
                 reason,
+                ended_by: ended_by.clone(),
                 text,
                 timings: self.timings,
             };

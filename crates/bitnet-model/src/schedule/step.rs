@@ -1,5 +1,6 @@
 //! One step of the host: which tokens of whom, their logits, and what is chosen from them.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use super::sequence::Sequence;
@@ -17,12 +18,15 @@ struct Part {
     n: usize,
     /// What is guessed to follow on them.
     draft: Vec<u32>,
+    /// Those of the next tokens whose logits say how likely the prompt was.
+    scored: Range<usize>,
     /// Whether the last of them is the end of the text, so that a token is chosen after it, and after each guess.
     chooses: bool,
 }
 
 impl Part {
-    fn n_rows(&self) -> usize {
+    /// Rows of logits that tokens are chosen from.
+    fn n_choices(&self) -> usize {
         if self.chooses { 1 + self.draft.len() } else { 0 }
     }
 }
@@ -90,7 +94,7 @@ impl Scheduler<'_> {
     fn plan(&mut self) -> Vec<Part> {
         let spec = self.backend.spec();
         let budget = self.options.budget.clamp(1, spec.max_batch.max(1));
-        let max_seqs = spec.max_seqs;
+        let (max_seqs, mut logit_rows) = (spec.max_seqs, spec.max_logit_rows());
         let (mut decoding, mut prompts) = (Vec::new(), Vec::new());
         for (i, sequence) in self.running.iter().enumerate() {
             if sequence.seated.is_some() || sequence.is_paused || sequence.rest() == 0 {
@@ -118,6 +122,7 @@ impl Scheduler<'_> {
                 at,
                 n: 1,
                 draft: Vec::new(),
+                scored: 0..0,
                 chooses: true,
             });
         }
@@ -129,16 +134,24 @@ impl Scheduler<'_> {
         }
         self.prompts_passed_over = room == 0;
         for at in prompts {
-            let sequence = &self.running[at];
-            let n = room.min(self.goal(sequence) - sequence.computed);
-            if n == 0 || parts.len() == max_seqs {
+            if room == 0 || parts.len() == max_seqs {
                 break;
             }
+            let sequence = &self.running[at];
+            let n = room
+                .min(self.goal(sequence) - sequence.computed)
+                .min(sequence.most_with(logit_rows));
+            if n == 0 {
+                continue;
+            }
+            let scored = sequence.scores(n);
             room -= n;
+            logit_rows -= scored.len();
             parts.push(Part {
                 at,
                 n,
                 draft: Vec::new(),
+                scored,
                 chooses: n == sequence.rest() && sequence.limit > 0,
             });
         }
@@ -220,8 +233,9 @@ impl Scheduler<'_> {
                 continue;
             };
             runs.push(Run { seq, ids });
+            rows.extend(part.scored.clone().map(|row| n_tokens + row));
             n_tokens += ids.len();
-            rows.extend(n_tokens - part.n_rows()..n_tokens);
+            rows.extend(n_tokens - part.n_choices()..n_tokens);
         }
         let batch = self.pages.batch(&runs)?;
         drop(runs);
@@ -271,9 +285,13 @@ impl Scheduler<'_> {
             }
             sequence.advance(part.n, now, &mut self.events);
             let allowed: Allowed = allowed.next().flatten();
-            let (mine, others) = rest.split_at(part.n_rows() * vocab);
+            let (scored, others) = rest.split_at(part.scored.len() * vocab);
+            let (mine, others) = others.split_at(part.n_choices() * vocab);
             rest = others;
-            let end = if part.chooses {
+            let is_scored = sequence.score(scored.chunks_exact(vocab), &mut self.events);
+            let end = if let Err(error) = is_scored {
+                Err(error)
+            } else if part.chooses {
                 let allowed = match (&mask_error, sequence.mask.is_some()) {
                     (Some(error), true) => Some(Err(Error::Request(error.to_string()))),
                     _ => allowed,
@@ -300,7 +318,7 @@ impl Scheduler<'_> {
                 }
             }
             if sequence.limit == 0 && sequence.rest() == 0 {
-                ends.push((part.at, Ok(Some(sequence.bound()))));
+                ends.push((part.at, end.map(|_| Some(sequence.bound()))));
             } else {
                 ends.push((part.at, end));
             }
@@ -331,9 +349,9 @@ fn masks(parts: &[Part], running: &mut [Sequence], vocab: usize) -> Vec<Allowed>
     let of_part = |part: &Part| {
         let mask = running[part.at].mask.as_mut().filter(|_| part.chooses)?;
         let mut walk = || -> Result<Vec<Vec<u32>>> {
-            let mut all: Vec<Vec<u32>> = Vec::with_capacity(part.n_rows());
+            let mut all: Vec<Vec<u32>> = Vec::with_capacity(part.n_choices());
             let mut taken = 0;
-            for row in 0..part.n_rows() {
+            for row in 0..part.n_choices() {
                 let mut bits = vec![0u32; vocab.div_ceil(32)];
                 mask.allowed(&mut bits)?;
                 let guess = part.draft.get(row).copied();

@@ -10,7 +10,7 @@ use bitnet_layout::draw::uniform;
 use bitnet_model::schedule::{
     Drafts, Event, FinishReason, GenerateOptions, Id, Mask, Request, ScheduleOptions, Scheduler,
 };
-use bitnet_model::{Backend, Result, Sampling};
+use bitnet_model::{Backend, Logprob, Result, Sampling};
 
 /// Pseudorandom numbers of a seed.
 pub(crate) struct Rng {
@@ -78,6 +78,7 @@ struct Asked {
     options: GenerateOptions,
     n: usize,
     logprobs: Option<usize>,
+    prompt_logprobs: Option<usize>,
     priority: i32,
     salt: u64,
     mask: Option<usize>,
@@ -117,6 +118,7 @@ impl Asked {
             },
             n: if rng.once_in(5) { rng.range(2, 5) } else { 1 },
             logprobs: rng.once_in(2).then(|| rng.range(0, 4)),
+            prompt_logprobs: rng.once_in(5).then(|| rng.range(0, 4)),
             priority: rng.range(0, 3) as i32,
             salt: u64::from(rng.once_in(8)),
             mask: rng.once_in(6).then(|| rng.range(1, 12)),
@@ -127,6 +129,7 @@ impl Asked {
         Request {
             n: self.n,
             logprobs: self.logprobs,
+            prompt_logprobs: self.prompt_logprobs,
             priority: self.priority,
             salt: self.salt,
             mask: self.mask.map(|most| -> Box<dyn Mask> {
@@ -143,9 +146,17 @@ impl Asked {
 /// Bits of a token's log-probability, and the alternatives with theirs.
 type Likely = (u32, Vec<(u32, u32)>);
 
+/// The bits of log-probabilities.
+fn bits(l: &Logprob) -> Likely {
+    let top = l.top.iter().map(|&(id, logprob)| (id, logprob.to_bits()));
+    (l.logprob.to_bits(), top.collect())
+}
+
 /// One answer: tokens with the bits of their log-probabilities and those of the alternatives, and why it ended.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Answer {
+    /// Of the tokens of the prompt after the first, where they were asked for.
+    pub(crate) prompt: Vec<Likely>,
     pub(crate) tokens: Vec<(u32, Option<Likely>)>,
     pub(crate) reason: Option<FinishReason>,
 }
@@ -155,11 +166,11 @@ impl Answer {
         match event {
             Event::Token { id, logprob, .. } => {
                 assert_eq!(self.reason, None, "a token after the end");
-                let bits = logprob.map(|l| {
-                    let top = l.top.iter().map(|&(id, logprob)| (id, logprob.to_bits()));
-                    (l.logprob.to_bits(), top.collect())
-                });
-                self.tokens.push((id, bits));
+                self.tokens.push((id, logprob.as_ref().map(bits)));
+            }
+            Event::PromptLogprobs { first, logprobs } => {
+                assert_eq!(first, 1 + self.prompt.len(), "each token of the prompt once");
+                self.prompt.extend(logprobs.iter().map(bits));
             }
             Event::Finished { reason, .. } => {
                 assert_eq!(self.reason, None, "a second end");
@@ -199,6 +210,8 @@ fn alone(backend: &mut dyn Backend, asked: &Asked) -> Vec<Answer> {
         }
     }
     assert_eq!(scheduler.stats().pages_held, 0);
+    let n_scored = asked.prompt_logprobs.map_or(0, |_| asked.prompt.len() - 1);
+    assert_eq!(answers[0].prompt.len(), n_scored, "{asked:?}");
     answers
 }
 
@@ -297,6 +310,7 @@ pub(crate) fn check(seed: u64, most: usize, single: &mut dyn Backend, shared: &m
             let what = format!("{context_text}: request {i}, answer {choice}: {:?}", all[i]);
             if cancelled[i] && answer.reason == Some(FinishReason::Cancelled) {
                 assert!(expected.tokens.starts_with(&answer.tokens), "{what}");
+                assert!(expected.prompt.starts_with(&answer.prompt), "{what}");
             } else {
                 assert_eq!(answer, expected, "{what}");
             }

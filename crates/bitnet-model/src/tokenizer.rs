@@ -1,5 +1,6 @@
 //! Text to token ids and back: `tokenizer.json` with the facts of `tokenizer_config.json` that change the ids.
 
+mod bytes;
 mod config;
 mod growth;
 
@@ -232,7 +233,7 @@ impl Tokenizer {
             return None;
         }
         let token = self.inner.id_to_token(id).unwrap_or_default();
-        let bytes: Option<Vec<u8>> = token.chars().map(byte_of).collect();
+        let bytes: Option<Vec<u8>> = token.chars().map(bytes::byte_of).collect();
         // An added token may hold characters outside the byte alphabet; then it stands for itself.
         Some(bytes.unwrap_or_else(|| token.into_bytes()))
     }
@@ -252,19 +253,6 @@ impl Tokenizer {
         let encoding = guard(&self.path, || self.inner.encode_fast(text, add_special_tokens))?;
         Ok(encoding.get_ids().to_vec())
     }
-}
-
-/// The byte that a character of the byte-level alphabet stands for: printable Latin-1 is itself, the other 68 bytes are
-/// in order from U+0100 (the table of GPT-2's tokenizer).
-fn byte_of(c: char) -> Option<u8> {
-    let code = match u32::from(c) {
-        own @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => own,
-        control @ 0x100..=0x120 => control - 0x100,
-        upper @ 0x121..=0x142 => upper - 0x121 + 0x7f,
-        0x143 => 0xad,
-        _ => return None,
-    };
-    u8::try_from(code).ok()
 }
 
 /// Ends a turn in the models that took over Llama 3's vocabulary; some of their files name the base model's end token alone.

@@ -1,0 +1,77 @@
+//! A compiled grammar while an answer obeys it.
+
+use bitnet_model::schedule::Mask;
+use bitnet_model::{Error, Result};
+use llguidance::Matcher;
+use llguidance::api::StopReason;
+use llguidance::toktrie::TokEnv;
+
+use crate::error::GrammarError;
+
+/// Follows the tokens of one answer.
+pub(crate) struct Follower {
+    matcher: Matcher,
+    tokens: TokEnv,
+}
+
+impl Follower {
+    /// At the beginning of an answer. What allows no first token is refused.
+    pub(crate) fn new(mut matcher: Matcher, tokens: TokEnv) -> Result<Self, GrammarError> {
+        if let Some(error) = matcher.get_error() {
+            return Err(GrammarError::from_library(&error));
+        }
+        match matcher.compute_mask() {
+            Ok(_) => Ok(Self { matcher, tokens }),
+            Err(error) => Err(explained(&matcher, &error.to_string())),
+        }
+    }
+
+    fn failed(&self, error: &impl ToString) -> Error {
+        let why = explained(&self.matcher, &error.to_string());
+        Error::Request(format!("the answer cannot be kept to its grammar: {why}"))
+    }
+}
+
+/// Why a mask could not be computed.
+fn explained(matcher: &Matcher, said: &str) -> GrammarError {
+    // The matcher forgets its reason with the first error; the library's messages tell them apart.
+    let is_stuck = said.starts_with("NoExtension") || matcher.stop_reason() == StopReason::NoExtensionBias;
+    if is_stuck {
+        return GrammarError::new("no token of the model's vocabulary may come next");
+    }
+    GrammarError::from_library(said)
+}
+
+impl Mask for Follower {
+    fn allowed(&mut self, bits: &mut [u32]) -> Result<()> {
+        let set = self.matcher.compute_mask_or_eos().map_err(|error| self.failed(&error))?;
+        for (bits, word) in bits.iter_mut().zip(set.as_slice()) {
+            *bits = *word;
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, id: u32) -> Result<bool> {
+        self.matcher.consume_token(id).map_err(|error| self.failed(&error))?;
+        Ok(self.matcher.is_stopped())
+    }
+
+    fn rollback(&mut self, n: usize) -> Result<()> {
+        self.matcher.rollback(n).map_err(|error| self.failed(&error))
+    }
+
+    fn fork(&self) -> Box<dyn Mask> {
+        Box::new(Self {
+            matcher: self.matcher.deep_clone(),
+            tokens: self.tokens.clone(),
+        })
+    }
+
+    fn forced(&mut self) -> Vec<u32> {
+        let bytes = self.matcher.compute_ff_bytes();
+        if bytes.is_empty() {
+            return Vec::new();
+        }
+        self.tokens.tokenize_bytes(&bytes)
+    }
+}

@@ -63,7 +63,7 @@ fn limits() -> ParserLimits {
         initial_lexer_fuel: 1_000_000,
         step_lexer_fuel: 200_000,
         max_grammar_size: 200_000,
-        max_items_in_row: 2_000,
+        max_items_in_row: 10_000,
         step_max_items: 50_000,
         max_lexer_states: 25_000,
         // Its cost would not be bounded by any of them.
@@ -95,7 +95,10 @@ impl Compiler {
     }
 
     fn factory(&self) -> Result<&ParserFactory, GrammarError> {
-        let made = self.shared.factory.get_or_init(|| guarded(|| self.shared.factory()));
+        let made = self
+            .shared
+            .factory
+            .get_or_init(|| guarded(|| self.shared.factory()));
         made.as_ref().map_err(Clone::clone)
     }
 
@@ -109,7 +112,11 @@ impl Compiler {
         guarded(|| {
             let parsed: TopLevelGrammar = grammar.to_library()?;
             let matcher = Matcher::new(factory.create_parser(parsed));
-            let follower = Follower::new(matcher, factory.tok_env().clone())?;
+            let follower = Follower::new(
+                matcher,
+                factory.tok_env().clone(),
+                matches!(grammar, Grammar::Lark(_)),
+            )?;
             Ok(Box::new(follower) as Box<dyn Mask>)
         })
     }
@@ -120,7 +127,7 @@ impl Shared {
         let tokens = vocabulary::environment(&self.tokenizer, self.vocab, &self.eos)?;
         let slices = SlicedBiasComputer::general_slices();
         let mut factory = ParserFactory::new(&tokens, InferenceCapabilities::default(), &slices)
-            .map_err(|error| GrammarError::from_library(&error.to_string()))?;
+            .map_err(|error| GrammarError::from_library(&error.to_string(), false))?;
         *factory.limits_mut() = limits();
         factory.quiet();
         Ok(factory)

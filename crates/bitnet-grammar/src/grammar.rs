@@ -49,7 +49,9 @@ impl Grammar {
                 let schema = json::prepared(&json!({"type": "object"}))?;
                 return Ok(TopLevelGrammar::from_json_schema(schema));
             }
-            Self::JsonSchema(schema) => return Ok(TopLevelGrammar::from_json_schema(json::prepared(schema)?)),
+            Self::JsonSchema(schema) => {
+                return Ok(TopLevelGrammar::from_json_schema(json::prepared(schema)?));
+            }
             Self::Regex(text) => regex(text)?,
             Self::Choice(choices) => choice(choices)?,
             Self::Lark(text) => bounded("the grammar", text)?.to_owned(),
@@ -62,7 +64,9 @@ impl Grammar {
 
 fn bounded<'t>(what: &str, text: &'t str) -> Result<&'t str, GrammarError> {
     if text.len() > MAX_TEXT {
-        return Err(GrammarError::new(format!("{what} has more than {MAX_TEXT} bytes")));
+        return Err(GrammarError::new(format!(
+            "{what} has more than {MAX_TEXT} bytes"
+        )));
     }
     Ok(text)
 }
@@ -73,14 +77,18 @@ fn regex(text: &str) -> Result<String, GrammarError> {
         return Ok("start: \"\"\n".to_owned());
     }
     if text.bytes().rev().take_while(|&byte| byte == b'\\').count() % 2 == 1 {
-        return Err(GrammarError::new("the regular expression ends with a backslash that escapes nothing"));
+        return Err(GrammarError::new(
+            "the regular expression ends with a backslash that escapes nothing",
+        ));
     }
     Ok(format!("start: /{}/\n", regex_to_lark(text, "")))
 }
 
 fn choice(choices: &[String]) -> Result<String, GrammarError> {
     if choices.is_empty() {
-        return Err(GrammarError::new("there is nothing to choose from: the list of choices is empty"));
+        return Err(GrammarError::new(
+            "there is nothing to choose from: the list of choices is empty",
+        ));
     }
     let all: Vec<String> = choices.iter().map(|text| quoted(text)).collect();
     let all = all.join(" | ");

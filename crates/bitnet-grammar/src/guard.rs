@@ -22,8 +22,10 @@ pub(crate) fn guarded<T: Send>(
             .stack_size(STACK)
             .spawn_scoped(scope, work)
             .map_err(|error| GrammarError::new(format!("the system has no thread to read it: {error}")))?;
-        thread
-            .join()
-            .unwrap_or_else(|_| Err(GrammarError::new("reading it failed: there is a mistake in this program")))
+        thread.join().unwrap_or_else(|_| {
+            Err(GrammarError::new(
+                "reading it failed: there is a mistake in this program",
+            ))
+        })
     })
 }

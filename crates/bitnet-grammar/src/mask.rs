@@ -11,40 +11,48 @@ use crate::error::GrammarError;
 /// Follows the tokens of one answer.
 pub(crate) struct Follower {
     matcher: Matcher,
+    is_lark: bool,
     tokens: TokEnv,
 }
 
 impl Follower {
     /// At the beginning of an answer. What allows no first token is refused.
-    pub(crate) fn new(mut matcher: Matcher, tokens: TokEnv) -> Result<Self, GrammarError> {
+    pub(crate) fn new(mut matcher: Matcher, tokens: TokEnv, is_lark: bool) -> Result<Self, GrammarError> {
         if let Some(error) = matcher.get_error() {
-            return Err(GrammarError::from_library(&error));
+            return Err(GrammarError::from_library(&error, is_lark));
         }
         match matcher.compute_mask() {
-            Ok(_) => Ok(Self { matcher, tokens }),
-            Err(error) => Err(explained(&matcher, &error.to_string())),
+            Ok(_) => Ok(Self {
+                matcher,
+                is_lark,
+                tokens,
+            }),
+            Err(error) => Err(explained(&matcher, &error.to_string(), is_lark)),
         }
     }
 
     fn failed(&self, error: &impl ToString) -> Error {
-        let why = explained(&self.matcher, &error.to_string());
+        let why = explained(&self.matcher, &error.to_string(), self.is_lark);
         Error::Request(format!("the answer cannot be kept to its grammar: {why}"))
     }
 }
 
 /// Why a mask could not be computed.
-fn explained(matcher: &Matcher, said: &str) -> GrammarError {
+fn explained(matcher: &Matcher, said: &str, is_lark: bool) -> GrammarError {
     // The matcher forgets its reason with the first error; the library's messages tell them apart.
     let is_stuck = said.starts_with("NoExtension") || matcher.stop_reason() == StopReason::NoExtensionBias;
     if is_stuck {
         return GrammarError::new("no token of the model's vocabulary may come next");
     }
-    GrammarError::from_library(said)
+    GrammarError::from_library(said, is_lark)
 }
 
 impl Mask for Follower {
     fn allowed(&mut self, bits: &mut [u32]) -> Result<()> {
-        let set = self.matcher.compute_mask_or_eos().map_err(|error| self.failed(&error))?;
+        let set = self
+            .matcher
+            .compute_mask_or_eos()
+            .map_err(|error| self.failed(&error))?;
         for (bits, word) in bits.iter_mut().zip(set.as_slice()) {
             *bits = *word;
         }
@@ -52,7 +60,9 @@ impl Mask for Follower {
     }
 
     fn accept(&mut self, id: u32) -> Result<bool> {
-        self.matcher.consume_token(id).map_err(|error| self.failed(&error))?;
+        self.matcher
+            .consume_token(id)
+            .map_err(|error| self.failed(&error))?;
         Ok(self.matcher.is_stopped())
     }
 
@@ -63,6 +73,7 @@ impl Mask for Follower {
     fn fork(&self) -> Box<dyn Mask> {
         Box::new(Self {
             matcher: self.matcher.deep_clone(),
+            is_lark: self.is_lark,
             tokens: self.tokens.clone(),
         })
     }

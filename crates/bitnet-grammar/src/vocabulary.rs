@@ -14,8 +14,11 @@ const MOST: usize = 0x00ff_ffff;
 
 /// The tokens of `tokenizer` below `vocab`; those of `eos` end an answer.
 pub(crate) fn environment(tokenizer: &Tokenizer, vocab: usize, eos: &[u32]) -> Result<TokEnv, GrammarError> {
-    let n = u32::try_from(vocab).ok().filter(|&n| (n as usize) < MOST && n > 0);
-    let n = n.ok_or_else(|| GrammarError::new(format!("a vocabulary of {vocab} tokens cannot be constrained")))?;
+    let n = u32::try_from(vocab)
+        .ok()
+        .filter(|&n| (n as usize) < MOST && n > 0);
+    let n =
+        n.ok_or_else(|| GrammarError::new(format!("a vocabulary of {vocab} tokens cannot be constrained")))?;
     let mut words = tokenizer
         .vocabulary(vocab)
         .map_err(|error| GrammarError::new(error.to_string()))?;

@@ -15,7 +15,9 @@ use crate::tools::quoted;
 pub(crate) fn to_lark(text: &str) -> Result<String, GrammarError> {
     let rules = parse::parse(text)?;
     let Some(root) = rules.iter().position(|rule| rule.name == "root") else {
-        return Err(GrammarError::new("the grammar has no rule `root`, where llama.cpp's grammars begin"));
+        return Err(GrammarError::new(
+            "the grammar has no rule `root`, where llama.cpp's grammars begin",
+        ));
     };
     let mut writer = Writer {
         is_regular: regular(&rules),
@@ -79,7 +81,8 @@ impl Writer {
                 false => self.sequence(items),
             })
             .collect();
-        self.text.push_str(&format!("{name}: {}\n", alternatives.join(" | ")));
+        self.text
+            .push_str(&format!("{name}: {}\n", alternatives.join(" | ")));
     }
 
     /// Items of a rule that is no terminal: those that may be terminals are, together with their neighbors.
@@ -144,13 +147,19 @@ mod tests {
     fn what_has_no_recursion_is_one_terminal() {
         let lark = to_lark("root ::= a (\",\" a)* # a list\na ::= [0-9]+ |\n  \"x\\n\"\n").unwrap();
         assert!(lark.starts_with("start: T0\n"), "{lark}");
-        assert!(!lark.contains('r'.to_string().as_str()) || !lark.contains("\nr"), "{lark}");
+        assert!(
+            !lark.contains('r'.to_string().as_str()) || !lark.contains("\nr"),
+            "{lark}"
+        );
     }
 
     #[test]
     fn neighbors_of_a_recursive_rule_are_merged() {
         let lark = to_lark("root ::= \"(\" ws root? \")\" ws\nws ::= [ \\t]*\n").unwrap();
-        assert!(lark.contains("start: r0\n") && lark.contains("r0: M0 r0? M1\n"), "{lark}");
+        assert!(
+            lark.contains("start: r0\n") && lark.contains("r0: M0 r0? M1\n"),
+            "{lark}"
+        );
         assert!(lark.contains("M0: \"(\" T1\n"), "{lark}");
     }
 

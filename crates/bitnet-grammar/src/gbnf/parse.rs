@@ -264,7 +264,10 @@ impl<'t> Parser<'t> {
                     (Some(min), Some(Some(max))) => {
                         return self.wrong(&format!("{{{min},{max}}} is at least more than at most"));
                     }
-                    _ => return self.wrong(&format!("a count is {{n}}, {{m,}} or {{m,n}}, up to {MAX_COUNT}")),
+                    _ => {
+                        return self
+                            .wrong(&format!("a count is {{n}}, {{m,}} or {{m,n}}, up to {MAX_COUNT}"));
+                    }
                 }
             }
             _ => {
@@ -276,24 +279,32 @@ impl<'t> Parser<'t> {
 
     /// The character that an escape stands for, behind its backslash.
     fn escape(&mut self) -> Result<char, GrammarError> {
-        let digits = match self.next() {
-            Some('n') => return Ok('\n'),
-            Some('r') => return Ok('\r'),
-            Some('t') => return Ok('\t'),
-            Some(c @ ('\\' | '"' | '[' | ']' | '-' | '^' | '/')) => return Ok(c),
-            Some('x') => 2,
-            Some('u') => 4,
-            Some('U') => 8,
-            _ => return self.wrong("there is no such escape; \\n \\r \\t \\\\ \\\" \\[ \\] \\xHH \\uHHHH \\UHHHHHHHH are"),
-        };
-        let hex = self.text.get(self.at..self.at + digits).filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
+        let digits =
+            match self.next() {
+                Some('n') => return Ok('\n'),
+                Some('r') => return Ok('\r'),
+                Some('t') => return Ok('\t'),
+                Some(c @ ('\\' | '"' | '[' | ']' | '-' | '^' | '/')) => return Ok(c),
+                Some('x') => 2,
+                Some('u') => 4,
+                Some('U') => 8,
+                _ => return self.wrong(
+                    "there is no such escape; \\n \\r \\t \\\\ \\\" \\[ \\] \\xHH \\uHHHH \\UHHHHHHHH are",
+                ),
+            };
+        let hex = self
+            .text
+            .get(self.at..self.at + digits)
+            .filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
         let character = hex.and_then(|hex| char::from_u32(u32::from_str_radix(hex, 16).ok()?));
         match character {
             Some(c) => {
                 self.at += digits;
                 Ok(c)
             }
-            None => self.wrong(&format!("an escape of {digits} hexadecimal digits that name a character is expected")),
+            None => self.wrong(&format!(
+                "an escape of {digits} hexadecimal digits that name a character is expected"
+            )),
         }
     }
 

@@ -56,6 +56,11 @@ pub enum Error {
         /// The limit, and what was asked for.
         reason: String,
     },
+    /// The model computed something that is no number.
+    #[error(
+        "the model computed a NaN or an infinity: its weights are damaged, or a kernel is wrong on this GPU; compare with the CPU"
+    )]
+    NotFinite,
     /// The request makes no sense on this back end.
     #[error("{0}")]
     Request(String),

@@ -141,6 +141,7 @@ impl CpuBackend {
         let threads = cpu.n_threads();
         let plural = if threads == 1 { "" } else { "s" };
         let layer_bytes: u64 = layers.iter().map(Layer::bytes).sum();
+        let weight_bytes = embedding.bytes() + layer_bytes + head.bytes();
         let spec = Spec {
             name: format!("cpu ({}, {threads} thread{plural})", cpu.simd()),
             page: shape.page,
@@ -149,7 +150,9 @@ impl CpuBackend {
             context: options.context,
             max_batch: options.max_batch,
             kv_type: options.kv_type,
-            memory_bytes: embedding.bytes() + layer_bytes + head.bytes() + kv.bytes() + scratch.bytes(),
+            memory_bytes: weight_bytes + kv.bytes() + scratch.bytes(),
+            weight_bytes,
+            kv_bytes: kv.bytes(),
             config,
         };
         Ok(Self {

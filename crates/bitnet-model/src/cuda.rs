@@ -156,6 +156,8 @@ impl CudaBackend {
             max_batch,
             kv_type: KvType::Bf16,
             memory_bytes: engine.memory_bytes(),
+            weight_bytes: engine.weight_bytes(),
+            kv_bytes: engine.kv_bytes(),
         };
         Ok(Self {
             engine,
@@ -239,6 +241,7 @@ fn device(error: bitnet_cuda::Error) -> Error {
         },
         bitnet_cuda::Error::Probe(error) => Error::NoDevice(error.into()),
         bitnet_cuda::Error::Request(message) => Error::Request(message),
+        error @ bitnet_cuda::Error::NotFinite => Error::Damaged(error.to_string()),
         error => Error::DeviceFailed(error.into()),
     }
 }
@@ -438,7 +441,14 @@ impl Decoder for CudaBackend {
         self.engine.ahead(steps).map_err(device)
     }
 
-    fn next(&mut self, out: &mut Vec<(usize, u32)>) -> Result<()> {
-        self.engine.next(out).map_err(device)
+    fn next(&mut self, out: &mut Vec<(usize, Result<u32>)>) -> Result<()> {
+        let mut tokens = Vec::with_capacity(self.engine.seats());
+        self.engine.next(&mut tokens).map_err(device)?;
+        out.extend(
+            tokens
+                .into_iter()
+                .map(|(seat, token)| (seat, token.map_err(device))),
+        );
+        Ok(())
     }
 }

@@ -1,20 +1,26 @@
 //! A model on a thread of its own, for many callers: each asks from its own thread or task and gets the events of its requests.
 
-use std::collections::HashMap;
+mod shared;
+
+mod run;
+
 use std::fmt;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+
+pub use shared::Health;
+use shared::{Command, Shared, ended};
 
 use crate::chat::ChatTemplate;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::generate::Prompt;
 use crate::model::Model;
-use crate::schedule::{Bounds, Event, GenerateOptions, Id, Request, ScheduleOptions, Scheduler, Stats};
+use crate::schedule::{Event, GenerateOptions, Request, ScheduleOptions, Scheduler, Stats, StepReport};
 use crate::tokenizer::Tokenizer;
+use crate::transformer::Spec;
 
 /// A thread that owns a model and computes what its [`Client`]s ask.
 ///
@@ -57,52 +63,46 @@ pub struct Client {
     shared: Arc<Shared>,
 }
 
-/// What clients know without asking.
-struct Shared {
-    config: Config,
-    device: String,
-    bounds: Bounds,
-    tokenizer: Option<Tokenizer>,
-    chat: Option<ChatTemplate>,
-    options: GenerateOptions,
-    next: AtomicU64,
-    stats: Mutex<Stats>,
-}
-
-/// Takes the events of a request, on the engine's thread; a break ends the request.
-type Sink = Box<dyn FnMut(Event) -> ControlFlow<()> + Send>;
-
-enum Command {
-    Submit(u64, Box<Request>, Sink),
-    Cancel(u64),
-    Pause(u64, bool),
-    Stop,
-}
-
 impl Engine {
     /// Moves a model to a new thread.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(model: Model, options: ScheduleOptions) -> Result<Self> {
-        let (commands, received) = mpsc::channel();
+        Self::start_observed(model, options, |_, _| ())
+    }
+
+    /// As [`Engine::start`], and tells `observer` of every step that computed something, on the engine's thread: it must not wait.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start_observed(
+        model: Model,
+        options: ScheduleOptions,
+        observer: impl FnMut(&StepReport, &Stats) + Send + 'static,
+    ) -> Result<Self> {
         let generate_options = model.generate_options();
         let (scheduler, chat) = model.into_parts(options);
-        let spec = scheduler.backend().spec();
-        let shared = Arc::new(Shared {
-            config: spec.config.clone(),
-            device: spec.name.clone(),
-            bounds: scheduler.bounds(),
-            tokenizer: scheduler.tokenizer().cloned(),
-            chat,
-            options: generate_options,
-            next: AtomicU64::new(0),
-            stats: Mutex::new(scheduler.stats()),
-        });
+        Self::start_scheduler(scheduler, chat, generate_options, observer)
+    }
+
+    /// As [`Engine::start_observed`], for a scheduler with a back end of one's own; `options` are what requests begin with that
+    /// ask for nothing else.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start_scheduler(
+        scheduler: Scheduler<'static>,
+        chat: Option<ChatTemplate>,
+        options: GenerateOptions,
+        observer: impl FnMut(&StepReport, &Stats) + Send + 'static,
+    ) -> Result<Self> {
+        let (commands, received) = mpsc::channel();
+        let shared = Arc::new(Shared::new(&scheduler, chat, options));
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("bitnet-engine".to_owned())
-            .spawn(move || Loop::new(scheduler, of_thread).run(&received))
+            .spawn(move || run::run(scheduler, &of_thread, Box::new(observer), received))
             .map_err(|e| Error::Device(format!("no thread for the model: {e}")))?;
         Ok(Self {
             client: Client { commands, shared },
@@ -131,7 +131,7 @@ impl Drop for Engine {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("device", &self.shared.device)
+            .field("device", &self.shared.spec.name)
             .finish_non_exhaustive()
     }
 }
@@ -140,13 +140,19 @@ impl Client {
     /// The model's shape.
     #[must_use]
     pub fn config(&self) -> &Config {
-        &self.shared.config
+        &self.shared.spec.config
+    }
+
+    /// What runs the model, and what it holds and can take.
+    #[must_use]
+    pub fn spec(&self) -> &Spec {
+        &self.shared.spec
     }
 
     /// What runs the model, for people.
     #[must_use]
     pub fn device(&self) -> &str {
-        &self.shared.device
+        &self.shared.spec.name
     }
 
     /// Most tokens of a prompt and its answer together.
@@ -181,10 +187,16 @@ impl Client {
         prompt.ids(self.tokenizer(), self.chat_template())
     }
 
-    /// The scheduler's counts after its last step.
+    /// The scheduler's counts after its last step, and the answers that have been asked for since. It waits for no step.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.stats()
+    }
+
+    /// Whether the engine's thread lives and makes steps. It waits for no step.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        self.shared.health()
     }
 
     /// Refuses a request that can never be computed, as [`Client::submit`] would.
@@ -196,7 +208,8 @@ impl Client {
     }
 
     /// Asks, and has the events handed to `sink`, which runs on the engine's thread: it must not wait, and a break ends the request.
-    /// It is dropped after the last event, or when the engine ends. A program with tasks sends them on through a channel of its runtime.
+    /// It is dropped after the last event, which is [`Event::Failed`] where the engine ends before, even by a panic. A panic of the
+    /// sink ends its request alone. A program with tasks sends them on through a channel of its runtime.
     ///
     /// # Errors
     /// As for [`Scheduler::submit`], and when the engine has ended.
@@ -206,10 +219,10 @@ impl Client {
         sink: impl FnMut(Event) -> ControlFlow<()> + Send + 'static,
     ) -> Result<Ticket> {
         self.check(&request)?;
-        let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        self.commands
-            .send(Command::Submit(number, Box::new(request), Box::new(sink)))
-            .map_err(|_| ended())?;
+        let number = self.shared.ask(request.n, |number| {
+            let command = Command::Submit(number, Box::new(request), Box::new(sink));
+            self.commands.send(command)
+        })?;
         Ok(Ticket {
             number,
             commands: self.commands.clone(),
@@ -312,114 +325,6 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if self.left > 0 {
             self.ticket.cancel();
-        }
-    }
-}
-
-fn ended() -> Error {
-    Error::Device("the engine has ended: start another one".to_owned())
-}
-
-/// What runs on the engine's thread.
-struct Loop {
-    scheduler: Scheduler<'static>,
-    shared: Arc<Shared>,
-    ids: HashMap<u64, Id>,
-    requests: HashMap<Id, Asked>,
-    is_stopping: bool,
-}
-
-/// A request that is not over.
-struct Asked {
-    number: u64,
-    sink: Sink,
-    /// Answers that have not finished.
-    left: usize,
-}
-
-impl Loop {
-    fn new(scheduler: Scheduler<'static>, shared: Arc<Shared>) -> Self {
-        Self {
-            scheduler,
-            shared,
-            ids: HashMap::new(),
-            requests: HashMap::new(),
-            is_stopping: false,
-        }
-    }
-
-    fn run(&mut self, commands: &Receiver<Command>) {
-        loop {
-            // With nothing to compute it waits; else commands are taken between steps.
-            let has_nothing = self.scheduler.is_idle() || self.scheduler.is_stalled();
-            if has_nothing && !self.is_stopping {
-                match commands.recv() {
-                    Ok(command) => self.obey(command),
-                    Err(_) => return,
-                }
-            }
-            while let Ok(command) = commands.try_recv() {
-                self.obey(command);
-            }
-            for (id, event) in self.scheduler.step() {
-                self.tell(id, event);
-            }
-            *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.scheduler.stats();
-            if self.is_stopping {
-                return;
-            }
-        }
-    }
-
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::Submit(number, request, mut sink) => {
-                let left = request.n;
-                match self.scheduler.submit(*request) {
-                    Ok(id) => {
-                        self.ids.insert(number, id);
-                        self.requests.insert(id, Asked { number, sink, left });
-                    }
-                    Err(error) => {
-                        let _ = sink(Event::Failed(error));
-                    }
-                }
-            }
-            Command::Cancel(number) => {
-                if let Some(&id) = self.ids.get(&number) {
-                    self.scheduler.cancel(id);
-                }
-            }
-            Command::Pause(number, is_paused) => {
-                if let Some(&id) = self.ids.get(&number) {
-                    self.scheduler.pause(id, is_paused);
-                }
-            }
-            Command::Stop => {
-                self.requests.keys().for_each(|&id| self.scheduler.cancel(id));
-                self.is_stopping = true;
-            }
-        }
-    }
-
-    fn tell(&mut self, id: Id, event: Event) {
-        let Some(asked) = self.requests.get_mut(&id) else {
-            return;
-        };
-        match &event {
-            Event::Finished { .. } => asked.left = asked.left.saturating_sub(1),
-            Event::Failed(_) => asked.left = 0,
-            _ => {}
-        }
-        let flow = (asked.sink)(event);
-        let is_over = asked.left == 0;
-        if flow.is_break() && !is_over {
-            self.scheduler.cancel(id);
-        }
-        if (flow.is_break() || is_over)
-            && let Some(asked) = self.requests.remove(&id)
-        {
-            self.ids.remove(&asked.number);
         }
     }
 }

@@ -69,7 +69,7 @@ pub use cpu::{CpuBackend, CpuOptions};
 pub use cuda::{CudaBackend, CudaOptions, cuda_probe};
 pub use detokenizer::{Detokenizer, SpecialTokens, StopStrings};
 pub use embed::embed;
-pub use engine::{Client, Engine, Stream, Ticket};
+pub use engine::{Client, Engine, Health, Stream, Ticket};
 pub use error::{Error, Result, Source};
 pub use generate::{Event, Generation, Generator, Prompt};
 pub use generation_config::GenerationConfig;

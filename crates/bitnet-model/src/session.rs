@@ -140,14 +140,13 @@ impl<'b> Session<'b> {
                     decoder.ahead(steps)?;
                     given += steps;
                 }
-                found.clear();
                 decoder.next(&mut found)?;
                 read += 1;
                 for (&(seq, _), id) in first.iter().zip(&last) {
                     pages.advance(&seqs[seq], &[*id])?;
                 }
-                for &(seat, id) in &found {
-                    last[seat] = id;
+                for (seat, id) in found.drain(..) {
+                    last[seat] = id?;
                 }
                 if on_tokens(&last).is_break() {
                     break;

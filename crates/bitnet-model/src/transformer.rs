@@ -28,6 +28,10 @@ pub struct Spec {
     pub kv_type: KvType,
     /// Bytes held for weights, keys and values, and scratch.
     pub memory_bytes: u64,
+    /// Those of them that hold weights.
+    pub weight_bytes: u64,
+    /// Those of them that hold keys and values.
+    pub kv_bytes: u64,
 }
 
 /// Most bytes of logits that are asked of one step beside those that tokens are chosen from: a vocabulary is wide, and a text long.
@@ -195,11 +199,13 @@ pub trait Decoder {
     /// fails.
     fn ahead(&mut self, steps: usize) -> Result<()>;
 
-    /// Waits for the oldest step that has not been read, and appends the token chosen on each seat, ascending: (seat, id).
+    /// Waits for the oldest step that has not been read, and appends the token chosen on each seat, ascending: (seat, id). In
+    /// place of an id stands why there is none, such as [`Error::Damaged`] where the model computed something that is not a
+    /// number. That seat's sequence cannot go on and must leave; the others do not depend on it.
     ///
     /// # Errors
-    /// When there is no step to read, a model computes something that is not a number, or the device fails.
-    fn next(&mut self, out: &mut Vec<(usize, u32)>) -> Result<()>;
+    /// When there is no step to read, or the device fails.
+    fn next(&mut self, out: &mut Vec<(usize, Result<u32>)>) -> Result<()>;
 }
 
 /// An intermediate result that is compared between back ends; all f32, a row for each token of the batch.

@@ -166,8 +166,8 @@ fn sequences_come_and_go_and_keep_their_tokens() {
             found.clear();
             decoder.next(&mut found).unwrap();
             unread -= 1;
-            for &(seat, id) in &found {
-                seats[seat].as_mut().unwrap().tokens.push(id);
+            for (seat, id) in found.drain(..) {
+                seats[seat].as_mut().unwrap().tokens.push(id.unwrap());
             }
             // Those who have enough leave at once; what was computed ahead for them is dropped.
             for (number, seat) in seats.iter_mut().enumerate() {

@@ -95,8 +95,8 @@ impl Decoder for Scripted {
         self.seat = Some((token, sampler));
         Ok(())
     }
-    fn next(&mut self, out: &mut Vec<(usize, u32)>) -> Result<()> {
-        out.extend(self.ready.remove(0).map(|id| (0, id)));
+    fn next(&mut self, out: &mut Vec<(usize, Result<u32>)>) -> Result<()> {
+        out.extend(self.ready.remove(0).map(|id| (0, Ok(id))));
         Ok(())
     }
 }
@@ -116,6 +116,8 @@ fn backend(next: fn(&[u32]) -> u32) -> Scripted {
         max_batch: 5,
         kv_type: KvType::F32,
         memory_bytes: 0,
+        weight_bytes: 0,
+        kv_bytes: 0,
     };
     Scripted {
         spec,

@@ -124,7 +124,7 @@ fn the_callback_ends_one_of_them() {
 #[test]
 fn more_prompts_than_sequences_wait_for_others_to_end() {
     let options = options();
-    let prompts: Vec<[u32; 2]> = (0..100).map(|i| [i % 60, i / 60]).collect();
+    let prompts: Vec<[u32; 2]> = (0..100).map(|i| [i % 50, i / 50]).collect();
     let prompts: Vec<Prompt<'_>> = prompts.iter().map(|ids| Prompt::Ids(ids)).collect();
     let mut backend = device(4);
     let mut generator = Generator::new(&mut backend, None, None);

@@ -17,6 +17,7 @@ fn total(seen: impl IntoIterator<Item = Seen>) -> Seen {
         accepted: sum.accepted + seen.accepted,
         cached: sum.cached + seen.cached,
         cancelled: sum.cancelled + seen.cancelled,
+        damaged: sum.damaged + seen.damaged,
     })
 }
 
@@ -42,7 +43,7 @@ fn each_request_gets_what_it_gets_alone() {
     println!("{seen:?}");
     if std::env::var_os("SCHEDULE_SEED").is_none() {
         assert!(seen.set_back > 100 && seen.accepted > 300 && seen.accepted < seen.drafted);
-        assert!(seen.cached > 0 && seen.cancelled > 0);
+        assert!(seen.cached > 0 && seen.cancelled > 0 && seen.damaged > 50);
     }
 }
 

@@ -212,11 +212,12 @@ impl Engine {
     }
 
     /// Waits for the oldest step that was not read, and appends the token chosen for every seat that was taken then and is
-    /// still by the same sequence: (seat, token), in the order of seats.
+    /// still by the same sequence: (seat, token), in the order of seats. In place of a token stands why there is none: the model
+    /// computed something that is not a number, or penalties leave none. The others do not depend on it; its sequence must leave.
     ///
     /// # Errors
-    /// When there is none, the model computed something that is not a number, penalties leave no token, or the device fails.
-    pub fn next(&mut self, out: &mut Vec<(usize, u32)>) -> Result<()> {
+    /// When there is no step to read, or the device fails.
+    pub fn next(&mut self, out: &mut Vec<(usize, Result<u32>)>) -> Result<()> {
         self.issue_some()?;
         let Some(step) = self.seats.issued.pop_front() else {
             return Err(Error::Request(
@@ -241,21 +242,14 @@ impl Engine {
                 std::hint::spin_loop();
             });
         }
-        for (row, &word) in words.iter().enumerate() {
-            let what = match word {
-                NO_TOKEN => {
-                    "the model computed a NaN or an infinity: its weights are damaged, or a kernel is wrong on this GPU; compare \
-                     with the CPU"
-                }
-                FORBIDDEN => "the penalties leave no token to choose; lower them",
-                _ => continue,
-            };
-            if self.seats.is_wanted(&step, row) {
-                return Err(Error::Request(what.to_owned()));
-            }
-        }
-        let tokens: Vec<u32> = words.iter().map(|word| word.wrapping_sub(1)).collect();
-        self.seats.give(&step, &tokens, out);
+        let tokens = words.into_iter().map(|word| match word {
+            NO_TOKEN => Err(Error::NotFinite),
+            FORBIDDEN => Err(Error::Request(
+                "the penalties leave no token to choose; lower them".to_owned(),
+            )),
+            word => Ok(word - 1),
+        });
+        self.seats.give(&step, tokens, out);
         Ok(())
     }
 

@@ -153,7 +153,7 @@ pub struct Engine {
     limits: Limits,
     padded: usize,
     n_pages: usize,
-    memory_bytes: u64,
+    bytes: space::Bytes,
     /// Tokens of the batch.
     batch: usize,
     rows: Rows,
@@ -305,7 +305,7 @@ impl Engine {
             seats: Seats::new(bounds, buffers.cache.idle_entry()),
             rows: buffers.chooser.rows(),
             buffers,
-            memory_bytes: space.bytes().total(),
+            bytes: space.bytes(),
             batch: 0,
             attention: Attention::Prefill { tiles: 0 },
             stream,
@@ -331,7 +331,19 @@ impl Engine {
     /// Device memory of weights, cache and scratch.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes
+        self.bytes.total()
+    }
+
+    /// Device memory of weights.
+    #[must_use]
+    pub fn weight_bytes(&self) -> u64 {
+        self.bytes.weights
+    }
+
+    /// Device memory of keys and values.
+    #[must_use]
+    pub fn kv_bytes(&self) -> u64 {
+        self.bytes.cache
     }
 }
 

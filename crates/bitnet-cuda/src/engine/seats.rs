@@ -298,14 +298,19 @@ impl Seats {
     }
 
     /// Appends the tokens of a step for those who still sit where they sat, in the order of the seats.
-    pub(super) fn give(&self, step: &Issued, tokens: &[u32], out: &mut Vec<(usize, u32)>) {
+    pub(super) fn give<T>(
+        &self,
+        step: &Issued,
+        tokens: impl IntoIterator<Item = T>,
+        out: &mut Vec<(usize, T)>,
+    ) {
         let first = out.len();
-        for (row, (&(seat, _), &token)) in step.sitting.iter().zip(tokens).enumerate() {
+        for (row, (&(seat, _), token)) in step.sitting.iter().zip(tokens).enumerate() {
             if self.is_wanted(step, row) {
                 out.push((seat, token));
             }
         }
-        out[first..].sort_unstable_by_key(|&(seat, _)| seat);
+        out[first..].sort_unstable_by_key(|(seat, _)| *seat);
     }
 
     /// Whether row `row` of a step is of a sequence that still sits there.
@@ -385,14 +390,14 @@ mod tests {
         );
         let step = seats.issued.pop_front().unwrap();
         let mut out = Vec::new();
-        seats.give(&step, &[70, 80], &mut out);
+        seats.give(&step, [70, 80], &mut out);
         assert_eq!(out, [(1, 80), (4, 70)]);
         // Another one on the same seat does not get what was computed for the first.
         seats.leave(4);
         sit(&mut seats, 4, 0, &[1]).unwrap();
         let step = seats.issued.pop_front().unwrap();
         out.clear();
-        seats.give(&step, &[71, 81], &mut out);
+        seats.give(&step, [71, 81], &mut out);
         assert_eq!(out, [(1, 81)]);
         assert!(!seats.is_wanted(&step, 0) && seats.is_wanted(&step, 1));
         // Steps that were promised to somebody who left are steps of nobody.

@@ -45,6 +45,8 @@ struct Sequence {
     table: Vec<u32>,
     /// Pages at the start of the table that are findable.
     n_published: usize,
+    /// Whether others may not find its pages, since nobody knows what is in one of them.
+    is_suspect: bool,
     salt: u64,
 }
 
@@ -113,6 +115,7 @@ impl Pages {
         let sequence = Sequence {
             ids: prompt[..found].to_vec(),
             n_published: table.len(),
+            is_suspect: false,
             table,
             salt,
         };
@@ -127,6 +130,7 @@ impl Pages {
             ids: original.ids.clone(),
             table: original.table[..n_pages].to_vec(),
             n_published: original.n_published,
+            is_suspect: original.is_suspect,
             salt: original.salt,
         };
         for &page in &sequence.table {
@@ -146,6 +150,22 @@ impl Pages {
             self.let_go(&sequence.table);
             self.vacant.push(seq.index);
         }
+    }
+
+    /// Takes a sequence back whose pages hold something that is wrong, nobody knows where: none of them can be found any more, nor
+    /// what follows on them, and those who share one go on without telling others of it.
+    pub fn discard(&mut self, seq: Seq) {
+        let table = self.get(&seq).table.clone();
+        for &page in &table {
+            self.pool.forget(page);
+        }
+        for other in self.seqs.iter_mut().flatten() {
+            if let Some(first) = other.table.iter().position(|page| table.contains(page)) {
+                other.n_published = other.n_published.min(first);
+                other.is_suspect = true;
+            }
+        }
+        self.close(seq, false);
     }
 
     /// Forgets the tokens of a sequence from position `len` on, and what was reserved for it.
@@ -486,6 +506,9 @@ impl Pages {
     /// goes on with that page, of the same content, if it `may_switch`, and else stops there until later.
     fn publish(&mut self, seq: &Seq, may_switch: bool) {
         let page = self.limits.page;
+        if self.get(seq).is_suspect {
+            return;
+        }
         loop {
             let sequence = self.get(seq);
             let at = sequence.n_published;

@@ -86,6 +86,7 @@ enum Act {
     },
     Fork(usize),
     Close(usize, bool),
+    Discard(usize),
     Rewind(usize, usize),
     /// By sequence, how many tokens of its text.
     Batch(Vec<(usize, usize)>),
@@ -99,6 +100,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         3 => (0..6usize, 0..2u64).prop_map(|(text, salt)| Act::Open { text, salt }),
         1 => seq.clone().prop_map(Act::Fork),
         2 => (seq.clone(), any::<bool>()).prop_map(|(seq, keep)| Act::Close(seq, keep)),
+        1 => seq.clone().prop_map(Act::Discard),
         1 => (seq.clone(), 0..40usize).prop_map(|(seq, len)| Act::Rewind(seq, len)),
         6 => proptest::collection::vec((seq.clone(), 0..12usize), 1..5).prop_map(Act::Batch),
         2 => (seq, 1..6usize).prop_map(|(seq, n)| Act::Decode(seq, n)),
@@ -144,6 +146,17 @@ proptest! {
                 Act::Fork(i) if i < open.len() => {
                     let seq = pages.fork(&open[i].seq);
                     open.push(Open { seq, text: open[i].text, ids: open[i].ids.clone() });
+                }
+                Act::Discard(i) if i < open.len() => {
+                    let Open { seq, text: index, .. } = open.swap_remove(i);
+                    let table = pages.table(&seq).to_vec();
+                    pages.discard(seq);
+                    // Nobody finds what it had, under any salt.
+                    for salt in 0..2 {
+                        let (other, _) = pages.open(&text(index).collect::<Vec<_>>(), salt);
+                        prop_assert!(pages.table(&other).iter().all(|page| !table.contains(page)));
+                        pages.close(other, false);
+                    }
                 }
                 Act::Close(i, keep) if i < open.len() => pages.close(open.swap_remove(i).seq, keep),
                 Act::Rewind(i, len) if i < open.len() => {

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use super::Scheduler;
 use super::sequence::Seated;
+use super::{Id, Scheduler};
 use crate::error::Result;
 use crate::transformer::{Decoder, Want};
 
@@ -21,7 +21,7 @@ pub(super) struct State {
     /// Steps given so far, and those that were read.
     given: u64,
     read: u64,
-    out: Vec<(usize, u32)>,
+    out: Vec<(usize, Result<u32>)>,
     /// How long a step takes, of late.
     seconds: Option<f64>,
 }
@@ -86,7 +86,12 @@ impl Scheduler<'_> {
             match self.take_seat(i, seat) {
                 Ok(true) => {}
                 Ok(false) => self.running[i].is_refused = self.running[i].pages.is_some(),
-                Err(error) => return self.fail_all(&error),
+                Err(error) => {
+                    let mut ids = self.seated();
+                    ids.push(self.running[i].id);
+                    self.device.lose();
+                    return self.fail_step(ids, &error);
+                }
             }
         }
     }
@@ -126,20 +131,26 @@ impl Scheduler<'_> {
         }
     }
 
-    /// Reads the steps that were given and are of no use any more.
-    pub(super) fn read_rest(&mut self) {
+    /// The requests that have a seat.
+    fn seated(&self) -> Vec<Id> {
+        let seated = self.running.iter().filter(|s| s.seated.is_some());
+        seated.map(|s| s.id).collect()
+    }
+
+    /// Reads the steps that were given and are of no use any more; false where the device fails.
+    pub(super) fn read_rest(&mut self) -> bool {
         while self.device.unread() > 0 {
             self.device.read += 1;
             self.device.out.clear();
-            // What failed is of no use either.
             let read = self
                 .backend
                 .decoder()
                 .map(|decoder| decoder.next(&mut self.device.out));
             if !matches!(read, Some(Ok(()))) {
-                return;
+                return false;
             }
         }
+        true
     }
 
     /// One token of each sequence that has a seat.
@@ -147,7 +158,9 @@ impl Scheduler<'_> {
         if self.device.exists()
             && let Err(error) = self.try_decode_on_device()
         {
-            self.fail_all(&error);
+            let ids = self.seated();
+            self.device.lose();
+            self.fail_step(ids, &error);
         }
     }
 
@@ -236,15 +249,32 @@ impl Scheduler<'_> {
 
     /// Hands out the tokens that were read last; false where there were none.
     fn take_tokens(&mut self) -> bool {
-        let out = std::mem::take(&mut self.device.out);
+        let mut out = std::mem::take(&mut self.device.out);
         let (now, step) = (Instant::now(), self.device.read.wrapping_sub(1));
-        for &(seat, id) in &out {
+        let any = !out.is_empty();
+        if any {
+            self.stats.failures = 0;
+        }
+        for (seat, id) in out.drain(..) {
             let sits = |s: &super::Sequence| s.seated.is_some_and(|s| s.seat == seat && s.first <= step);
             let Some(i) = self.running.iter().position(sits) else {
                 continue;
             };
+            let id = match id {
+                Ok(id) => id,
+                Err(error) => {
+                    self.taken(i, Err(error));
+                    continue;
+                }
+            };
             let sequence = &mut self.running[i];
             let last = sequence.text[sequence.computed];
+            self.report.batch += 1;
+            if sequence.answered() == 0 {
+                self.stats.prompt_tokens += 1;
+                self.report.prompt_tokens += 1;
+            }
+            self.report.tokens += 1;
             let advanced = match &sequence.pages {
                 Some(pages) => self.pages.advance(pages, &[last]),
                 None => Ok(()),
@@ -255,9 +285,7 @@ impl Scheduler<'_> {
             let taken = advanced.and_then(|()| sequence.take(id, None, now, &mut self.events));
             self.taken(i, taken);
         }
-        let any = !out.is_empty();
         self.device.out = out;
-        self.device.out.clear();
         any
     }
 }

@@ -6,6 +6,7 @@
 
 mod request;
 mod speculate;
+mod stats;
 
 mod sequence;
 
@@ -18,6 +19,7 @@ pub(crate) use request::Bounds;
 pub use request::{EndedBy, Event, FinishReason, GenerateOptions, Id, Mask, Request, Timings};
 use sequence::Sequence;
 use speculate::Pace;
+pub use stats::{Stats, StepKind, StepReport};
 
 use crate::error::{Error, Result};
 use crate::pages::{Pages, Seq};
@@ -64,37 +66,6 @@ impl Default for ScheduleOptions {
             keeps_last: false,
         }
     }
-}
-
-/// Counts of a scheduler, those of time since its beginning.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Answers that wait.
-    pub waiting: usize,
-    /// Answers that are computed.
-    pub running: usize,
-    /// Pages of the cache.
-    pub pages: usize,
-    /// Pages that running answers hold.
-    pub pages_held: usize,
-    /// Findable pages that nobody holds.
-    pub pages_idle: usize,
-    /// Steps.
-    pub steps: u64,
-    /// Prompt tokens computed, those that were computed again included.
-    pub prompt_tokens: u64,
-    /// Prompt tokens that were found in the cache.
-    pub cached_tokens: u64,
-    /// Tokens of answers.
-    pub tokens: u64,
-    /// Guessed tokens that were computed.
-    pub drafted: u64,
-    /// Those of them that were right.
-    pub accepted: u64,
-    /// Times that a running answer was set back for want of pages.
-    pub set_back: u64,
-    /// Steps that failed, in a row: the back end is lost when there are several.
-    pub failures: u64,
 }
 
 /// Shares a back end among requests.
@@ -145,6 +116,8 @@ pub struct Scheduler<'b> {
     pace: Pace,
     device: device::State,
     stats: Stats,
+    /// What the last step computed.
+    report: StepReport,
 }
 
 impl<'b> Scheduler<'b> {
@@ -178,6 +151,7 @@ impl<'b> Scheduler<'b> {
             pace: Pace::default(),
             device,
             stats: Stats::default(),
+            report: StepReport::default(),
         }
     }
 
@@ -217,6 +191,12 @@ impl<'b> Scheduler<'b> {
             pages_idle: self.pages.n_idle(),
             ..self.stats
         }
+    }
+
+    /// What the last step computed; `None` where it computed nothing.
+    #[must_use]
+    pub fn last_step(&self) -> Option<StepReport> {
+        (self.report.batch > 0).then_some(self.report)
     }
 
     /// Whether every page is free, held or findable, and held by as many as it counts; for tests.
@@ -311,11 +291,14 @@ impl<'b> Scheduler<'b> {
     /// Computes for a while, at most [`ScheduleOptions::budget`] tokens or one token of each answer, and tells what happened since
     /// the last call. It never fails: what goes wrong is told to those whom it concerns.
     pub fn step(&mut self) -> Vec<(Id, Event)> {
+        let begun = Instant::now();
         self.stats.steps += 1;
+        self.report = StepReport::default();
         self.admit();
         self.compute();
         self.decode_on_device();
         self.sweep();
+        self.report.time = begun.elapsed();
         std::mem::take(&mut self.events)
     }
 
@@ -362,6 +345,7 @@ impl<'b> Scheduler<'b> {
             let mut sequence = self.waiting.remove(at);
             sequence.pages = Some(pages);
             if !sequence.is_started {
+                self.stats.queried_tokens += sequence.prompt as u64;
                 self.stats.cached_tokens += found as u64;
             }
             sequence.start(found, Instant::now(), &mut self.events);
@@ -496,14 +480,18 @@ impl<'b> Scheduler<'b> {
         }
     }
 
-    /// Ends a request with an error.
+    /// Ends a request with an error. What was computed for it is found by nobody if it was not numbers.
     fn fail(&mut self, id: Id, error: Error) {
+        let is_damaged = matches!(error, Error::Damaged(_));
+        self.stats.damaged += u64::from(is_damaged);
         for i in 0..self.running.len() {
             if self.running[i].id == id {
                 self.leave_seat(i);
                 self.running[i].is_done = true;
-                if let Some(pages) = self.running[i].pages.take() {
-                    self.pages.close(pages, true);
+                match self.running[i].pages.take() {
+                    Some(pages) if is_damaged => self.pages.discard(pages),
+                    Some(pages) => self.pages.close(pages, true),
+                    None => {}
                 }
             }
         }
@@ -511,14 +499,26 @@ impl<'b> Scheduler<'b> {
         self.events.push((id, Event::Failed(error)));
     }
 
-    /// Ends all that runs, after the back end has failed: nobody knows what is in the cache now.
-    fn fail_all(&mut self, error: &Error) {
+    /// Ends the requests `ids`, whose step has failed, and empties the cache, since nobody knows what is in it now. The others go
+    /// back into the queue and are computed again.
+    fn fail_step(&mut self, mut ids: Vec<Id>, error: &Error) {
         self.stats.failures += 1;
-        self.device.lose();
-        let mut ids: Vec<Id> = self.running.iter().filter(|s| !s.is_done).map(|s| s.id).collect();
+        for i in 0..self.running.len() {
+            self.leave_seat(i);
+        }
+        if !self.read_rest() {
+            self.device.lose();
+        }
+        ids.sort_unstable();
         ids.dedup();
         for id in ids {
             self.fail(id, Error::Device(error.to_string()));
+        }
+        for sequence in self.running.iter_mut().filter(|s| !s.is_done) {
+            if sequence.pages.take().is_some() {
+                sequence.computed = 0;
+                self.stats.set_back += 1;
+            }
         }
         self.sweep();
         self.last = None;

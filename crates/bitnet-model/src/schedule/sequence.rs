@@ -1,12 +1,13 @@
 //! One answer while it is made: its text so far, its sampler, and when it ends.
 
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
 use super::request::{EndedBy, Event, FinishReason, Id, Mask, Request, Timings};
 use super::speculate::Speculator;
 use crate::detokenizer::{Detokenizer, StopStrings};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pages::Seq;
 use crate::sampler::{Choice, Chosen, Logprob, Sampler};
 use crate::tokenizer::Tokenizer;
@@ -69,6 +70,15 @@ pub(super) struct Sequence {
     submitted: Instant,
     begun: Instant,
     first_token: Option<Instant>,
+}
+
+/// Asks a mask, whose mistakes are those of its request alone.
+pub(super) fn guarded<T>(ask: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(AssertUnwindSafe(ask)).unwrap_or_else(|_| {
+        Err(Error::Request(
+            "a mask failed: there is a mistake in its program".to_owned(),
+        ))
+    })
 }
 
 /// Tokens to text, stop strings taken out.
@@ -181,7 +191,10 @@ impl Sequence {
             computed: if pages.is_some() { self.computed } else { 0 },
             pages,
             sampler,
-            mask: self.mask.as_ref().map(|mask| mask.fork()),
+            mask: match &self.mask {
+                Some(mask) => Some(guarded(|| Ok(mask.fork()))?),
+                None => None,
+            },
             speculator: (self.draft_max > 0).then(Speculator::new),
             ends: self.ends.clone(),
             ended_by: None,
@@ -330,7 +343,7 @@ impl Sequence {
             }
         }
         let is_complete = match &mut self.mask {
-            Some(mask) => mask.accept(id)?,
+            Some(mask) => guarded(|| mask.accept(id))?,
             None => false,
         };
         let n_own = self.ends.len() - self.n_eos;

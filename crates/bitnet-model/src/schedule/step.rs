@@ -1,11 +1,12 @@
 //! One step of the host: which tokens of whom, their logits, and what is chosen from them.
 
 use std::ops::Range;
+use std::panic::resume_unwind;
 use std::time::Instant;
 
-use super::sequence::Sequence;
+use super::sequence::{Sequence, guarded};
 use super::{Drafts, Event, FinishReason, Scheduler};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pages::Run;
 use crate::transformer::Want;
 
@@ -40,14 +41,13 @@ impl Scheduler<'_> {
         self.fork_answers();
         self.take_seats();
         let mut parts = self.plan();
-        if let Err(error) = self.hold_all(&mut parts) {
-            return self.fail_all(&error);
+        let mut outcome = self.hold_all(&mut parts);
+        if outcome.is_ok() && !parts.is_empty() {
+            outcome = self.compute_parts(&parts);
         }
-        if parts.is_empty() {
-            return;
-        }
-        if let Err(error) = self.compute_parts(&parts) {
-            self.fail_all(&error);
+        if let Err(error) = outcome {
+            let ids = parts.iter().map(|part| self.running[part.at].id).collect();
+            self.fail_step(ids, &error);
         }
     }
 
@@ -254,19 +254,13 @@ impl Scheduler<'_> {
             std::thread::scope(|scope| {
                 let allowed = scope.spawn(|| masks(parts, running, vocab));
                 let logits = backend.step(&batch, want);
-                let allowed = allowed.join().map_err(|_| {
-                    Error::Request("a mask failed: there is a mistake in its program".to_owned())
-                });
-                (logits, allowed)
+                let allowed = allowed.join();
+                (logits, allowed.unwrap_or_else(|panic| resume_unwind(panic)))
             })
         } else {
-            (backend.step(&batch, want), Ok(Vec::new()))
+            (backend.step(&batch, want), Vec::new())
         };
         let logits = logits?;
-        let (allowed, mask_error) = match allowed {
-            Ok(allowed) => (allowed, None),
-            Err(error) => (Vec::new(), Some(error)),
-        };
         let now = Instant::now();
         self.stats.failures = 0;
         if parts.iter().all(|part| part.n == 1 && part.chooses) {
@@ -282,7 +276,9 @@ impl Scheduler<'_> {
             let computed_before = sequence.computed;
             if sequence.answered() == 0 || part.n > 1 {
                 self.stats.prompt_tokens += part.n as u64;
+                self.report.prompt_tokens += part.n;
             }
+            self.report.batch += part.n + part.draft.len();
             sequence.advance(part.n, now, &mut self.events);
             let allowed: Allowed = allowed.next().flatten();
             let (scored, others) = rest.split_at(part.scored.len() * vocab);
@@ -292,10 +288,6 @@ impl Scheduler<'_> {
             let end = if let Err(error) = is_scored {
                 Err(error)
             } else if part.chooses {
-                let allowed = match (&mask_error, sequence.mask.is_some()) {
-                    (Some(error), true) => Some(Err(Error::Request(error.to_string()))),
-                    _ => allowed,
-                };
                 let rows = mine.chunks_exact(vocab);
                 choose(sequence, part, rows, allowed, now, &mut self.events)
             } else {
@@ -307,7 +299,9 @@ impl Scheduler<'_> {
                 sequence.timings.accepted += accepted;
                 self.stats.drafted += part.draft.len() as u64;
                 self.stats.accepted += accepted as u64;
-                self.stats.tokens += (accepted + usize::from(part.chooses)) as u64;
+                let n_chosen = accepted + usize::from(part.chooses);
+                self.stats.tokens += n_chosen as u64;
+                self.report.tokens += n_chosen;
                 end
             });
             if let Some(pages) = &sequence.pages {
@@ -348,7 +342,7 @@ impl Scheduler<'_> {
 fn masks(parts: &[Part], running: &mut [Sequence], vocab: usize) -> Vec<Allowed> {
     let of_part = |part: &Part| {
         let mask = running[part.at].mask.as_mut().filter(|_| part.chooses)?;
-        let mut walk = || -> Result<Vec<Vec<u32>>> {
+        let walk = || -> Result<Vec<Vec<u32>>> {
             let mut all: Vec<Vec<u32>> = Vec::with_capacity(part.n_choices());
             let mut taken = 0;
             for row in 0..part.n_choices() {
@@ -368,7 +362,7 @@ fn masks(parts: &[Part], running: &mut [Sequence], vocab: usize) -> Vec<Allowed>
             mask.rollback(taken)?;
             Ok(all)
         };
-        Some(walk())
+        Some(guarded(walk))
     };
     parts.iter().map(of_part).collect()
 }

@@ -10,7 +10,7 @@ use bitnet_layout::draw::uniform;
 use bitnet_model::schedule::{
     Drafts, Event, FinishReason, GenerateOptions, Id, Mask, Request, ScheduleOptions, Scheduler,
 };
-use bitnet_model::{Backend, Logprob, Result, Sampling};
+use bitnet_model::{Backend, Error, Logprob, Result, Sampling};
 
 /// Pseudorandom numbers of a seed.
 pub(crate) struct Rng {
@@ -91,6 +91,10 @@ impl Asked {
         let mut prompt = base[..rng.range(0, base.len().min(context * 3 / 4))].to_vec();
         let own = rng.range(1, (context / 8).max(2));
         prompt.extend((0..own).map(|_| rng.range(0, vocab) as u32));
+        if rng.once_in(12) {
+            // Several of them begin as one did.
+            prompt[0] = toy::POISON;
+        }
         let mut sampling = Sampling {
             temperature: [0.0, 0.0, 0.7, 1.5][rng.range(0, 4)],
             seed: rng.range(0, 1000) as u64,
@@ -159,6 +163,8 @@ pub(crate) struct Answer {
     pub(crate) prompt: Vec<Likely>,
     pub(crate) tokens: Vec<(u32, Option<Likely>)>,
     pub(crate) reason: Option<FinishReason>,
+    /// Whether the request failed for what the model computed.
+    pub(crate) is_damaged: bool,
 }
 
 impl Answer {
@@ -176,6 +182,7 @@ impl Answer {
                 assert_eq!(self.reason, None, "a second end");
                 self.reason = Some(reason);
             }
+            Event::Failed(Error::Damaged(_)) => self.is_damaged = true,
             Event::Failed(error) => panic!("{error}"),
             _ => {}
         }
@@ -210,8 +217,10 @@ fn alone(backend: &mut dyn Backend, asked: &Asked) -> Vec<Answer> {
         }
     }
     assert_eq!(scheduler.stats().pages_held, 0);
-    let n_scored = asked.prompt_logprobs.map_or(0, |_| asked.prompt.len() - 1);
-    assert_eq!(answers[0].prompt.len(), n_scored, "{asked:?}");
+    if !answers[0].is_damaged {
+        let n_scored = asked.prompt_logprobs.map_or(0, |_| asked.prompt.len() - 1);
+        assert_eq!(answers[0].prompt.len(), n_scored, "{asked:?}");
+    }
     answers
 }
 
@@ -223,6 +232,7 @@ pub(crate) struct Seen {
     pub(crate) accepted: u64,
     pub(crate) cached: u64,
     pub(crate) cancelled: usize,
+    pub(crate) damaged: u64,
 }
 
 /// One random schedule of up to `most` requests, each compared with what it gets from `single`, a back end of the same model.
@@ -306,13 +316,16 @@ pub(crate) fn check(seed: u64, most: usize, single: &mut dyn Backend, shared: &m
     let may_hold = if keeps_last { context.div_ceil(page) } else { 0 };
     assert!(stats.pages_held <= may_hold, "{context_text}: {stats:?}");
     for i in 0..n {
-        for (choice, (answer, expected)) in answers[i].iter().zip(&expected[i]).enumerate() {
+        for (choice, (answer, alone)) in answers[i].iter().zip(&expected[i]).enumerate() {
             let what = format!("{context_text}: request {i}, answer {choice}: {:?}", all[i]);
-            if cancelled[i] && answer.reason == Some(FinishReason::Cancelled) {
-                assert!(expected.tokens.starts_with(&answer.tokens), "{what}");
-                assert!(expected.prompt.starts_with(&answer.prompt), "{what}");
+            // A request fails as a whole, which is told once; how far its answers were is chance.
+            if answers[i][0].is_damaged {
+                assert!(expected[i][0].is_damaged, "{what}");
+            } else if cancelled[i] && answer.reason == Some(FinishReason::Cancelled) {
+                assert!(alone.tokens.starts_with(&answer.tokens), "{what}");
+                assert!(alone.prompt.starts_with(&answer.prompt), "{what}");
             } else {
-                assert_eq!(answer, expected, "{what}");
+                assert_eq!(answer, alone, "{what}");
             }
         }
     }
@@ -322,5 +335,6 @@ pub(crate) fn check(seed: u64, most: usize, single: &mut dyn Backend, shared: &m
         accepted: stats.accepted,
         cached: stats.cached_tokens,
         cancelled: cancelled.iter().filter(|c| **c).count(),
+        damaged: stats.damaged,
     }
 }

@@ -11,6 +11,8 @@ use bitnet_model::{
 
 /// Tokens of its vocabulary.
 pub(crate) const VOCAB: usize = 60;
+/// A text that begins with this token makes the model compute what is no number.
+pub(crate) const POISON: u32 = 59;
 
 /// The back end.
 pub(crate) struct Toy {
@@ -19,8 +21,11 @@ pub(crate) struct Toy {
     cells: Vec<Vec<Option<u32>>>,
     logits: Vec<f32>,
     loop_: Option<Loop>,
-    /// Steps until one fails.
+    /// Steps until one fails, and whether it is the only one.
     pub(crate) fails_after: Option<usize>,
+    pub(crate) recovers: bool,
+    /// Steps until one panics.
+    pub(crate) panics_after: Option<usize>,
     /// Tokens of each step.
     pub(crate) steps: Vec<usize>,
 }
@@ -30,7 +35,7 @@ pub(crate) struct Toy {
 struct Loop {
     seats: Vec<Option<Seat>>,
     lookahead: usize,
-    unread: VecDeque<Vec<(usize, u32)>>,
+    unread: VecDeque<Vec<(usize, Result<u32>)>>,
 }
 
 struct Seat {
@@ -58,6 +63,8 @@ impl Toy {
                 max_batch,
                 kv_type: KvType::Bf16,
                 memory_bytes: 0,
+                weight_bytes: 0,
+                kv_bytes: 0,
             },
             cells: vec![vec![None; page]; n_pages],
             logits: Vec::new(),
@@ -67,6 +74,8 @@ impl Toy {
                 unread: VecDeque::new(),
             }),
             fails_after: None,
+            recovers: false,
+            panics_after: None,
             steps: Vec::new(),
         }
     }
@@ -84,6 +93,9 @@ impl Toy {
             let cell = self.cells[pages[pos / page] as usize][pos % page];
             cell.unwrap_or_else(|| panic!("position {pos} was never computed"))
         };
+        if id(0) == POISON {
+            return vec![f32::NAN; VOCAB];
+        }
         let hash = (0..=pos).fold(7u64, |hash, pos| {
             (hash ^ u64::from(id(pos)))
                 .wrapping_mul(0x0100_0000_01b3)
@@ -107,9 +119,13 @@ impl Backend for Toy {
         self.spec.check(batch, want)?;
         if let Some(left) = &mut self.fails_after {
             if *left == 0 {
+                self.fails_after.take_if(|_| self.recovers);
                 return Err(Error::Device("unplugged".to_owned()));
             }
             *left -= 1;
+        }
+        if let Some(left) = &mut self.panics_after {
+            *left = left.checked_sub(1).expect("a back end with a mistake");
         }
         for copy in batch.copies() {
             self.cells[copy.to as usize] = self.cells[copy.from as usize].clone();
@@ -185,10 +201,13 @@ impl Decoder for Toy {
                 assert!(seat.pos < self.spec.context, "past the context");
                 self.write(&seat.pages, seat.pos, seat.id);
                 let logits = self.logits_at(&seat.pages, seat.pos);
-                seat.id = seat.sampler.sample(&logits)?;
-                seat.sampler.accept(seat.id);
+                let chosen = seat.sampler.sample(&logits);
+                if let Ok(id) = chosen {
+                    seat.id = id;
+                    seat.sampler.accept(id);
+                }
                 seat.pos += 1;
-                out.push((i, seat.id));
+                out.push((i, chosen));
             }
             assert!(!out.is_empty(), "a step of nobody");
             state.unread.push_back(out);
@@ -197,7 +216,7 @@ impl Decoder for Toy {
         Ok(())
     }
 
-    fn next(&mut self, out: &mut Vec<(usize, u32)>) -> Result<()> {
+    fn next(&mut self, out: &mut Vec<(usize, Result<u32>)>) -> Result<()> {
         let step = self.loop_.as_mut().unwrap().unread.pop_front();
         out.extend(step.expect("a step to read"));
         Ok(())

@@ -178,7 +178,10 @@ impl Answer {
                 assert_eq!(first, 1 + self.prompt.len(), "each token of the prompt once");
                 self.prompt.extend(logprobs.iter().map(bits));
             }
-            Event::Finished { reason, .. } => {
+            Event::Finished { reason, timings, .. } => {
+                assert_eq!(timings.decode_tokens, self.tokens.len().saturating_sub(1));
+                let before = timings.queued + timings.prefill;
+                assert!(self.tokens.is_empty() || before <= timings.first_token, "{timings:?}");
                 assert_eq!(self.reason, None, "a second end");
                 self.reason = Some(reason);
             }

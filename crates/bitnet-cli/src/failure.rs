@@ -115,6 +115,8 @@ fn flag(error: &Error) -> Option<&'static str> {
         Error::OutOfMemory { .. } => {
             Some("-c sets the context; --kv-type bf16 takes half the memory of f32, and int8 half of that")
         }
+        Error::Occupied { .. } => Some("--force replaces it"),
+        Error::NotTernary { .. } => Some("`bitnet convert --ternarize` does, for master weights"),
         Error::NoDevice(_) => Some("--device cpu runs on the processor; `bitnet doctor` shows what there is"),
         _ => None,
     }

@@ -30,6 +30,22 @@ pub enum Error {
         /// What was found and which values are supported.
         message: String,
     },
+    /// The weights have more magnitudes than ternary ones have.
+    #[error("{path}: not supported: {message}")]
+    NotTernary {
+        /// The file.
+        path: PathBuf,
+        /// Which tensor, what was found, and why it must be ternary.
+        message: String,
+    },
+    /// An output would take the place of something, and may not.
+    #[error("{path}: {message}")]
+    Occupied {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is there and what to do.
+        message: String,
+    },
     /// A request that cannot be carried out: too long, out of range, contradictory.
     #[error("{0}")]
     Request(String),

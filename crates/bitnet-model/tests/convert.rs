@@ -241,7 +241,7 @@ fn output_folders() {
     std::fs::create_dir(at("hf")).unwrap();
     Folder::online(Dtype::BF16).write(&at("hf"));
     let refusal = |out: &str, existing| match convert_to(&at("hf"), &at(out), existing).unwrap_err() {
-        Error::Request(message) => message,
+        error @ (Error::Request(_) | Error::Occupied { .. }) => error.to_string(),
         other => panic!("{other}"),
     };
     assert!(refusal("hf", Existing::Replace).contains("is the folder to convert"));

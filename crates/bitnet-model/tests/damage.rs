@@ -157,7 +157,7 @@ fn damaged_tensors() {
         &folder,
         "holds weights of 2 magnitudes, so it is not ternary",
     );
-    assert!(matches!(error, Error::Unsupported { .. }));
+    assert!(matches!(error, Error::NotTernary { .. }));
     folder.tensor(DOWN).set(80 * 3 + 2, f32::INFINITY);
     refuse_folder("an infinite float model", &folder, "holds inf at row 3, column 2");
 }

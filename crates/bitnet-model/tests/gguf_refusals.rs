@@ -323,13 +323,13 @@ fn what_was_decided_is_said() {
         assert!(official.contains(expected), "{official}");
     }
     assert!(notes("bitnet-i2s-spm").join("\n").contains("silu is used"));
-    assert!(!notes("llama-i2s").join("\n").contains("--activations"));
-    assert!(notes("llama-tq2").join("\n").contains("--activations float"));
+    assert!(!notes("llama-i2s").join("\n").contains("float activations"));
+    assert!(notes("llama-tq2").join("\n").contains("float activations"));
     let mut options = OpenOptions::default();
     options.activations = Some(ActQuant::None);
     let float = Checkpoint::open_with(oracle("llama-tq2"), options).unwrap();
     assert_eq!(float.config().act_quant, ActQuant::None);
-    assert!(!float.notes().join("\n").contains("--activations"));
+    assert!(!float.notes().join("\n").contains("float activations"));
     // The rule of spelling: the file names 369 alone.
     let eos = Checkpoint::open(oracle("b158-i2s")).unwrap().config().eos.clone();
     assert_eq!(eos, [369, 377]);

@@ -269,8 +269,8 @@ impl Checkpoint {
         let certain = q.is_none_or(|q| q.dtype() == Dtype::Gguf(super::dtype::GgufType::I2_S));
         if !certain && options.activations.is_none() {
             self.notes.push(
-                "inputs of linear layers are 8-bit, as a BitNet model needs; for TriLM and other weight-only models take \
-                 --activations float"
+                "inputs of linear layers are 8-bit, as a BitNet model needs; TriLM and other weight-only models need float \
+                 activations"
                     .into(),
             );
         }

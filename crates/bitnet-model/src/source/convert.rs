@@ -118,8 +118,10 @@ pub fn convert(
     let mut staging = Staging::begin(out)?;
     // Asked while no other run can write to the folder.
     if existing == Existing::Keep && !is_vacant(out)? {
-        let message = "is not empty; name a new folder, or replace the model in it with --force";
-        return Err(Error::Request(format!("{}: {message}", out.display())));
+        return Err(Error::Occupied {
+            path: out.to_owned(),
+            message: "is not empty; name a new folder, or let the model in it be replaced".to_owned(),
+        });
     }
     let file = staging.create(WEIGHTS)?;
     let written_bytes = Writer::new(file, &parts)

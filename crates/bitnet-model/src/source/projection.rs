@@ -532,16 +532,16 @@ impl<'a> Projection<'a> {
             MANY.. => format!("{MANY} magnitudes or more"),
             n => format!("{n} magnitudes"),
         };
-        Ok(self.weight.unsupported(match self.form {
-            Form::Baked { gguf: true, .. } => format!(
-                "holds weights of {count}, so it is not ternary; if these are the master weights of a BitNet model, ternarize them \
-                 (bitnet convert --ternarize)"
-            ),
-            _ => format!(
-                "holds weights of {count}, so it is not ternary: config.json has no quantization_config, and without one the weights must be 0 and plus or minus one value as \
-                 stored; if these are the master weights of a BitNet model, ternarize them (bitnet convert --ternarize)"
-            ),
-        }))
+        let why = match self.form {
+            Form::Baked { gguf: true, .. } => "",
+            _ => {
+                ": config.json has no quantization_config, and without one the weights must be 0 and plus or minus one value as \
+                 stored"
+            }
+        };
+        Ok(self.weight.not_ternary(format!(
+            "holds weights of {count}, so it is not ternary{why}; if these are the master weights of a BitNet model, ternarize them"
+        )))
     }
 
     fn rows_per_block(&self) -> usize {

@@ -261,6 +261,14 @@ impl<'a> Tensor<'a> {
     pub(crate) fn unsupported(&self, message: impl std::fmt::Display) -> Error {
         Error::unsupported(&self.file.path, format!("tensor `{}` {message}", self.name))
     }
+
+    /// An [`Error::NotTernary`] about it.
+    pub(crate) fn not_ternary(&self, message: impl std::fmt::Display) -> Error {
+        Error::NotTernary {
+            path: self.file.path.clone(),
+            message: format!("tensor `{}` {message}", self.name),
+        }
+    }
 }
 
 /// A checksum as a file holds it: XXH3 of 64 bits over the tensor's bytes, 16 hexadecimal digits.

@@ -72,10 +72,10 @@ pub fn convert_to_gguf(
     mut progress: impl FnMut(ConvertProgress<'_>) -> ControlFlow<()>,
 ) -> Result<(Converted, Vec<String>)> {
     if existing == Existing::Keep && out.symlink_metadata().is_ok() {
-        return Err(Error::Request(format!(
-            "{}: is there already; name a new file, or replace it with --force",
-            out.display()
-        )));
+        return Err(Error::Occupied {
+            path: out.to_owned(),
+            message: "is there already; name a new file, or let it be replaced".to_owned(),
+        });
     }
     let plan = Plan::new(source, kind)?;
     let mut notes = plan.notes();
@@ -198,7 +198,7 @@ impl<'a> Plan<'a> {
         }
         if config.act_quant == ActQuant::None {
             notes.push(
-                "GGUF cannot say that inputs of linear layers are not quantized; read it with --activations float".into(),
+                "GGUF cannot say that inputs of linear layers are not quantized; read it with float activations".into(),
             );
         }
         notes

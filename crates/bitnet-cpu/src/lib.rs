@@ -46,9 +46,10 @@ mod limits;
 mod matmul;
 
 pub use activations::{Activations, Norm, Precision};
+pub use bitnet_layout::Activation;
 pub use cpu::{Angles, Cpu, Heads};
 pub use error::{Error, Result};
-pub use float::{Gate, Write};
+pub use float::Write;
 pub use int8::{Int8Input, Int8Matrix};
 pub use kv::{KvCache, KvRows, KvShape, KvType, Places, Queries};
 pub use matmul::Output;

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
+use bitnet_layout::Activation;
 use bitnet_layout::row_tiles::{Group, ROWS};
 
 use crate::activations::{self, Activations, Precision};
 use crate::cpu::{Cpu, claim_bytes};
-use crate::float::{Finish, Gate, Sums, Write};
+use crate::float::{Finish, Sums, Write};
 use crate::gemm::{self, PANEL, Workspace};
 use crate::integer::{Stream, TILES, TOKEN_STEP};
 use crate::matrix::TernaryMatrix;
@@ -89,7 +90,7 @@ impl Cpu {
         &self,
         w: &TernaryMatrix,
         activations: &mut Activations,
-        gate: Gate,
+        gate: Activation,
         out: &mut [f32],
     ) {
         let n = w.n() / 2;
@@ -108,7 +109,7 @@ impl Cpu {
     ///
     /// # Panics
     /// When `x`, (tokens, 2 n), is not twice the size of `out`, or `out` is not whole rows.
-    pub fn gate(&self, gate: Gate, x: &[f32], n: usize, out: &mut [f32]) {
+    pub fn gate(&self, gate: Activation, x: &[f32], n: usize, out: &mut [f32]) {
         assert!(n > 0 && out.len().is_multiple_of(n) && x.len() == 2 * out.len());
         let n_tokens = out.len() / n;
         let out = Shards::new(out);

@@ -1,5 +1,7 @@
 //! What becomes of integer sums: scales, residual sums, gates.
 
+use bitnet_layout::Activation;
+
 use super::exp::exp;
 use super::isa::Isa;
 
@@ -12,22 +14,13 @@ pub enum Write {
     Add,
 }
 
-/// The gate of a feed-forward block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
-    /// `relu(gate)^2 * up`.
-    Relu2,
-    /// `gate * sigmoid(gate) * up`.
-    Silu,
-}
-
 /// What becomes of products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Finish {
     /// They are the output.
     Write(Write),
     /// The first half of the rows of a matrix gates the second.
-    Gate(Gate),
+    Gate(Activation),
 }
 
 /// Sums of products of codes with rows of activations, one tile after the other.
@@ -79,13 +72,13 @@ pub(super) fn finish<I: Isa>(isa: I, job: &Sums<'_>, y: &mut [&mut [f32]]) {
 }
 
 #[inline(always)]
-fn gated<I: Isa>(isa: I, gate: Gate, gates: I::Lanes, ups: I::Lanes) -> I::Lanes {
+fn gated<I: Isa>(isa: I, gate: Activation, gates: I::Lanes, ups: I::Lanes) -> I::Lanes {
     match gate {
-        Gate::Relu2 => {
+        Activation::Relu2 => {
             let gates = isa.relu(gates);
             isa.mul(isa.mul(gates, gates), ups)
         }
-        Gate::Silu => {
+        Activation::Silu => {
             let mut lanes = [0.0; 16];
             isa.store(gates, &mut lanes);
             for lane in &mut lanes {
@@ -98,7 +91,7 @@ fn gated<I: Isa>(isa: I, gate: Gate, gates: I::Lanes, ups: I::Lanes) -> I::Lanes
 
 /// `y = gate(gates) * ups`.
 #[inline(always)]
-pub(super) fn gate<I: Isa>(isa: I, kind: Gate, gates: &[f32], ups: &[f32], y: &mut [f32]) {
+pub(super) fn gate<I: Isa>(isa: I, kind: Activation, gates: &[f32], ups: &[f32], y: &mut [f32]) {
     for ((y, gates), ups) in y.chunks_mut(16).zip(gates.chunks(16)).zip(ups.chunks(16)) {
         let (mut g, mut u) = ([0.0; 16], [0.0; 16]);
         g[..gates.len()].copy_from_slice(gates);
@@ -119,7 +112,7 @@ mod tests {
         let mut y = [0.0; 3];
         gate(
             Portable,
-            Gate::Relu2,
+            Activation::Relu2,
             &[-2.0, 3.0, 0.5],
             &[1.0, 2.0, -4.0],
             &mut y,
@@ -127,7 +120,7 @@ mod tests {
         assert_eq!(y, [0.0, 18.0, -1.0]);
         gate(
             Portable,
-            Gate::Silu,
+            Activation::Silu,
             &[0.0, 1.0, -200.0],
             &[5.0, 2.0, 1.0],
             &mut y,
@@ -135,7 +128,7 @@ mod tests {
         assert_eq!((y[0], y[2]), (0.0, 0.0));
         assert!((y[1] - 1.462_117_2).abs() < 1e-6);
         let mut y = [0.0; 17];
-        for kind in [Gate::Relu2, Gate::Silu] {
+        for kind in [Activation::Relu2, Activation::Silu] {
             gate(Portable, kind, &[f32::NAN; 17], &[1.0; 17], &mut y);
             assert!(y.iter().all(|y| y.is_nan()), "a bad number is not hidden");
         }

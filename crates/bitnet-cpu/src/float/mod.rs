@@ -18,13 +18,14 @@ mod norm;
 mod read;
 mod ternary;
 
+use bitnet_layout::Activation;
 use bitnet_layout::row_tiles::Group;
 
 pub(crate) use attend::{Attend, Paged, QUERIES, ROOM, Scales};
 pub(crate) use dense::{TOKENS, Weights};
 pub(crate) use element::{Element, Narrow};
+pub use finish::Write;
 pub(crate) use finish::{Finish, Sums};
-pub use finish::{Gate, Write};
 pub(crate) use number::{Bf16, F16};
 
 use crate::Simd;
@@ -118,7 +119,7 @@ functions! {
     /// Writes, adds or gates products.
     finish = finish::finish: (job: &Sums<'_>, y: &mut [&mut [f32]]);
     /// `y = relu(gates)^2 * ups`, or `y = gates * sigmoid(gates) * ups`.
-    gate = finish::gate: (kind: Gate, gates: &[f32], ups: &[f32], y: &mut [f32]);
+    gate = finish::gate: (kind: Activation, gates: &[f32], ups: &[f32], y: &mut [f32]);
     /// Rotates a head by the angles of its position, given as cosines and sines (d / 2 each).
     rotate = norm::rotate: (x: &mut [f32], cos: &[f32], sin: &[f32]);
     /// Ternary tile times float activations: `y[r] = sum over k of t[r][k] * x[k]`.
@@ -170,7 +171,7 @@ mod tests {
                 .chain([inverse.to_bits(), sum as u32])
                 .collect(),
         ));
-        for (name, kind) in [("relu2", Gate::Relu2), ("silu", Gate::Silu)] {
+        for (name, kind) in [("relu2", Activation::Relu2), ("silu", Activation::Silu)] {
             (float.gate)(kind, &x, &w, &mut y);
             out.push((name, bits(&y)));
         }
@@ -184,8 +185,8 @@ mod tests {
         for finish in [
             Finish::Write(Write::Replace),
             Finish::Write(Write::Add),
-            Finish::Gate(Gate::Relu2),
-            Finish::Gate(Gate::Silu),
+            Finish::Gate(Activation::Relu2),
+            Finish::Gate(Activation::Silu),
         ] {
             let scales = [[0.3; 16], [1.7; 16], [1e-3; 16]];
             let (scales, gated, len) = match finish {

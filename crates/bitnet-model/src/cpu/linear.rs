@@ -1,9 +1,9 @@
 //! Ternary projections: norm, quantize, multiply.
 
-use bitnet_cpu::{Activations, Cpu, Gate, Norm, Output, TernaryMatrix, Write};
+use bitnet_cpu::{Activations, Cpu, Norm, Output, TernaryMatrix, Write};
 
 use super::check_len;
-use crate::{Activation, Config, Error, Result, TernaryTensor};
+use crate::{Config, Error, Result, TernaryTensor};
 
 /// Projections of one input: one matrix, or one for each projection where each norms that input in its own way.
 pub(super) struct Linear {
@@ -107,10 +107,7 @@ impl Linear {
         rows: &mut [f32],
         gated: &mut [f32],
     ) {
-        let gate = match c.activation {
-            Activation::Relu2 => Gate::Relu2,
-            Activation::Silu => Gate::Silu,
-        };
+        let gate = c.activation;
         if let [part] = &self.parts[..]
             && !self.is_split()
         {

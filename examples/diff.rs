@@ -24,7 +24,7 @@ fn main() -> anyhow::Result<()> {
             max_batch: BATCH,
             ..LoadOptions::default()
         };
-        open_backend(&checkpoint, &options)
+        open_backend(&checkpoint, options)
     };
     let batches = ids.chunks(BATCH).map(|ids| vec![(0, ids.to_vec())]);
     let batches: Vec<_> = batches.collect();

@@ -25,7 +25,10 @@ pub(crate) fn open(checkpoint: &Checkpoint, options: &LoadOptions) -> anyhow::Re
     let bar = Bar::loading(checkpoint.files(), Terminal::detect(false));
     let mut report = |done, total| bar.set(done, total);
     say_notes(checkpoint.notes());
-    Ok(open_backend(&Watched::new(checkpoint, &mut report), options)?)
+    Ok(open_backend(
+        &Watched::new(checkpoint, &mut report),
+        options.clone(),
+    )?)
 }
 
 /// Refuses a model that is not there.

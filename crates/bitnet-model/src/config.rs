@@ -2,6 +2,13 @@
 
 pub use bitnet_layout::Activation;
 
+use crate::error::{Error, Result};
+
+/// Inputs of a ternary linear layer: sums of 8-bit products over more would not fit 32 bits.
+pub(crate) const MAX_COLUMNS: usize = 1 << 23;
+/// Positions that 32-bit arithmetic on them can take without a thought.
+pub(crate) const MAX_POSITIONS: usize = 1 << 24;
+
 /// What happens to the input of a ternary linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActQuant {
@@ -11,8 +18,21 @@ pub enum ActQuant {
     None,
 }
 
-/// The shape and constants of a model. Built by [`crate::Checkpoint`], which checks every relation between the fields:
-/// holders may rely on `n_heads % n_kv_heads == 0`, an even `head_dim`, no zero dimension, and products that fit `usize`.
+/// The sizes of a model, for [`Config::new`]; each means what the field of [`Config`] of that name does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields of `Config` tell")]
+pub struct Shape {
+    pub d_model: usize,
+    pub d_ffn: usize,
+    pub n_layers: usize,
+    pub n_heads: usize,
+    pub n_kv_heads: usize,
+    pub head_dim: usize,
+    pub vocab: usize,
+}
+
+/// The shape and constants of a model, of a [`crate::Checkpoint`] or made by [`Config::new`] and changed from there. Back ends
+/// refuse one that breaks the rules of [`Config::check`] before they look at anything else.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
@@ -59,6 +79,128 @@ pub struct Config {
 }
 
 impl Config {
+    /// A model of this shape, otherwise as the BitNet b1.58 models of Microsoft are: squared ReLU, norms before o_proj and
+    /// down_proj, 8-bit inputs of linear layers, the embedding as output head; a rotary base of 500,000, epsilons of 1e-5, a context
+    /// of 4,096, and no tokens that begin or end a text.
+    ///
+    /// ```
+    /// use bitnet_model::{Config, Shape};
+    ///
+    /// let shape = Shape { d_model: 64, d_ffn: 128, n_layers: 2, n_heads: 4, n_kv_heads: 2, head_dim: 16, vocab: 50 };
+    /// let mut config = Config::new(shape)?;
+    /// config.eos = vec![49];
+    /// config.check()?;
+    /// assert!(Config::new(Shape { n_kv_heads: 3, ..shape }).is_err());
+    /// # Ok::<(), bitnet_model::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`Config::check`].
+    pub fn new(shape: Shape) -> Result<Self> {
+        let config = Self {
+            d_model: shape.d_model,
+            d_ffn: shape.d_ffn,
+            n_layers: shape.n_layers,
+            n_heads: shape.n_heads,
+            n_kv_heads: shape.n_kv_heads,
+            head_dim: shape.head_dim,
+            vocab: shape.vocab,
+            max_context: 4096,
+            rms_eps: 1e-5,
+            rope_theta: 500_000.0,
+            activation: Activation::Relu2,
+            sub_norms: true,
+            qk_norms: false,
+            linear_norm_eps: None,
+            act_quant: ActQuant::Int8,
+            tied_head: true,
+            has_head: true,
+            ternary_head: false,
+            bos: None,
+            eos: Vec::new(),
+        };
+        config.check().map(|()| config)
+    }
+
+    /// Refuses what no back end could run: a size of 0, query heads that are no multiple of the key heads, an odd head, columns that
+    /// are no multiple of 4 or more than 2^23, a context of more than 2^24, constants that are not positive, and tokens outside
+    /// the vocabulary.
+    ///
+    /// # Errors
+    /// Names the field and what it must be.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |message: String| Err(Error::Request(format!("the model's {message}")));
+        for (name, size) in [
+            ("d_model", self.d_model),
+            ("d_ffn", self.d_ffn),
+            ("n_layers", self.n_layers),
+            ("n_heads", self.n_heads),
+            ("n_kv_heads", self.n_kv_heads),
+            ("head_dim", self.head_dim),
+            ("vocab", self.vocab),
+            ("max_context", self.max_context),
+        ] {
+            if size == 0 {
+                return refuse(format!("{name} is 0; it must be at least 1"));
+            }
+        }
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
+            return refuse(format!(
+                "n_heads is {}, which is no multiple of n_kv_heads {}",
+                self.n_heads, self.n_kv_heads
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return refuse(format!(
+                "head_dim is {}; rotary embeddings need an even one",
+                self.head_dim
+            ));
+        }
+        for (name, columns) in [
+            ("d_model", self.d_model),
+            ("d_ffn", self.d_ffn),
+            ("n_heads * head_dim", self.n_heads.saturating_mul(self.head_dim)),
+        ] {
+            if !columns.is_multiple_of(4) || columns > MAX_COLUMNS {
+                return refuse(format!(
+                    "{name} is {columns}; it must be a multiple of 4 and at most {MAX_COLUMNS}"
+                ));
+            }
+        }
+        if self.max_context > MAX_POSITIONS {
+            return refuse(format!(
+                "max_context is {}; it must be at most {MAX_POSITIONS}",
+                self.max_context
+            ));
+        }
+        // Ids have 32 bits, and the largest matrix is of f32.
+        let table = self.vocab.saturating_mul(self.d_model).saturating_mul(4);
+        if u32::try_from(self.vocab).is_err() || isize::try_from(table).is_err() {
+            return refuse(format!("vocab is {}, which no memory holds", self.vocab));
+        }
+        for (name, constant) in [
+            ("rms_eps", self.rms_eps),
+            ("rope_theta", self.rope_theta),
+            ("linear_norm_eps", self.linear_norm_eps.unwrap_or(1.0)),
+        ] {
+            if !(constant > 0.0 && constant.is_finite()) {
+                return refuse(format!("{name} is {constant}; it must be positive"));
+            }
+        }
+        match self
+            .bos
+            .iter()
+            .chain(&self.eos)
+            .find(|&&id| id as usize >= self.vocab)
+        {
+            None => Ok(()),
+            Some(id) => refuse(format!(
+                "bos or eos is {id}, which is not below its vocab {}",
+                self.vocab
+            )),
+        }
+    }
+
     /// Columns of o_proj: `n_heads * head_dim`.
     #[must_use]
     pub fn d_q(&self) -> usize {

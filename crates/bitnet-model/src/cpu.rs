@@ -100,6 +100,7 @@ impl CpuBackend {
     /// memory cannot be had.
     pub fn new(source: &dyn WeightSource, options: CpuOptions) -> Result<Self> {
         let config = source.config().clone();
+        config.check()?;
         for (value, name) in [
             (options.context, "context"),
             (options.n_seqs, "number of sequences"),

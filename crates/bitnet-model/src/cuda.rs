@@ -35,6 +35,21 @@ pub struct CudaOptions {
     pub sync: bool,
 }
 
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self {
+            device: 0,
+            context: 4096,
+            n_seqs: 1,
+            kv_bytes: None,
+            max_batch: 512,
+            lm_head: LmHead::default(),
+            weights: WeightForm::default(),
+            sync: false,
+        }
+    }
+}
+
 /// A model on a GPU. Its results depend on the request alone: not on the rest of the batch, or how a prompt was cut.
 pub struct CudaBackend {
     engine: Engine,
@@ -52,8 +67,9 @@ impl CudaBackend {
     ///
     /// # Errors
     /// When there is no usable GPU, it has too little memory, its kernels do not support the model, or the source fails.
-    pub fn new(source: &dyn WeightSource, options: &CudaOptions) -> Result<Self> {
+    pub fn new(source: &dyn WeightSource, options: CudaOptions) -> Result<Self> {
         let config = source.config().clone();
+        config.check()?;
         let refuse = |what: &str| {
             Err(Error::Device(format!(
                 "the GPU kernels do not support {what}; use the processor"

@@ -63,7 +63,7 @@ pub use bitnet_cpu::{KvType, Simd};
 pub use bitnet_cuda::engine::{Part, PartTime, Profile};
 pub use bitnet_layout::Token;
 pub use chat::{ChatTemplate, Message};
-pub use config::{ActQuant, Activation, Config};
+pub use config::{ActQuant, Activation, Config, Shape};
 pub use cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBackend, CudaOptions, cuda_probe};

@@ -13,7 +13,7 @@ use crate::{
 /// Tokens of context where neither the caller nor a smaller limit of the model says otherwise.
 const DEFAULT_CONTEXT: usize = 4096;
 
-/// Where a model runs.
+/// Where a model runs. The list is closed, so that whoever maps it to something else hears of a new device.
 ///
 /// ```
 /// use bitnet_model::Device;
@@ -65,7 +65,7 @@ impl fmt::Display for Device {
     }
 }
 
-/// How to load a model.
+/// How to load a model. There may be more of it in a later version: `..LoadOptions::default()`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadOptions {
     /// Where it runs.
@@ -192,7 +192,7 @@ impl Model {
         };
         Ok(Self {
             files,
-            backend: open_backend(&Watched::new(&checkpoint, report), &options)?,
+            backend: open_backend(&Watched::new(&checkpoint, report), options)?,
             tokenizer,
             chat,
             generation,
@@ -311,7 +311,7 @@ impl Model {
 ///
 /// # let folder = "../bitnet-cli/demo-model";
 /// let checkpoint = Checkpoint::open(folder)?;
-/// let mut backend = open_backend(&checkpoint, &Device::Cpu.into())?;
+/// let mut backend = open_backend(&checkpoint, Device::Cpu)?;
 /// // Three tokens of a prompt; the logits of the last one.
 /// let mut session = Session::new(backend.as_mut());
 /// let logits = session.step(&[(0, &[752, 54, 71])], Want::Logits(&[2]))?;
@@ -321,7 +321,8 @@ impl Model {
 ///
 /// # Errors
 /// When this build does not know the device, or the device cannot hold the model.
-pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<Box<dyn Backend>> {
+pub fn open_backend(source: &dyn WeightSource, options: impl Into<LoadOptions>) -> Result<Box<dyn Backend>> {
+    let options = options.into();
     let trained = source.config().max_context;
     let context = match options.context {
         None => trained.min(DEFAULT_CONTEXT),
@@ -351,7 +352,7 @@ pub fn open_backend(source: &dyn WeightSource, options: &LoadOptions) -> Result<
             };
             Ok(Box::new(CpuBackend::new(source, options)?))
         }
-        Device::Cuda(index) => open_cuda(source, options, context, index),
+        Device::Cuda(index) => open_cuda(source, &options, context, index),
     }
 }
 
@@ -388,7 +389,7 @@ fn open_cuda(
         weights: options.weights,
         sync: false,
     };
-    Ok(Box::new(crate::CudaBackend::new(source, &options)?))
+    Ok(Box::new(crate::CudaBackend::new(source, options)?))
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -83,7 +83,7 @@ pub fn negative_log_likelihood(logits: &[f32], id: u32) -> f64 {
 ///
 /// # let folder = "../bitnet-cli/demo-model";
 /// let checkpoint = Checkpoint::open(folder)?;
-/// let mut backend = open_backend(&checkpoint, &Device::Cpu.into())?;
+/// let mut backend = open_backend(&checkpoint, Device::Cpu)?;
 /// let chunking = Chunking::new(512, None)?;
 /// let perplexity = chunking.perplexity(backend.as_mut(), &[752, 54, 71, 64], |_, _| ())?;
 /// assert_eq!(perplexity.n_scored, 3);

@@ -14,7 +14,7 @@ use crate::transformer::{Backend, Spec, Want};
 ///
 /// # let folder = "../bitnet-cli/demo-model";
 /// let checkpoint = Checkpoint::open(folder)?;
-/// let mut backend = open_backend(&checkpoint, &Device::Cpu.into())?;
+/// let mut backend = open_backend(&checkpoint, Device::Cpu)?;
 /// let mut session = Session::new(backend.as_mut());
 /// // Three tokens of a prompt, then one more; the logits of the last one.
 /// session.step(&[(0, &[752, 54, 71])], Want::Nothing)?;

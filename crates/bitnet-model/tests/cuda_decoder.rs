@@ -31,7 +31,7 @@ fn open(checkpoint: &Checkpoint, n_seqs: usize) -> Option<CudaBackend> {
         weights: WeightForm::Ternary,
         sync: false,
     };
-    Some(CudaBackend::new(checkpoint, &options).unwrap())
+    Some(CudaBackend::new(checkpoint, options).unwrap())
 }
 
 /// What one request is: a prompt, and how many tokens are chosen how.

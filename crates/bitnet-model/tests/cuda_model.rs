@@ -57,7 +57,7 @@ fn greedy_tokens_are_those_of_the_cpu() {
         weights: WeightForm::Ternary,
         sync: false,
     };
-    let mut gpu = CudaBackend::new(&checkpoint, &options).unwrap();
+    let mut gpu = CudaBackend::new(&checkpoint, options).unwrap();
     let prompt: Vec<u32> = (0..PROMPT).map(|i| ((i * 7919 + 13) % vocab) as u32).collect();
     let last = prompt[PROMPT - 1];
     let before = &prompt[..PROMPT - 1];

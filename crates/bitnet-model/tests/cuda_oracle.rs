@@ -45,7 +45,7 @@ fn open(checkpoint: &Checkpoint, n_seqs: usize) -> Option<CudaBackend> {
         println!("not tested: {error}");
         return None;
     }
-    Some(CudaBackend::new(checkpoint, &options(n_seqs)).unwrap())
+    Some(CudaBackend::new(checkpoint, options(n_seqs)).unwrap())
 }
 
 fn arg_max(logits: &[f32]) -> u32 {
@@ -306,7 +306,7 @@ fn what_does_not_fit_is_refused() {
         context: 1 << 26,
         ..options(1 << 10)
     };
-    let error = CudaBackend::new(&checkpoint, &too_large)
+    let error = CudaBackend::new(&checkpoint, too_large)
         .err()
         .unwrap()
         .to_string();
@@ -348,7 +348,7 @@ fn near_the_plain_one(band: f64, other: &CudaOptions) {
         let Some(mut plain) = open(&checkpoint, 1) else {
             return;
         };
-        let mut other = CudaBackend::new(&checkpoint, other).unwrap();
+        let mut other = CudaBackend::new(&checkpoint, other.clone()).unwrap();
         let prompt = &expected(&folder(name))[0];
         let (ids, n) = (&prompt.ids, prompt.ids.len());
         let rows: Vec<usize> = (0..n).collect();

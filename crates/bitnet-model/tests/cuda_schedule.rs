@@ -35,7 +35,7 @@ fn each_request_gets_what_it_gets_alone() {
     let is_checked = std::env::var_os("BITNET_GPU_CHECKED").is_some();
     let (n_seeds, n_requests) = if is_checked { (1, 4) } else { (12, 40) };
     let checkpoint = Checkpoint::open(prompts::folder("bitnet-bf16")).unwrap();
-    let open = |options: &CudaOptions| CudaBackend::new(&checkpoint, options).unwrap();
+    let open = |options: CudaOptions| CudaBackend::new(&checkpoint, options).unwrap();
     // Keys and values of 64 positions in all layers, of heads padded to a power of two, two bytes each.
     let c = checkpoint.config();
     let padded = c.head_dim.next_power_of_two().max(32);
@@ -45,8 +45,8 @@ fn each_request_gets_what_it_gets_alone() {
         let n_seqs = 1 + seed as usize * 3;
         // Plenty of pages, or hardly enough for one and a half.
         let kv_bytes = [None, Some(9 * page_bytes), Some(6 * page_bytes)][seed as usize % 3];
-        let mut alone = open(&options(4, 64, None));
-        let mut shared = open(&options(n_seqs, 1 + 7 * seed as usize % 40, kv_bytes));
+        let mut alone = open(options(4, 64, None));
+        let mut shared = open(options(n_seqs, 1 + 7 * seed as usize % 40, kv_bytes));
         let seen = check(seed, n_requests, &mut alone, &mut shared);
         println!("seed {seed}: {seen:?}");
         set_back += seen.set_back;

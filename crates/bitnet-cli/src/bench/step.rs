@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         weights: WeightForm::Ternary,
         sync: false,
     };
-    let mut backend = CudaBackend::new(&checkpoint, &options)?;
+    let mut backend = CudaBackend::new(&checkpoint, options)?;
     let vocab = checkpoint.config().vocab;
     let ids: Vec<u32> = (0..args.depth).map(|i| (i * 7919 % vocab) as u32).collect();
     let name = backend.spec().name.clone();

@@ -57,7 +57,7 @@ struct Sequence {
 ///
 /// # let folder = "../bitnet-cli/demo-model";
 /// let checkpoint = Checkpoint::open(folder)?;
-/// let mut backend = open_backend(&checkpoint, &Device::Cpu.into())?;
+/// let mut backend = open_backend(&checkpoint, Device::Cpu)?;
 /// let mut pages = Pages::new(backend.spec());
 /// let (seq, found) = pages.open(&[752, 54, 71], 0);
 /// assert_eq!(found, 0);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{Error, Logprob, Result, Sampling, SpecialTokens};
 
-/// How to continue a prompt.
+/// How to continue a prompt. There may be more of it in a later version: `..GenerateOptions::default()`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GenerateOptions {
     /// How tokens are chosen.
@@ -207,7 +207,7 @@ pub enum EndedBy {
     StopString(String),
 }
 
-/// Why generation ended.
+/// Why generation ended. The list is closed, so that whoever maps it to something else hears of a new reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
     /// The model ended the sequence, or a mask says that it is complete.

@@ -11,12 +11,8 @@ use super::fields::Fields;
 use super::files::Files;
 use super::roles::HfNames;
 use super::storage::{Quantization, Storage, quantization};
+use crate::config::{MAX_COLUMNS, MAX_POSITIONS};
 use crate::{ActQuant, Activation, Config, Error, Result};
-
-/// Inputs of a ternary linear layer: sums of 8-bit products over more would not fit 32 bits.
-const MAX_COLUMNS: usize = 1 << 23;
-/// Positions that 32-bit arithmetic on them can take without a thought.
-const MAX_POSITIONS: usize = 1 << 24;
 
 /// A parsed configuration.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use crate::{Config, Dense, DenseDtype, LayerWeights, Result, WeightSource};
 /// # let folder = "../bitnet-cli/demo-model";
 /// let checkpoint = Checkpoint::open(folder)?;
 /// let mut report = |done, total| eprint!("\r{done} of {total} bytes");
-/// let backend = open_backend(&Watched::new(&checkpoint, &mut report), &LoadOptions::default())?;
+/// let backend = open_backend(&Watched::new(&checkpoint, &mut report), LoadOptions::default())?;
 /// # Ok::<(), bitnet_model::Error>(())
 /// ```
 pub struct Watched<'a> {
@@ -116,7 +116,7 @@ mod tests {
         let checkpoint = Checkpoint::open(folder).unwrap();
         let mut reports = Vec::new();
         let mut report = |done, total| reports.push((done, total));
-        open_backend(&Watched::new(&checkpoint, &mut report), &Device::Cpu.into()).unwrap();
+        open_backend(&Watched::new(&checkpoint, &mut report), Device::Cpu).unwrap();
         let total = bytes(&checkpoint, "");
         let norm = bytes(&checkpoint, "model.norm.");
         assert_eq!(reports[0], (0, total));

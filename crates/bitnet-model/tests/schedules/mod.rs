@@ -181,7 +181,10 @@ impl Answer {
             Event::Finished { reason, timings, .. } => {
                 assert_eq!(timings.decode_tokens, self.tokens.len().saturating_sub(1));
                 let before = timings.queued + timings.prefill;
-                assert!(self.tokens.is_empty() || before <= timings.first_token, "{timings:?}");
+                assert!(
+                    self.tokens.is_empty() || before <= timings.first_token,
+                    "{timings:?}"
+                );
                 assert_eq!(self.reason, None, "a second end");
                 self.reason = Some(reason);
             }

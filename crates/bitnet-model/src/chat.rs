@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -60,10 +61,10 @@ impl Message {
 /// assert_eq!(prompt, "User:Hello!<|eot_id|>Assistant:");
 /// # Ok::<(), bitnet_model::Error>(())
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ChatTemplate {
     /// Compiled, or why it cannot be used.
-    template: Result<Template, String>,
+    template: Result<Arc<Template>, String>,
     /// What error messages call the template.
     origin: String,
     special_tokens: BTreeMap<String, String>,
@@ -130,7 +131,7 @@ impl ChatTemplate {
     ) -> Result<Self> {
         let template = Template::new(source).map_err(|e| Error::invalid(&origin, describe(&e)))?;
         Ok(Self {
-            template: Ok(template),
+            template: Ok(Arc::new(template)),
             origin,
             special_tokens,
             built_in: false,
@@ -157,7 +158,7 @@ impl ChatTemplate {
 
     fn compiled(&self) -> Result<&Template> {
         self.template
-            .as_ref()
+            .as_deref()
             .map_err(|reason| Error::Request(reason.clone()))
     }
 
@@ -165,6 +166,14 @@ impl ChatTemplate {
     #[must_use]
     pub fn is_built_in(&self) -> bool {
         self.built_in
+    }
+
+    /// Whether it looks at `tools`, and so has a form of its own for them.
+    #[must_use]
+    pub fn knows_tools(&self) -> bool {
+        self.template
+            .as_ref()
+            .is_ok_and(|template| template.knows_tools())
     }
 
     /// The prompt of a conversation, up to where the assistant's answer begins.

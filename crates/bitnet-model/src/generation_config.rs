@@ -60,12 +60,23 @@ impl GenerationConfig {
     /// When the file exists and cannot be read, is no JSON object, sets a value of a wrong type or out of range, or asks for
     /// what is not implemented and would change the tokens.
     pub fn from_files(files: &Files) -> Result<Self> {
+        Self::over(files, Sampling::default())
+    }
+
+    /// As [`GenerationConfig::from_files`], with other values for what the file leaves open.
+    ///
+    /// # Errors
+    /// As for [`GenerationConfig::from_files`].
+    pub fn over(files: &Files, default: Sampling) -> Result<Self> {
         let Some(fields) = Fields::read(files, FILE)? else {
-            return Ok(Self::default());
+            return Ok(Self {
+                sampling: default,
+                stop_strings: Vec::new(),
+            });
         };
         refuse_what_is_not_implemented(&fields)?;
         let config = Self {
-            sampling: sampling(&fields)?,
+            sampling: sampling(&fields, default)?,
             stop_strings: strings(&fields, "stop_strings")?,
         };
         config
@@ -100,8 +111,7 @@ fn refuse_what_is_not_implemented(fields: &Fields) -> Result<()> {
     Ok(())
 }
 
-fn sampling(fields: &Fields) -> Result<Sampling> {
-    let default = Sampling::default();
+fn sampling(fields: &Fields, default: Sampling) -> Result<Sampling> {
     let number = |key: &str| match fields.get(key).map(|value| (value, value.as_f64())) {
         None => Ok(None),
         Some((_, Some(number))) => Ok(Some(number as f32)),

@@ -85,6 +85,21 @@ impl Sampling {
         !self.logit_bias.is_empty() || !self.bad_words.is_empty() || self.no_repeat_ngram > 0
     }
 
+    /// Draws from the model's own distribution: temperature 1, no cuts, no penalties, which is what OpenAI's API does where a request
+    /// says nothing. Its penalties count the answer alone.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_last_n: usize::MAX,
+            penalize_prompt: false,
+            ..Self::default()
+        }
+    }
+
     /// Always the most likely token.
     #[must_use]
     pub fn greedy() -> Self {

@@ -56,6 +56,7 @@ const MAX_SOURCE: usize = 1 << 20;
 pub(crate) struct Template {
     tree: ast::Tree,
     source_len: usize,
+    knows_tools: bool,
 }
 
 impl Template {
@@ -67,11 +68,23 @@ impl Template {
                 source.len()
             )));
         }
-        let tree = on_own_stack(|| parser::parse(lexer::tokens(source)?))?;
+        let (tree, knows_tools) = on_own_stack(|| {
+            let tokens = lexer::tokens(source)?;
+            let is_tools =
+                |token: &lexer::Token| matches!(&token.tok, lexer::Tok::Name(name) if name == "tools");
+            let knows_tools = tokens.iter().any(is_tools);
+            Ok((parser::parse(tokens)?, knows_tools))
+        })?;
         Ok(Self {
             tree,
             source_len: source.len(),
+            knows_tools,
         })
+    }
+
+    /// Whether it names the variable `tools`.
+    pub(crate) fn knows_tools(&self) -> bool {
+        self.knows_tools
     }
 
     /// The text that the template makes of `variables`.

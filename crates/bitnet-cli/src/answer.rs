@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::ops::ControlFlow;
 
+use bitnet_model::schedule::Mask;
 use bitnet_model::{Event, GenerateOptions, Generation, Generator, Prompt};
 
 use crate::interrupt::Guard;
@@ -13,6 +14,8 @@ use crate::terminal::{Terminal, width};
 pub(crate) struct Answerer<'m> {
     pub(crate) generator: Generator<'m>,
     pub(crate) options: GenerateOptions,
+    /// What each answer must obey, at its beginning.
+    pub(crate) mask: Option<Box<dyn Mask>>,
     pub(crate) facts: Facts,
     pub(crate) terminal: Terminal,
     /// Whether statistics follow each answer.
@@ -23,9 +26,10 @@ impl Answerer<'_> {
     /// Generates without printing.
     pub(crate) fn collect(&mut self, prompt: Prompt<'_>) -> anyhow::Result<Generation> {
         let answering = Guard::answering();
+        let mask = self.mask();
         let generation = self
             .generator
-            .generate(prompt, &self.options, |_| answering.flow())?;
+            .generate_masked(prompt, &self.options, mask, |_| answering.flow())?;
         Ok(generation)
     }
 
@@ -35,27 +39,34 @@ impl Answerer<'_> {
         let spinner = terminal.spinner("reading the prompt".to_owned());
         let mut out = std::io::stdout().lock();
         let mut written = Ok(());
-        let generation = self.generator.generate(prompt, &self.options, |event| {
-            if let Event::Prefill { done, total } = event {
-                spinner.set_message(format!("reading the prompt {done}/{total}"));
-            } else if !spinner.is_finished() {
-                spinner.finish_and_clear();
-            }
-            if !event.text().is_empty() {
-                written = out
-                    .write_all(terminal.printable(event.text()).as_bytes())
-                    .and_then(|()| out.flush());
-            }
-            if written.is_err() {
-                ControlFlow::Break(())
-            } else {
-                answering.flow()
-            }
-        });
+        let mask = self.mask();
+        let generation = self
+            .generator
+            .generate_masked(prompt, &self.options, mask, |event| {
+                if let Event::Prefill { done, total } = event {
+                    spinner.set_message(format!("reading the prompt {done}/{total}"));
+                } else if !spinner.is_finished() {
+                    spinner.finish_and_clear();
+                }
+                if !event.text().is_empty() {
+                    written = out
+                        .write_all(terminal.printable(event.text()).as_bytes())
+                        .and_then(|()| out.flush());
+                }
+                if written.is_err() {
+                    ControlFlow::Break(())
+                } else {
+                    answering.flow()
+                }
+            });
         spinner.finish_and_clear();
         // A reader that is gone outranks what it no longer waits for.
         written?;
         Ok(generation?)
+    }
+
+    fn mask(&self) -> Option<Box<dyn Mask>> {
+        self.mask.as_ref().map(|mask| mask.fork())
     }
 
     /// The statistics of an answer, if they are wanted.

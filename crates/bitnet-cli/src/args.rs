@@ -171,14 +171,7 @@ impl PromptArgs {
     pub(crate) fn given(&self) -> anyhow::Result<Option<String>> {
         match (&self.prompt, &self.file) {
             (Some(text), _) => Ok(Some(text.clone())),
-            (None, Some(path)) => {
-                let bytes = match is_open_already(path) {
-                    true => bounded(std::fs::File::open(path), path)?,
-                    false => read_file(path, MAX_PROMPT)?,
-                };
-                let text = String::from_utf8(bytes);
-                Ok(Some(text.with_context(|| path.display().to_string())?))
-            }
+            (None, Some(path)) => read_text(path).map(Some),
             (None, None) => Ok(None),
         }
     }
@@ -194,6 +187,15 @@ impl PromptArgs {
         let bytes = bounded(Ok(std::io::stdin().lock()), Path::new("stdin"))?;
         String::from_utf8(bytes).context("stdin")
     }
+}
+
+/// The text of a file, or of what a shell put in the place of one.
+pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
+    let bytes = match is_open_already(path) {
+        true => bounded(std::fs::File::open(path), path)?,
+        false => read_file(path, MAX_PROMPT)?,
+    };
+    String::from_utf8(bytes).with_context(|| path.display().to_string())
 }
 
 /// Most bytes of a prompt; the longest context has room for fewer, but texts that are scored are longer than a context.

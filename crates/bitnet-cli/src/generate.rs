@@ -8,6 +8,7 @@ use bitnet_model::{ChatTemplate, FinishReason, GenerateOptions, Message, Model, 
 
 use crate::answer::Answerer;
 use crate::args::{self, CacheArgs, DeviceArgs, ModelArgs, PromptArgs, SamplingArgs};
+use crate::constraint::{Constraint, ConstraintArgs};
 use crate::failure::hinted;
 use crate::report::{self, Facts};
 use crate::terminal::{Terminal, say};
@@ -91,6 +92,8 @@ struct TextArgs {
     #[arg(long, value_name = "FILE")]
     chat_template_file: Option<PathBuf>,
     #[command(flatten)]
+    constraint: ConstraintArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -133,6 +136,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(_) => String::new(),
         None => text.prompt.read(NO_PROMPT)?,
     };
+    let constraint = text.constraint.read()?;
     let terminal = Terminal::detect(text.simple_io);
     interrupt::install()?;
     let mut model = text.load(terminal)?;
@@ -148,7 +152,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => Prompt::Text(&prompt),
     };
 
-    let mut answerer = text.answerer(&mut model, terminal);
+    let mut answerer = text.answerer(&mut model, constraint.as_ref(), terminal)?;
     let generation = if args.json {
         let generation = answerer.collect(prompt)?;
         let object = report::object(&generation, &answerer.facts);
@@ -181,6 +185,7 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
 
 fn converse(text: &TextArgs, chat_format: bool) -> anyhow::Result<ExitCode> {
     let first = text.prompt.given()?;
+    let constraint = text.constraint.read()?;
     let terminal = Terminal::detect(text.simple_io);
     interrupt::install()?;
     let mut model = text.load(terminal)?;
@@ -193,7 +198,7 @@ fn converse(text: &TextArgs, chat_format: bool) -> anyhow::Result<ExitCode> {
         model.backend().spec().name,
         model.backend().spec().context
     );
-    let answerer = text.answerer(&mut model, terminal);
+    let answerer = text.answerer(&mut model, constraint.as_ref(), terminal)?;
     repl::run(
         answerer,
         repl::Setup {
@@ -240,7 +245,12 @@ impl TextArgs {
         }
     }
 
-    fn answerer<'m>(&self, model: &'m mut Model, terminal: Terminal) -> Answerer<'m> {
+    fn answerer<'m>(
+        &self,
+        model: &'m mut Model,
+        constraint: Option<&Constraint>,
+        terminal: Terminal,
+    ) -> anyhow::Result<Answerer<'m>> {
         let GenerateOptions {
             sampling, mut stop, ..
         } = model.generate_options();
@@ -258,12 +268,13 @@ impl TextArgs {
             draft_max: self.draft_max,
             ..GenerateOptions::default()
         };
-        Answerer {
+        Ok(Answerer {
             facts: Facts::new(model, options.sampling.seed),
+            mask: constraint.map(|constraint| constraint.mask(model)).transpose()?,
             generator: model.generator(),
             options,
             terminal,
             statistics: !self.quiet,
-        }
+        })
     }
 }

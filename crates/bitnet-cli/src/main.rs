@@ -22,6 +22,7 @@ mod model;
 mod repl;
 
 mod args;
+mod constraint;
 mod convert;
 mod list;
 mod pull;

@@ -20,7 +20,7 @@ use crate::failure::{also_hinted, hinted, usage};
 use crate::flags;
 
 /// Flags that belong to one run: what to do it with, where its results go, what it prints.
-const OF_ONE_RUN: [&str; 27] = [
+const OF_ONE_RUN: [&str; 30] = [
     "help",
     "version",
     "config",
@@ -49,6 +49,9 @@ const OF_ONE_RUN: [&str; 27] = [
     "gguf-type",
     "ternarize",
     "lines",
+    "json-schema",
+    "grammar",
+    "grammar-file",
 ];
 
 /// Flags that mean something else in a command than the setting of the same name in others: a default for those would be an

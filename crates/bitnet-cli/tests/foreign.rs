@@ -20,6 +20,8 @@ fn what_has_the_same_meaning_works() {
         &["-n", "1", "--top-k", "-1"],
         &["--max-new-tokens", "1", "--top_k", "5"],
         &["-n", "1", "-ctk", "f32"],
+        &["-n", "1", "--grammar", "root ::= [a-z]+"],
+        &["-n", "1", "-j", "{}"],
         &[
             "-n",
             "1",
@@ -62,7 +64,6 @@ fn the_rest_is_refused_by_its_name() {
         (&["-fa", "off"], "-fa", "attention"),
         (&["--n-gpu-layers", "99"], "--n-gpu-layers", "--device"),
         (&["--mirostat", "2"], "--mirostat", "--top-p"),
-        (&["--grammar", "root ::= x"], "--grammar", "prompt"),
         (&["--lora", "a"], "--lora", "merge"),
         (&["-sysf", "a"], "-sysf", "--system"),
         (&["--do_sample"], "--do_sample", "--temp"),

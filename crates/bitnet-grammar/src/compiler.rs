@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use bitnet_model::schedule::Mask;
-use bitnet_model::{Result, Tokenizer};
+use bitnet_model::{Config, Tokenizer};
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::InferenceCapabilities;
@@ -84,6 +84,13 @@ impl Compiler {
                 factory: OnceLock::new(),
             }),
         }
+    }
+
+    /// For a model of this tokenizer and shape, whose answers end where a scheduler ends them.
+    #[must_use]
+    pub fn of_model(tokenizer: &Tokenizer, config: &Config) -> Self {
+        let eos: Vec<u32> = config.eos.iter().chain(tokenizer.end_ids()).copied().collect();
+        Self::new(tokenizer, config.vocab, &eos)
     }
 
     /// Makes what the vocabulary needs, where it is not made: for those who want the first grammar to be as fast as others.

@@ -13,7 +13,30 @@ pub(crate) struct Follower {
     matcher: Matcher,
     is_lark: bool,
     tokens: TokEnv,
+    scout: Scout,
 }
+
+/// A second matcher that goes ahead along what is forced. That costs the library memory of which each matcher has so much, and a
+/// guess must cost no answer anything.
+enum Scout {
+    NotSent,
+    Sent(Box<Matcher>),
+    Lost,
+}
+
+impl Scout {
+    /// Does what the first matcher does.
+    fn follow(&mut self, step: impl FnOnce(&mut Matcher) -> bool) {
+        if let Self::Sent(matcher) = self
+            && !step(matcher)
+        {
+            *self = Self::Lost;
+        }
+    }
+}
+
+/// Bytes that are looked at for forced tokens.
+const AHEAD: usize = 512;
 
 impl Follower {
     /// At the beginning of an answer. What allows no first token is refused.
@@ -26,6 +49,7 @@ impl Follower {
                 matcher,
                 is_lark,
                 tokens,
+                scout: Scout::NotSent,
             }),
             Err(error) => Err(explained(&matcher, &error.to_string(), is_lark)),
         }
@@ -63,11 +87,14 @@ impl Mask for Follower {
         self.matcher
             .consume_token(id)
             .map_err(|error| self.failed(&error))?;
+        self.scout.follow(|matcher| matcher.consume_token(id).is_ok());
         Ok(self.matcher.is_stopped())
     }
 
     fn rollback(&mut self, n: usize) -> Result<()> {
-        self.matcher.rollback(n).map_err(|error| self.failed(&error))
+        self.matcher.rollback(n).map_err(|error| self.failed(&error))?;
+        self.scout.follow(|matcher| matcher.rollback(n).is_ok());
+        Ok(())
     }
 
     fn fork(&self) -> Box<dyn Mask> {
@@ -75,14 +102,23 @@ impl Mask for Follower {
             matcher: self.matcher.deep_clone(),
             is_lark: self.is_lark,
             tokens: self.tokens.clone(),
+            scout: Scout::NotSent,
         })
     }
 
     fn forced(&mut self) -> Vec<u32> {
-        let bytes = self.matcher.compute_ff_bytes();
-        if bytes.is_empty() {
+        if matches!(self.scout, Scout::NotSent) {
+            self.scout = Scout::Sent(Box::new(self.matcher.deep_clone()));
+        }
+        let Scout::Sent(scout) = &mut self.scout else {
+            return Vec::new();
+        };
+        let mut bytes = scout.compute_ff_bytes();
+        if scout.is_error() {
+            self.scout = Scout::Lost;
             return Vec::new();
         }
+        bytes.truncate(AHEAD);
         self.tokens.tokenize_bytes(&bytes)
     }
 }

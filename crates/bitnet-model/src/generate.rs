@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use crate::chat::{ChatTemplate, Message};
 use crate::detokenizer::Detokenizer;
 use crate::error::{Error, Result};
-use crate::schedule::{self, FinishReason, GenerateOptions, Request, ScheduleOptions, Scheduler, Timings};
+use crate::schedule::{
+    self, FinishReason, GenerateOptions, Mask, Request, ScheduleOptions, Scheduler, Timings,
+};
 use crate::tokenizer::Tokenizer;
 use crate::transformer::Backend;
 
@@ -187,9 +189,25 @@ impl<'m> Generator<'m> {
         &mut self,
         prompt: Prompt<'_>,
         options: &GenerateOptions,
+        on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Generation> {
+        self.generate_masked(prompt, options, None, on_event)
+    }
+
+    /// As [`Generator::generate`], for an answer that obeys `mask` where one is given.
+    ///
+    /// # Errors
+    /// As for [`Generator::generate`], and what the mask says.
+    pub fn generate_masked(
+        &mut self,
+        prompt: Prompt<'_>,
+        options: &GenerateOptions,
+        mask: Option<Box<dyn Mask>>,
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Generation> {
-        let mut all = self.generate_many(&[prompt], options, |_, event| on_event(event))?;
+        let mut request = Request::new(self.prompt_ids(prompt)?, options.clone());
+        request.mask = mask;
+        let mut all = self.run(vec![request], options, |_, event| on_event(event))?;
         Ok(all.swap_remove(0))
     }
 
@@ -220,7 +238,7 @@ impl<'m> Generator<'m> {
         &mut self,
         prompts: &[Prompt<'_>],
         options: &GenerateOptions,
-        mut on_event: impl FnMut(usize, Event<'_>) -> ControlFlow<()>,
+        on_event: impl FnMut(usize, Event<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>> {
         // All are checked before anything is computed.
         let requests = prompts.iter().map(|&prompt| {
@@ -229,6 +247,16 @@ impl<'m> Generator<'m> {
             Ok(request)
         });
         let requests: Vec<Request> = requests.collect::<Result<_>>()?;
+        self.run(requests, options, on_event)
+    }
+
+    /// Continues what was checked.
+    fn run(
+        &mut self,
+        requests: Vec<Request>,
+        options: &GenerateOptions,
+        mut on_event: impl FnMut(usize, Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<Generation>> {
         let runs = requests.into_iter().map(|request| {
             let prompt_ids = request.prompt.clone();
             Ok(Run {

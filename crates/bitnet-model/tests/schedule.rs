@@ -5,7 +5,9 @@ mod schedules;
 
 use std::ops::ControlFlow;
 
-use bitnet_model::schedule::{Event, FinishReason, GenerateOptions, Request, ScheduleOptions, Scheduler};
+use bitnet_model::schedule::{
+    Drafts, Event, FinishReason, GenerateOptions, Mask, Request, ScheduleOptions, Scheduler,
+};
 use bitnet_model::{Checkpoint, CpuBackend, CpuOptions, Engine, Error, KvMemory, Sampling};
 use schedules::toy::{Toy, VOCAB};
 use schedules::{Seen, check};
@@ -187,6 +189,86 @@ fn several_answers_share_a_prompt_and_draw_from_seeds_of_their_own() {
     let mut other = options.clone();
     other.sampling = options.sampling.of_choice(2);
     assert_eq!(answers(1, &other).0[0], three[2]);
+}
+
+/// Allows one text alone.
+#[derive(Clone)]
+struct Only {
+    text: Vec<u32>,
+    taken: usize,
+}
+
+impl Mask for Only {
+    fn allowed(&mut self, bits: &mut [u32]) -> bitnet_model::Result<()> {
+        let id = self.text[self.taken];
+        bits[id as usize / 32] |= 1 << (id % 32);
+        Ok(())
+    }
+
+    fn accept(&mut self, id: u32) -> bitnet_model::Result<bool> {
+        assert_eq!(id, self.text[self.taken]);
+        self.taken += 1;
+        Ok(self.taken == self.text.len())
+    }
+
+    fn rollback(&mut self, n: usize) -> bitnet_model::Result<()> {
+        self.taken -= n;
+        Ok(())
+    }
+
+    fn fork(&self) -> Box<dyn Mask> {
+        Box::new(self.clone())
+    }
+
+    fn forced(&mut self) -> Vec<u32> {
+        self.text[self.taken..].to_vec()
+    }
+}
+
+#[test]
+fn what_a_mask_forces_is_computed_in_one_step() {
+    let text: Vec<u32> = (10..30).collect();
+    for (draft_max, most) in [(0, 20), (8, 4), (64, 2)] {
+        let mut toy = Toy::new(4, 200, 64, 0);
+        let options = ScheduleOptions {
+            drafts: Drafts::All,
+            ..ScheduleOptions::default()
+        };
+        let mut scheduler = Scheduler::new(Box::new(&mut toy), None, options);
+        let request = Request {
+            mask: Some(Box::new(Only {
+                text: text.clone(),
+                taken: 0,
+            })),
+            ..Request::new(
+                vec![40, 41, 42],
+                GenerateOptions {
+                    draft_max,
+                    ..greedy(50)
+                },
+            )
+        };
+        scheduler.submit(request).unwrap();
+        let told: Vec<Event> = steps(&mut scheduler)
+            .into_iter()
+            .flatten()
+            .map(|(_, event)| event)
+            .collect();
+        let ids = told.iter().filter_map(|event| match event {
+            Event::Token { id, .. } => Some(*id),
+            _ => None,
+        });
+        assert_eq!(ids.collect::<Vec<u32>>(), text);
+        assert!(matches!(
+            told.last(),
+            Some(Event::Finished {
+                reason: FinishReason::Stop,
+                ..
+            })
+        ));
+        drop(scheduler);
+        assert!(toy.steps.len() <= most, "{draft_max}: {:?}", toy.steps);
+    }
 }
 
 #[test]

@@ -21,7 +21,6 @@ const AFFINITY: &str =
     "threads are placed by the system; `taskset` or `numactl` before the command place them, -t counts them";
 const SAMPLER: &str =
     "there is no such sampler; --temp, --top-k, --top-p, --min-p and the penalties choose tokens";
-const GRAMMAR: &str = "output cannot be constrained yet; ask for the form in the prompt, and --stop ends it";
 const DRAFT: &str = "there is no speculative decoding with a second model";
 const ROPE: &str = "positions are computed as config.json says; -c sets the context";
 const LOGS: &str = "there is no log; -q turns the statistics on stderr off";
@@ -240,10 +239,7 @@ pub(super) const TABLE: &[(&str, Here)] = &[
          --mirostat-lr --mirostat-ent -bs --backend-sampling --tfs --penalize-nl",
         See(SAMPLER),
     ),
-    (
-        "--grammar --grammar-file -j --json-schema -jf --json-schema-file",
-        See(GRAMMAR),
-    ),
+    ("-jf --json-schema-file", Is("--json-schema")),
     // Speculative decoding.
     ("--draft --draft-n", Is("--draft-max")),
     (

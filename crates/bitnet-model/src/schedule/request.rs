@@ -51,7 +51,7 @@ pub trait Mask: Send {
     /// One in the same state, for another answer of the same request.
     fn fork(&self) -> Box<dyn Mask>;
     /// Tokens that are likely to come next because the text of them is all that is allowed, such as the rest of a name. They are
-    /// guesses: what is chosen in the end is what would have been chosen without them.
+    /// guesses, of ids of the vocabulary: what is chosen in the end is what would have been chosen without them.
     fn forced(&mut self) -> Vec<u32> {
         Vec::new()
     }

@@ -310,6 +310,20 @@ impl Sequence {
         Ok(chosen)
     }
 
+    /// Up to `most` tokens that may come next, and how likely each of them does if those before it do: what its mask forces, else what
+    /// its text has said before.
+    pub(super) fn guess(&mut self, most: usize) -> Option<(f64, Vec<u32>)> {
+        /// Of what a mask forces, other tokens can have the same text.
+        const FORCED: f64 = 0.9;
+        let speculator = self.speculator.as_ref().filter(|_| most > 0)?;
+        let mut forced = self.mask.as_mut().map_or_else(Vec::new, |mask| mask.forced());
+        forced.truncate(most);
+        if !forced.is_empty() {
+            return Some((FORCED, forced));
+        }
+        Some((speculator.confidence()?, speculator.propose(&self.text, most)))
+    }
+
     /// Whether its next token depends on nothing but the logits and its sampler, so that a device may choose it.
     pub(super) fn suits_device(&self) -> bool {
         let sampling = self.sampler.sampling();

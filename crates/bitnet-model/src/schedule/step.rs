@@ -164,33 +164,33 @@ impl Scheduler<'_> {
     }
 
     /// Adds guesses where they pay, up to `room` of them.
-    fn draft(&self, parts: &mut [Part], mut room: usize) {
+    fn draft(&mut self, parts: &mut [Part], mut room: usize) {
         let mut rows = parts.len();
         let mut tokens = rows as f64;
-        let mut order: Vec<(usize, f64)> = Vec::new();
+        let mut order: Vec<(usize, f64, Vec<u32>)> = Vec::new();
         for (p, part) in parts.iter().enumerate() {
-            let speculator = self.running[part.at].speculator.as_ref();
-            order.extend(speculator.and_then(|s| s.confidence()).map(|hits| (p, hits)));
+            let sequence = &mut self.running[part.at];
+            let most = sequence
+                .draft_max
+                .min(sequence.limit - sequence.answered() - 1)
+                .min(room);
+            order.extend(sequence.guess(most).map(|(hits, guess)| (p, hits, guess)));
         }
         // The best guesses first.
         order.sort_by(|a, b| b.1.total_cmp(&a.1));
-        for (p, hits) in order {
-            let sequence = &self.running[parts[p].at];
-            let left = sequence.limit - sequence.answered() - 1;
-            let most = sequence.draft_max.min(left).min(room);
-            let plain = (self.device.exists() && rows == 1)
-                .then(|| self.device_seconds())
-                .flatten();
+        for (p, hits, mut guess) in order {
+            let most = guess.len().min(room);
+            let decodes_alone = self.device.exists() && rows == 1 && self.running[parts[p].at].suits_device();
+            let plain = decodes_alone.then(|| self.device_seconds()).flatten();
             let n = match self.options.drafts {
                 Drafts::All => most,
                 Drafts::Paying => self.pace.best(plain, tokens, rows, hits, most),
             };
-            if let (Some(speculator), true) = (&sequence.speculator, n > 0) {
-                parts[p].draft = speculator.propose(&sequence.text, n);
-                room -= n;
-                rows += n;
-                tokens += (1..=n as i32).map(|i| hits.powi(i)).sum::<f64>();
-            }
+            guess.truncate(n);
+            parts[p].draft = guess;
+            room -= n;
+            rows += n;
+            tokens += (1..=n as i32).map(|i| hits.powi(i)).sum::<f64>();
         }
     }
 

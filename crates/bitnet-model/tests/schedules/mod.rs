@@ -35,15 +35,26 @@ impl Rng {
     }
 }
 
-/// Forbids a third of the tokens, others after each token, and ends the answer after some.
+/// Forbids a third of the tokens, others after each token, allows a single one now and then, and ends the answer after some.
 #[derive(Clone)]
 struct Thirds {
     taken: Vec<u32>,
     most: usize,
 }
 
+impl Thirds {
+    /// The only token that may come next, where there is only one.
+    fn only(&self) -> Option<u32> {
+        (self.taken.len() % 5 >= 2).then(|| 6 + (self.taken.len() as u32 + self.taken[0]) % 7)
+    }
+}
+
 impl Mask for Thirds {
     fn allowed(&mut self, bits: &mut [u32]) -> Result<()> {
+        if let Some(id) = self.only() {
+            bits[id as usize / 32] |= 1 << (id % 32);
+            return Ok(());
+        }
         let turn = self.taken.len() + self.taken.last().map_or(0, |&id| id as usize);
         for (word, bits) in bits.iter_mut().enumerate() {
             assert_eq!(*bits, 0, "a mask is asked with nothing allowed");
@@ -68,6 +79,18 @@ impl Mask for Thirds {
 
     fn fork(&self) -> Box<dyn Mask> {
         Box::new(self.clone())
+    }
+
+    fn forced(&mut self) -> Vec<u32> {
+        let mut ahead = self.clone();
+        let mut forced = Vec::new();
+        while let Some(id) = ahead.only() {
+            forced.push(id);
+            ahead.taken.push(id);
+        }
+        // A guess that is not always right.
+        forced.extend(forced.last().copied());
+        forced
     }
 }
 

@@ -44,6 +44,7 @@ mod int8;
 mod kv;
 mod limits;
 mod matmul;
+mod screen;
 
 pub use activations::{Activations, Norm, Precision};
 pub use bitnet_layout::Activation;
@@ -55,4 +56,5 @@ pub use kv::{KvCache, KvRows, KvShape, KvType, Places, Queries};
 pub use matmul::Output;
 pub use matrix::{DenseMatrix, DenseType, TernaryMatrix};
 pub use memory::Rows;
+pub use screen::{Ask, Best, ScreenCounts, ScreenMatrix, ScreenRoom};
 pub use simd::{Simd, UnknownSimd};

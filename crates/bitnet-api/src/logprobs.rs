@@ -119,14 +119,16 @@ impl Namer {
     fn advance(&mut self, bytes: &[u8]) {
         self.partial.extend_from_slice(bytes);
         let mut kept = 0;
-        for chunk in self.partial.utf8_chunks() {
+        let mut chunks = self.partial.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
             self.n_chars += chunk.valid().chars().count();
             let invalid = chunk.invalid();
             // What the text's end cuts off may become a character yet; what is no beginning of one is U+FFFD.
-            let may_go_on = std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
-            match invalid.is_empty() || may_go_on {
-                true => kept = invalid.len(),
-                false => self.n_chars += 1,
+            let is_cut = std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
+            if is_cut && chunks.peek().is_none() {
+                kept = invalid.len();
+            } else if !invalid.is_empty() {
+                self.n_chars += 1;
             }
         }
         self.partial.drain(..self.partial.len() - kept);

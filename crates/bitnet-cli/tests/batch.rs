@@ -115,6 +115,48 @@ fn each_line_is_answered_in_openais_form() {
 }
 
 #[test]
+fn lines_may_have_schemas_tools_and_several_prompts() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let schema = json!({ "type": "object", "properties": { "n": { "enum": [7, 8] } }, "required": ["n"], "additionalProperties": false });
+    let tool = json!({ "type": "function", "function": { "name": "f", "parameters": schema } });
+    let mut shaped = chat("shaped", "1 + 1");
+    shaped["body"]["response_format"] =
+        json!({ "type": "json_schema", "json_schema": { "name": "n", "schema": schema } });
+    let mut called = chat("called", "1 + 1");
+    called["body"]["tools"] = json!([tool]);
+    called["body"]["tool_choice"] = json!("required");
+    let mut streamed = chat("streamed", "1 + 1");
+    streamed["body"]["stream"] = json!(true);
+    let scored = json!({ "custom_id": "scored", "url": "/v1/completions", "body": {
+        "prompt": ["1 + 1 = 2", "2 + 2 = 4"], "echo": true, "logprobs": 1, "max_tokens": 0
+    } });
+    write(folder, &[shaped, called, streamed, scored]);
+    stdout(&batch(folder, &[]));
+    let answers = answers(folder);
+    let value: Value = serde_json::from_str(content(&answers["shaped"])).unwrap();
+    assert!(value["n"] == 7 || value["n"] == 8, "{value}");
+    let choice = &answers["called"]["response"]["body"]["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("tool_calls"), &Value::Null)
+    );
+    assert_eq!(choice["message"]["tool_calls"][0]["function"]["name"], "f");
+    assert_eq!(
+        answers["streamed"]["response"]["body"]["error"]["param"],
+        "stream"
+    );
+    let choices = answers["scored"]["response"]["body"]["choices"]
+        .as_array()
+        .unwrap();
+    assert_eq!(
+        (&choices[0]["text"], &choices[1]["text"]),
+        (&json!("1 + 1 = 2"), &json!("2 + 2 = 4"))
+    );
+    assert!(choices[1]["logprobs"]["token_logprobs"][3].as_f64().unwrap() <= 0.0);
+}
+
+#[test]
 fn an_interrupted_run_goes_on_and_answers_nothing_twice() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

@@ -1,147 +1,63 @@
-//! One answer as a line of the output, in OpenAI's form.
+//! Requests and answers as lines of files.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use bitnet_api::{ApiError, Job, Served, chat, completion, parse};
+use serde_json::{Map, Value, json};
 
-use bitnet_model::schedule::Event;
-use bitnet_model::{FinishReason, Logprob, Tokenizer};
-use serde_json::{Value, json};
-
-use super::ask::{Ask, Refusal};
-
-/// What JSON has for a log-probability of minus infinity.
-const LOWEST: f32 = -9999.0;
-
-/// An answer that is being given, or was.
-pub(super) struct Answer {
-    number: usize,
-    custom_id: String,
-    model: String,
-    is_chat: bool,
-    wants_logprobs: bool,
-    prompt_tokens: usize,
-    cached_tokens: usize,
-    choices: Vec<Choice>,
-    failure: Option<Refusal>,
-}
-
-#[derive(Clone, Default)]
-struct Choice {
-    text: String,
-    n_tokens: usize,
-    logprobs: Vec<Value>,
-    reason: Option<FinishReason>,
-}
-
-impl Answer {
-    pub(super) fn new(number: usize, custom_id: &str, model: &str, ask: &Ask) -> Self {
-        Self {
-            number,
-            custom_id: custom_id.to_owned(),
-            model: model.to_owned(),
-            is_chat: ask.is_chat,
-            wants_logprobs: ask.request.logprobs.is_some(),
-            prompt_tokens: ask.request.prompt.len(),
-            cached_tokens: 0,
-            choices: vec![Choice::default(); ask.request.n],
-            failure: None,
+/// Reads a line of OpenAI's batch format, or its body alone. `None` of a number of tokens goes on until the model stops.
+pub(super) fn read(line: &Map<String, Value>, served: &mut Served) -> Result<Job, ApiError> {
+    let (mut body, url) = match line.get("body") {
+        Some(Value::Object(body)) => (body.clone(), line.get("url").and_then(Value::as_str)),
+        Some(_) => return Err(ApiError::invalid("body", "body: an object is expected")),
+        None => (line.clone(), None),
+    };
+    let is_chat = match url {
+        None => body.contains_key("messages"),
+        Some("/v1/chat/completions") => true,
+        Some("/v1/completions") => false,
+        Some(url) => {
+            let message =
+                format!("url is {url:?}: /v1/chat/completions and /v1/completions are answered here");
+            return Err(ApiError::invalid("url", message));
         }
+    };
+    if let Some(Value::Bool(true)) = body.get("stream") {
+        return Err(ApiError::invalid(
+            "stream",
+            "stream is true, and a line of a file is written in one piece",
+        ));
     }
-
-    /// Takes what happened; whether that was the end.
-    pub(super) fn take(&mut self, event: Event, tokenizer: Option<&Tokenizer>) -> bool {
-        match event {
-            Event::Started { cached } => self.cached_tokens = cached,
-            Event::Token {
-                choice,
-                id,
-                text,
-                logprob,
-            } => {
-                let choice = &mut self.choices[choice];
-                choice.text.push_str(&text);
-                choice.n_tokens += 1;
-                choice
-                    .logprobs
-                    .extend(logprob.map(|l| logprob_entry(id, &l, tokenizer)));
-            }
-            Event::Finished {
-                choice, reason, text, ..
-            } => {
-                let choice = &mut self.choices[choice];
-                choice.text.push_str(&text);
-                choice.reason = Some(reason);
-            }
-            Event::Failed(error) => self.failure = Some(Refusal::of(&error)),
-            _ => {}
-        }
-        self.failure.is_some() || self.choices.iter().all(|choice| choice.reason.is_some())
+    if !is_chat && !body.contains_key("prompt") {
+        let message = "there is neither a prompt nor messages";
+        return Err(ApiError::invalid("prompt", message));
     }
-
-    pub(super) fn is_error(&self) -> bool {
-        self.failure.is_some()
-    }
-
-    /// The line of the output.
-    pub(super) fn line(&self) -> Value {
-        if let Some(refusal) = &self.failure {
-            return refused(self.number, &self.custom_id, refusal);
-        }
-        let created = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |time| time.as_secs());
-        let choices: Vec<Value> = (0..)
-            .zip(&self.choices)
-            .map(|(i, choice)| self.choice(i, choice))
-            .collect();
-        let completion_tokens: usize = self.choices.iter().map(|choice| choice.n_tokens).sum();
-        let (prefix, object) = if self.is_chat {
-            ("chatcmpl", "chat.completion")
-        } else {
-            ("cmpl", "text_completion")
-        };
-        let body = json!({
-            "id": format!("{prefix}-{}", self.number),
-            "object": object,
-            "created": created,
-            "model": self.model,
-            "choices": choices,
-            "usage": {
-                "prompt_tokens": self.prompt_tokens,
-                "completion_tokens": completion_tokens,
-                "total_tokens": self.prompt_tokens + completion_tokens,
-                "prompt_tokens_details": { "cached_tokens": self.cached_tokens },
-            },
-        });
-        wrapped(self.number, &self.custom_id, 200, &body)
-    }
-
-    fn choice(&self, index: usize, choice: &Choice) -> Value {
-        let reason = match choice.reason {
-            Some(FinishReason::Stop | FinishReason::StopString) => "stop",
-            _ => "length",
-        };
-        if self.is_chat {
-            let logprobs = self
-                .wants_logprobs
-                .then(|| json!({ "content": choice.logprobs, "refusal": null }));
-            return json!({
-                "index": index,
-                "message": { "role": "assistant", "content": choice.text, "refusal": null },
-                "logprobs": logprobs,
-                "finish_reason": reason,
-            });
-        }
-        let logprobs = self.wants_logprobs.then(|| completion_logprobs(&choice.logprobs));
-        json!({ "index": index, "text": choice.text, "logprobs": logprobs, "finish_reason": reason })
+    // The file was written for some service; here one model answers.
+    body.remove("model");
+    // OpenAI's default for completions in its own format; who gives a prompt alone has the flags.
+    served.completion_tokens = match url {
+        Some(_) => Some(16),
+        None => served.defaults.max_tokens,
+    };
+    if is_chat {
+        chat(served, body)
+    } else {
+        completion(served, body)
     }
 }
 
-/// The line of a request that is not answered.
-pub(super) fn refused(number: usize, custom_id: &str, refusal: &Refusal) -> Value {
-    wrapped(number, custom_id, refusal.status, &refusal.body())
+/// A line of the input as JSON.
+pub(super) fn line(text: &str) -> Result<Map<String, Value>, ApiError> {
+    parse(text.as_bytes()).map_err(|error| ApiError {
+        message: error.message.replacen("the body", "the line", 1),
+        ..error
+    })
 }
 
-fn wrapped(number: usize, custom_id: &str, status: u16, body: &Value) -> Value {
+/// The line of an answer, or of what is wrong with the request.
+pub(super) fn written(number: usize, custom_id: &str, answer: Result<&str, &ApiError>) -> Value {
+    let (status, body) = match answer {
+        Ok(text) => (200, serde_json::from_str(text).unwrap_or_default()),
+        Err(error) => (error.status, error.body()),
+    };
     json!({
         "id": format!("batch_req_{number}"),
         "custom_id": custom_id,
@@ -150,56 +66,44 @@ fn wrapped(number: usize, custom_id: &str, status: u16, body: &Value) -> Value {
     })
 }
 
-fn logprob_entry(id: u32, logprob: &Logprob, tokenizer: Option<&Tokenizer>) -> Value {
-    let entry = |id: u32, logprob: f32| {
-        let bytes = tokenizer.map_or_else(Vec::new, |tokenizer| bytes(tokenizer, id));
-        json!({
-            "token": String::from_utf8_lossy(&bytes),
-            "logprob": logprob.max(LOWEST),
-            "bytes": bytes,
-        })
-    };
-    let mut own = entry(id, logprob.logprob);
-    let top: Vec<Value> = logprob
-        .top
-        .iter()
-        .map(|&(id, logprob)| entry(id, logprob))
-        .collect();
-    own["top_logprobs"] = Value::Array(top);
-    own
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitnet_model::{Device, Model};
 
-/// The bytes of a token, as it is inside a text.
-fn bytes(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
-    let decoded = || tokenizer.decode(&[id]).unwrap_or_default().into_bytes();
-    tokenizer.token_bytes(id).unwrap_or_else(decoded)
-}
-
-/// The older form of the completions endpoint, from the newer one.
-fn completion_logprobs(entries: &[Value]) -> Value {
-    let of = |name: &str| -> Vec<Value> { entries.iter().map(|entry| entry[name].clone()).collect() };
-    let mut offset = 0;
-    let (mut offsets, mut tops) = (Vec::new(), Vec::new());
-    for entry in entries {
-        offsets.push(offset);
-        offset += entry["token"].as_str().map_or(0, |token| token.chars().count());
-        let mut top = serde_json::Map::new();
-        // The chosen token is one of them.
-        for one in entry["top_logprobs"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .chain([entry])
-        {
-            let token = one["token"].as_str().unwrap_or_default();
-            top.entry(token).or_insert_with(|| one["logprob"].clone());
+    #[test]
+    fn lines_are_bodies_or_openais_format() {
+        let model = Model::load("demo-model", Device::Cpu).unwrap();
+        let mut served = Served::new(&model, vec!["demo".to_owned()]).unwrap();
+        let mut max_tokens = |text: &str| {
+            let job = read(&line(text)?, &mut served)?;
+            Ok::<_, ApiError>((job.is_chat, job.requests[0].options.max_tokens))
+        };
+        let chat = r#"{"custom_id": "a", "url": "/v1/chat/completions", "body": {"model": "gpt", "messages": [{"role": "user", "content": "a"}]}}"#;
+        assert_eq!(max_tokens(chat), Ok((true, None)));
+        assert_eq!(
+            max_tokens(r#"{"url": "/v1/completions", "body": {"prompt": [1]}}"#),
+            Ok((false, Some(16)))
+        );
+        assert_eq!(max_tokens(r#"{"prompt": [1]}"#), Ok((false, None)));
+        for (text, param) in [
+            (r#"{"url": "/v1/images", "body": {}}"#, "url"),
+            (r#"{"body": 5}"#, "body"),
+            (r#"{}"#, "prompt"),
+            (r#"{"prompt": [1], "stream": true}"#, "stream"),
+            (r#"{"prompt": [1], "temperature": -1}"#, "temperature"),
+        ] {
+            assert_eq!(
+                max_tokens(text).unwrap_err().param.as_deref(),
+                Some(param),
+                "{text}"
+            );
         }
-        tops.push(Value::Object(top));
+        let error = max_tokens("{\"prompt\"").unwrap_err();
+        assert!(
+            error.message.starts_with("the line is not JSON"),
+            "{}",
+            error.message
+        );
     }
-    json!({
-        "tokens": of("token"),
-        "token_logprobs": of("logprob"),
-        "top_logprobs": tops,
-        "text_offset": offsets,
-    })
 }

@@ -1,7 +1,5 @@
 //! `bitnet batch`: answer a file of requests.
 
-mod ask;
-
 mod answer;
 mod output;
 
@@ -11,9 +9,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
+use bitnet_api::{Answers, ApiError, Served};
 use bitnet_model::schedule::{Event, Id, ScheduleOptions};
-use bitnet_model::{ChatTemplate, GenerateOptions, Model, Scheduler};
-use serde_json::Value;
+use bitnet_model::{GenerateOptions, Model, Scheduler};
+use serde_json::{Map, Value};
 
 use crate::args::{self, CacheArgs, DeviceArgs, ModelArgs, SamplingArgs};
 use crate::failure::hinted;
@@ -21,15 +20,13 @@ use crate::interrupt::{self, Guard};
 use crate::model;
 use crate::progress::Bar;
 use crate::terminal::{Terminal, say};
-use answer::Answer;
-use ask::{Ask, Refusal};
-use output::Answers;
+use output::Output;
 
 /// Answer a file of requests
 ///
 /// Each line of the input is one: OpenAI's batch format (custom_id, method, url, body) for /v1/chat/completions and
 /// /v1/completions, or {"prompt": "..."} or {"messages": [...]} alone. Each line of the output answers one, in the order in
-/// which they end; custom_id, or else line-N, says which. What a request leaves open is taken from the flags. Answers are
+/// which they end; custom_id, or else line-N, says which. Fields are those of the server, streams apart. What a request leaves open is taken from the flags. Answers are
 /// kept in OUTPUT.part until all are there: after an interruption the same command goes on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -78,7 +75,7 @@ struct Line {
     number: usize,
     custom_id: String,
     /// What stands there, or what is wrong with it.
-    request: Result<Value, Refusal>,
+    request: Result<Map<String, Value>, ApiError>,
 }
 
 /// Runs `bitnet batch`.
@@ -101,14 +98,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let terminal = Terminal::detect(false);
     interrupt::install()?;
-    let (mut answers, done) = Answers::open(&args.output)?;
+    let (mut output, done) = Output::open(&args.output)?;
     let todo: Vec<&Line> = lines
         .iter()
         .filter(|line| !done.contains(&line.custom_id))
         .collect();
     let n_before = lines.len() - todo.len();
     if todo.is_empty() {
-        answers.complete()?;
+        output.complete()?;
         if !args.quiet {
             say!("{}: all {} answers are there", args.output.display(), lines.len());
         }
@@ -118,7 +115,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     options.n_seqs = args.parallel;
     options.kv_memory = args.cache.kv_memory.unwrap_or_default();
     let loaded = model::load(&args.model.files()?, options, terminal)?;
-    let mut batch = Batch::new(args, loaded);
+    let mut batch = Batch::new(args, loaded)?;
     let bar = terminal.draws().then(|| Bar::requests("answers"));
     let progress = |n: usize| {
         if let Some(bar) = &bar {
@@ -130,7 +127,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let begun = Instant::now();
     let guard = Guard::working();
-    let all_done = batch.answer(&todo, &mut answers, &guard, progress)?;
+    let all_done = batch.answer(&todo, &mut output, &guard, progress)?;
     drop(bar);
     let stats = batch.scheduler.stats();
     if !args.quiet {
@@ -148,14 +145,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         );
     }
     if all_done {
-        answers.complete()?;
+        output.complete()?;
         return Ok(ExitCode::SUCCESS);
     }
     say!(
         "{} of {} answers are in {}; the same command goes on",
         n_before + batch.n_answers,
         lines.len(),
-        answers.path().display()
+        output.path().display()
     );
     Ok(interrupt::status())
 }
@@ -167,75 +164,84 @@ fn lines(text: &str) -> Vec<Line> {
         .filter(|(_, line)| !line.trim().is_empty());
     lines
         .map(|(number, line)| {
-            let parsed: Result<Value, _> = serde_json::from_str(line);
-            let custom_id = parsed
+            let request = answer::line(line);
+            let custom_id = request
                 .as_ref()
                 .ok()
-                .and_then(|value| value.get("custom_id")?.as_str());
+                .and_then(|line| line.get("custom_id")?.as_str());
             Line {
                 number,
                 custom_id: custom_id.map_or_else(|| format!("line-{number}"), str::to_owned),
-                request: parsed.map_err(|e| Refusal::not_json(&e)),
+                request,
             }
         })
         .collect()
 }
 
+/// A line that is being answered.
+struct Running {
+    custom_id: String,
+    answers: Answers,
+    /// Its requests, one a prompt.
+    ids: Vec<Id>,
+}
+
 /// What is under way.
 struct Batch {
     scheduler: Scheduler<'static>,
-    chat: Option<ChatTemplate>,
-    defaults: GenerateOptions,
-    model: String,
+    served: Served,
     parallel: usize,
-    running: HashMap<Id, Answer>,
+    /// By number of line.
+    running: HashMap<usize, Running>,
+    /// The line and the prompt of each request.
+    requests: HashMap<Id, (usize, usize)>,
     n_answers: usize,
     n_errors: usize,
 }
 
 impl Batch {
-    fn new(args: &Args, model: Model) -> Self {
-        let defaults = GenerateOptions {
-            sampling: args.sampling.apply(model.generate_options().sampling),
-            max_tokens: usize::try_from(args.n_predict).ok(),
-            ..model.generate_options()
-        };
+    fn new(args: &Args, model: Model) -> anyhow::Result<Self> {
         let options = ScheduleOptions {
             // Nobody waits for a token: prompts are computed in as large pieces as a step takes.
             chunk: Some(usize::MAX),
             ..ScheduleOptions::default()
         };
-        let name = model.files().to_string();
-        let (scheduler, chat) = model.into_parts(options);
-        Self {
-            scheduler,
-            chat,
-            defaults,
-            model: name,
+        let mut served = Served::new(&model, vec![model.files().to_string()])?;
+        served.max_n = 128;
+        served.has_priorities = true;
+        served.defaults = GenerateOptions {
+            sampling: args.sampling.apply(model.generate_options().sampling),
+            max_tokens: usize::try_from(args.n_predict).ok(),
+            ..model.generate_options()
+        };
+        Ok(Self {
+            scheduler: model.into_scheduler(options),
+            served,
             parallel: args.parallel,
             running: HashMap::new(),
+            requests: HashMap::new(),
             n_answers: 0,
             n_errors: 0,
-        }
+        })
     }
 
     /// Answers `todo`; false where a signal ended it before.
     fn answer(
         &mut self,
         todo: &[&Line],
-        answers: &mut Answers,
+        output: &mut Output,
         guard: &Guard,
         progress: impl Fn(usize),
     ) -> anyhow::Result<bool> {
         let mut todo = todo.iter();
         loop {
             // Enough wait that whoever ends is followed at once.
-            while self.running.len() < 2 * self.parallel {
+            while self.requests.len() < 2 * self.parallel {
                 let Some(line) = todo.next() else { break };
-                if let Err(refusal) = self.submit(line) {
+                if let Err(error) = self.submit(line) {
                     self.n_answers += 1;
                     self.n_errors += 1;
-                    answers.write(&answer::refused(line.number, &line.custom_id, &refusal))?;
+                    output.write(&answer::written(line.number, &line.custom_id, Err(&error)))?;
                 }
             }
             progress(self.n_answers);
@@ -246,35 +252,74 @@ impl Batch {
                 return Ok(false);
             }
             for (id, event) in self.scheduler.step() {
-                self.take(id, event, answers)?;
+                self.take(id, event, output)?;
             }
         }
     }
 
-    fn submit(&mut self, line: &Line) -> Result<(), Refusal> {
-        let value = line.request.as_ref().map_err(Clone::clone)?;
-        let mut defaults = self.defaults.clone();
+    fn submit(&mut self, line: &Line) -> Result<(), ApiError> {
+        let fields = line.request.as_ref().map_err(Clone::clone)?;
+        let mut job = answer::read(fields, &mut self.served)?;
         // The same prompt twice is two answers.
-        defaults.sampling = defaults.sampling.of_choice(line.number);
-        let tokenizer = self.scheduler.tokenizer();
-        let ask = Ask::read(value, &defaults, tokenizer, self.chat.as_ref())?;
-        let answer = Answer::new(line.number, &line.custom_id, &self.model, &ask);
-        let id = self.scheduler.submit(ask.request).map_err(|e| Refusal::of(&e))?;
-        self.running.insert(id, answer);
+        let seed = self.served.defaults.sampling.of_choice(line.number).seed;
+        let answers = Answers::new(&self.served, &job, &line.number.to_string());
+        for request in &mut job.requests {
+            if !job.is_seeded {
+                request.options.sampling.seed = seed;
+            }
+            self.scheduler
+                .check_request(request)
+                .map_err(|e| ApiError::from(&e))?;
+        }
+        let mut ids = Vec::with_capacity(job.requests.len());
+        for (prompt, request) in job.requests.into_iter().enumerate() {
+            match self.scheduler.submit(request) {
+                Ok(id) => {
+                    ids.push(id);
+                    self.requests.insert(id, (line.number, prompt));
+                }
+                Err(error) => {
+                    self.cancel(&ids);
+                    return Err(ApiError::from(&error));
+                }
+            }
+        }
+        let custom_id = line.custom_id.clone();
+        let running = Running {
+            custom_id,
+            answers,
+            ids,
+        };
+        self.running.insert(line.number, running);
         Ok(())
     }
 
-    fn take(&mut self, id: Id, event: Event, answers: &mut Answers) -> anyhow::Result<()> {
-        let Some(answer) = self.running.get_mut(&id) else {
+    /// Ends requests whose answers nobody wants any more.
+    fn cancel(&mut self, ids: &[Id]) {
+        for &id in ids {
+            self.scheduler.cancel(id);
+            self.requests.remove(&id);
+        }
+    }
+
+    fn take(&mut self, id: Id, event: Event, output: &mut Output) -> anyhow::Result<()> {
+        let Some(&(number, prompt)) = self.requests.get(&id) else {
             return Ok(());
         };
-        if !answer.take(event, self.scheduler.tokenizer()) {
+        let Some(running) = self.running.get_mut(&number) else {
+            return Ok(());
+        };
+        running.answers.take(prompt, event);
+        if !running.answers.is_over() {
             return Ok(());
         }
-        if let Some(answer) = self.running.remove(&id) {
+        if let Some(running) = self.running.remove(&number) {
+            self.cancel(&running.ids);
+            let answer = running.answers.whole();
             self.n_answers += 1;
-            self.n_errors += usize::from(answer.is_error());
-            answers.write(&answer.line())?;
+            self.n_errors += usize::from(answer.is_err());
+            let line = answer::written(number, &running.custom_id, answer.as_deref());
+            output.write(&line)?;
         }
         Ok(())
     }

@@ -9,13 +9,13 @@ use anyhow::Context;
 use serde_json::Value;
 
 /// Answers that are written one after the other to a file beside the one they are for, which gets that name when all are there.
-pub(super) struct Answers {
+pub(super) struct Output {
     output: PathBuf,
     part: PathBuf,
     file: File,
 }
 
-impl Answers {
+impl Output {
     /// Goes on with what an earlier run has written; the custom ids that are answered.
     pub(super) fn open(output: &Path) -> anyhow::Result<(Self, HashSet<String>)> {
         let mut name = output

@@ -18,7 +18,7 @@ use crate::hub;
 use crate::terminal::say;
 
 /// Which model.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ModelArgs {
     /// Model: a folder with a Hugging Face BitNet checkpoint as downloaded or what `bitnet convert` wrote, or a GGUF file. Or a
     /// model of the Hugging Face Hub: owner/name, owner/name:I2_S, each also with @revision; what the cache does not have is fetched
@@ -39,6 +39,25 @@ impl ModelArgs {
     pub(crate) fn title(&self, here: impl FnOnce() -> String) -> String {
         let name = self.model.as_deref().and_then(hub::name);
         name.map_or_else(here, |name| name.to_string())
+    }
+
+    /// What programs call it: its name on the hub, or that of its folder or file.
+    #[cfg(feature = "serve")]
+    pub(crate) fn short_name(&self) -> String {
+        let here = || {
+            let path = self.model.as_deref()?;
+            let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+            let is_gguf = path
+                .extension()
+                .is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
+            let name = if is_gguf {
+                path.file_stem()
+            } else {
+                path.file_name()
+            };
+            Some(name?.to_string_lossy().into_owned())
+        };
+        self.title(|| here().unwrap_or_else(|| "demo".to_owned()))
     }
 
     /// Says which model it is, where nobody named one.

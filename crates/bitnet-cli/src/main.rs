@@ -37,7 +37,12 @@ mod inspect;
 mod manual;
 mod measure;
 mod rm;
+#[cfg(feature = "serve")]
+mod serve;
 mod tokenize;
+
+#[cfg(feature = "serve")]
+mod health;
 
 mod logits;
 mod perplexity;
@@ -47,7 +52,7 @@ use std::process::ExitCode;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
-/// Chat with, convert, inspect and measure BitNet b1.58 models.
+/// Chat with, serve, convert, inspect and measure BitNet b1.58 models.
 #[derive(Debug, clap::Parser)]
 #[command(
     name = "bitnet",
@@ -79,6 +84,10 @@ enum Command {
     Chat(generate::ChatArgs),
     Generate(generate::Args),
     Batch(batch::Args),
+    #[cfg(feature = "serve")]
+    Serve(serve::Args),
+    #[cfg(feature = "serve")]
+    Health(health::Args),
     Pull(pull::Args),
     List(list::Args),
     Rm(rm::Args),
@@ -106,6 +115,10 @@ fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => generate::chat(args),
         Command::Generate(args) => generate::run(args),
         Command::Batch(args) => batch::run(args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(args),
+        #[cfg(feature = "serve")]
+        Command::Health(args) => health::run(args),
         Command::Pull(args) => pull::run(args),
         Command::List(args) => list::run(args),
         Command::Rm(args) => rm::run(args),

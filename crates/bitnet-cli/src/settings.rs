@@ -20,7 +20,7 @@ use crate::failure::{also_hinted, hinted, usage};
 use crate::flags;
 
 /// Flags that belong to one run: what to do it with, where its results go, what it prints.
-const OF_ONE_RUN: [&str; 30] = [
+const OF_ONE_RUN: [&str; 31] = [
     "help",
     "version",
     "config",
@@ -52,6 +52,7 @@ const OF_ONE_RUN: [&str; 30] = [
     "json-schema",
     "grammar",
     "grammar-file",
+    "max-time",
 ];
 
 /// Flags that mean something else in a command than the setting of the same name in others: a default for those would be an
@@ -183,7 +184,11 @@ fn origins(matches: &ArgMatches, file: Option<(&Path, &Table)>) -> Vec<Origin> {
             _ => continue,
         };
         let values = matches.get_raw(id).into_iter().flatten();
-        let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
+        let mut values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
+        if arg.is_hide_env_values_set() {
+            // A key is no text for messages.
+            values = vec!["(not shown)".into()];
+        }
         origins.push(Origin {
             place,
             name: name.to_owned(),

@@ -89,7 +89,7 @@ fn the_rest_is_refused_by_its_name() {
     }
     // A text that looks like a flag is a text.
     assert!(generate(&["-n", "0", "--stop", "-ngl"]).status.success());
-    for verb in ["run", "llama-cli", "serve", "show"] {
+    for verb in ["run", "llama-cli", "server", "show"] {
         let output = bitnet().args([verb, "model"]).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{verb}");

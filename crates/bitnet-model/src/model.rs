@@ -110,6 +110,18 @@ impl Default for LoadOptions {
     }
 }
 
+impl LoadOptions {
+    /// The device that it will be: for [`Device::Auto`] the first GPU, where there is one that does what they ask, else the processor.
+    #[must_use]
+    pub fn chosen_device(&self) -> Device {
+        match self.device {
+            Device::Auto if self.kv_type == KvType::Bf16 && has_gpu() => Device::Cuda(0),
+            Device::Auto => Device::Cpu,
+            device => device,
+        }
+    }
+}
+
 impl From<Device> for LoadOptions {
     fn from(device: Device) -> Self {
         Self {
@@ -329,12 +341,7 @@ pub fn open_backend(source: &dyn WeightSource, options: impl Into<LoadOptions>) 
         Some(0) => trained,
         Some(context) => context,
     };
-    let for_gpu = options.kv_type == KvType::Bf16;
-    let device = match options.device {
-        Device::Auto if for_gpu && has_gpu() => Device::Cuda(0),
-        device => device,
-    };
-    match device {
+    match options.chosen_device() {
         Device::Auto | Device::Cpu if options.weights == WeightForm::Bf16 => Err(Error::Request(
             "bf16 weights need a GPU, and the processor was chosen".to_owned(),
         )),

@@ -147,7 +147,12 @@ fn foreign<'c>(command: &'c Command, name: &str, has_value: bool) -> anyhow::Res
                     &format!("it is {ours} in other commands, and has no place in this one"),
                 )),
             },
-            Here::Anyway => Ok(Foreign::Anyway { values: &[] }),
+            Here::IsOr(ours, hint) => match find(command, ours) {
+                Some(found) => Ok(Foreign::Is(found, ours.to_owned())),
+                None => Err(no_flag(name, hint)),
+            },
+            Here::AnywayIn(inner, hint) if command.get_name() != inner => Err(no_flag(name, hint)),
+            Here::Anyway | Here::AnywayIn(..) => Ok(Foreign::Anyway { values: &[] }),
             Here::AnywayWith(values, hint) => Ok(Foreign::Valued(values, hint)),
             Here::See(_) if hyphens == "-cnv" && command.get_name() == "chat" => {
                 Ok(Foreign::Anyway { values: &[] })

@@ -11,8 +11,12 @@ pub(super) enum Here {
     AnywayWith(&'static [&'static str], &'static str),
     /// It is refused, and this is the counterpart, or why there is none.
     See(&'static str),
+    /// It is this flag in commands that have it; in others it is refused, with the counterpart.
+    IsOr(&'static str, &'static str),
+    /// It asks for what this command does anyway, as [`Here::Anyway`]; in others it is refused, with the counterpart.
+    AnywayIn(&'static str, &'static str),
 }
-use Here::{Anyway, AnywayWith, Is, See};
+use Here::{Anyway, AnywayIn, AnywayWith, Is, IsOr, See};
 
 const ON: &[&str] = &["on", "auto", "1", "true"];
 const DEVICE: &str = "the whole model runs on one device: --device cuda, cuda:N or cpu";
@@ -23,7 +27,8 @@ const SAMPLER: &str =
     "there is no such sampler; --temp, --top-k, --top-p, --min-p and the penalties choose tokens";
 const DRAFT: &str = "there is no speculative decoding with a second model";
 const ROPE: &str = "positions are computed as config.json says; -c sets the context";
-const LOGS: &str = "there is no log; -q turns the statistics on stderr off";
+const LOGS: &str =
+    "there is no log but that of `bitnet serve`; -q turns the statistics of other commands on stderr off";
 const MODEL: &str = "-m names a model: its folder, its GGUF file, or owner/name:file of the Hugging Face Hub";
 const ADAPTER: &str = "adapters are not supported; merge it into the weights, then convert them";
 const MEDIA: &str = "models here read and write text alone";
@@ -33,7 +38,12 @@ const REASONING: &str =
 const CHAT: &str = "`bitnet chat` holds a conversation, and `bitnet generate --chat-format` answers once";
 const SYSTEM_FILE: &str = "--system takes a text: --system \"$(cat FILE)\"";
 const TEMPLATE: &str = "--chat-template-file names a file with a Jinja template";
-const SERVER: &str = "it is a flag of a server";
+const SERVER: &str = "it is a flag of `bitnet serve`";
+const TLS: &str = "a gateway such as haproxy or nginx before `bitnet serve` speaks TLS";
+const CONTINUOUS: &str =
+    "`bitnet serve` and `bitnet batch` answer many at a time, and begin whoever comes beside them";
+const ONE_AT_A_TIME: &str = "one prompt is answered at a time; `bitnet serve` and `bitnet batch` answer many, `bitnet bench model -b` times them";
+const EMBEDDINGS: &str = "`bitnet embed` gives the vector of a text; no server of embeddings is built yet";
 const CACHE: &str = "a conversation keeps its keys and values; there is nothing to choose";
 
 /// The flags of llama.cpp's programs (cli, completion, server, bench, perplexity) that are not flags here, of the wrappers
@@ -78,8 +88,18 @@ pub(super) const TABLE: &[(&str, Here)] = &[
     ("-mg --main-gpu", See("--device cuda:N names a GPU")),
     (
         "-sm --split-mode -ts --tensor-split --tensor-parallel-size --rpc -rpc -ot --override-tensor --device-map \
-         --no-host --gpu-memory-utilization",
+         --no-host",
         See(DEVICE),
+    ),
+    (
+        "--gpu-memory-utilization --cache-memory",
+        See(
+            "-c and --parallel set how much is kept of keys and values, and --kv-memory its bytes on a processor",
+        ),
+    ),
+    (
+        "--block-size",
+        See("a page has as many tokens as the device is fast with"),
     ),
     ("-kvo --kv-offload --op-offload", Anyway),
     ("-nkvo --no-kv-offload --no-op-offload -nopo", See(DEVICE)),
@@ -131,11 +151,12 @@ pub(super) const TABLE: &[(&str, Here)] = &[
         See("a chat whose context is full forgets its oldest messages and keeps the system message"),
     ),
     (
-        "-ctxcp --ctx-checkpoints --swa-checkpoints -cram --cache-ram --cache-prompt --no-cache-prompt \
-         --cache-reuse -dt --defrag-thold --prompt-cache --prompt-cache-all --prompt-cache-ro --slot-save-path \
+        "-ctxcp --ctx-checkpoints --swa-checkpoints -cram --cache-ram --no-cache-prompt \
+         --no-enable-prefix-caching --cache-reuse -dt --defrag-thold --prompt-cache --prompt-cache-all --prompt-cache-ro --slot-save-path \
          -kvu --kv-unified",
         See(CACHE),
     ),
+    ("--cache-prompt --enable-prefix-caching", AnywayIn("serve", CACHE)),
     ("-ctk --cache-type-k -ctv --cache-type-v", Is("--kv-type")),
     (
         "-ctkd --cache-type-k-draft --spec-draft-type-k -ctvd --cache-type-v-draft --spec-draft-type-v",
@@ -148,10 +169,10 @@ pub(super) const TABLE: &[(&str, Here)] = &[
             "attention never writes its scores to memory; there is no other one",
         ),
     ),
-    (
-        "-np --parallel --max-num-seqs -ns --sequences -cb --cont-batching -nocb --no-cont-batching",
-        See("one prompt is answered at a time; `bitnet bench model -b` times several side by side"),
-    ),
+    ("-np", IsOr("--parallel", ONE_AT_A_TIME)),
+    ("--parallel --max-num-seqs -ns --sequences", See(ONE_AT_A_TIME)),
+    ("-cb --cont-batching", AnywayIn("serve", CONTINUOUS)),
+    ("-nocb --no-cont-batching", See(CONTINUOUS)),
     (
         "--rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx --yarn-ext-factor \
          --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast",
@@ -262,10 +283,29 @@ pub(super) const TABLE: &[(&str, Here)] = &[
     ),
     // Servers.
     (
-        "--host --port -a --alias --api-key --api-key-file --ssl-key-file --ssl-cert-file --metrics --slots \
-         --no-slots --props --path --no-webui --embedding --pooling --rerank --reranking -to --timeout \
-         --threads-http -sps --slot-prompt-similarity --served-model-name --server-base",
+        "--host --port -a --alias --served-model-name --api-key --api-key-file --api-prefix --no-metrics --no-slots \
+         --no-ui --no-webui --timeout --threads-http --max-queue --max-num-queued-reqs --max-num-queued-tokens \
+         --scheduling-policy --cors-origins --log-prompts",
         See(SERVER),
+    ),
+    ("-to", IsOr("--request-timeout", SERVER)),
+    (
+        "--metrics --slots --ui --webui --props",
+        AnywayIn("serve", SERVER),
+    ),
+    ("--root-path", IsOr("--api-prefix", SERVER)),
+    (
+        "--allowed-origins",
+        See("--cors-origins of `bitnet serve` names the origins"),
+    ),
+    (
+        "--ssl-key-file --ssl-cert-file --ssl-keyfile --ssl-certfile",
+        See(TLS),
+    ),
+    ("--embedding --pooling --rerank --reranking", See(EMBEDDINGS)),
+    (
+        "--path -sps --slot-prompt-similarity --server-base",
+        See("the page and the cache of `bitnet serve` are part of it; there is nothing to choose"),
     ),
 ];
 
@@ -279,10 +319,7 @@ pub(super) const VERBS: &[(&str, &str)] = &[
         "completion complete",
         "`bitnet generate` continues a text; `bitnet completions` is for shells",
     ),
-    (
-        "serve server",
-        "there is no server yet; `bitnet chat` talks to a model",
-    ),
+    ("server", "`bitnet serve` is the server"),
     ("show info gguf", "`bitnet inspect` shows what is in a model"),
     (
         "quantize create convert-hf-to-gguf",

@@ -1,6 +1,6 @@
 //! The table, and command lines as they are typed.
 
-use super::table::Here::{Is, See};
+use super::table::Here::{Is, IsOr, See};
 use super::*;
 use crate::settings;
 
@@ -57,6 +57,10 @@ fn flags_with_the_same_meaning_are_taken_over() {
             "bitnet generate -qi -n5 -mfolder",
             "bitnet generate -qi -n5 -mfolder",
         ),
+        (
+            "bitnet serve -np 4 -to 5 -cb --metrics -ctk f32 -a x",
+            "bitnet serve --parallel 4 --request-timeout 5 --kv-type f32 -a x",
+        ),
     ] {
         assert_eq!(translated(theirs).as_deref(), Ok(ours), "{theirs}");
     }
@@ -103,14 +107,16 @@ fn every_other_flag_is_refused_by_its_name() {
 fn the_table_names_flags_that_exist_and_each_flag_once() {
     let mut root = settings::command();
     root.build();
-    let generate = root.find_subcommand("generate").unwrap();
+    let [generate, serve] = ["generate", "serve"].map(|name| root.find_subcommand(name).unwrap());
     let mut seen = std::collections::BTreeSet::new();
     for (names, here) in TABLE {
         for name in names.split_whitespace() {
             assert!(name.starts_with('-') && seen.insert(name), "{name} twice");
         }
-        if let Is(ours) = here {
-            assert!(find(generate, ours).is_some(), "{ours}");
+        match here {
+            Is(ours) => assert!(find(generate, ours).is_some(), "{ours}"),
+            IsOr(ours, _) => assert!(find(serve, ours).is_some(), "{ours}"),
+            _ => {}
         }
     }
 }

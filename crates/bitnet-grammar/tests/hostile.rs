@@ -5,6 +5,7 @@ mod subject;
 use std::time::{Duration, Instant};
 
 use bitnet_grammar::{Calls, Grammar, Tool, ToolUse};
+use bitnet_model::schedule::Mask;
 use serde_json::{Map, Value, json};
 use subject::{Chance, Subject, demo};
 
@@ -406,4 +407,139 @@ fn tools() {
     let _ = survives(&subject, "large tools", &grammar(large));
     let _ = survives(&subject, "a cycle", &grammar(vec![tool(0, json!({"$ref": "#"}))]));
     assert!(survives(&subject, "no schema", &grammar(vec![tool(0, json!([]))])).is_err());
+}
+
+/// Grammars that work, of each kind.
+const GOOD: [&str; 9] = [
+    r##"{"type":"object","properties":{"city":{"enum":["Rome","Oslo"]},"x":{"$ref":"#/$defs/t"}},"required":["city"],"$defs":{"t":{"anyOf":[{"type":"null"},{"type":"array","items":{"$ref":"#/$defs/t"},"maxItems":2}]}}}"##,
+    r##"{"type":"object","patternProperties":{"^a":{"type":"string","pattern":"^[a-c]{2,4}$","format":"date"}},"additionalProperties":{"type":"number","multipleOf":0.5}}"##,
+    r##"{"allOf":[{"type":["string","integer"]},{"oneOf":[{"const":1},{"minLength":2,"maxLength":9}]}],"minimum":-3,"exclusiveMaximum":1e3}"##,
+    r##"{"type":"array","prefixItems":[{"const":{"a":[1]}},{"type":"string","format":"ipv4"}],"minItems":1,"items":false,"x-guidance":{}}"##,
+    r"(a|b)*[^\d]{2,30}\p{L}+(?i:x|yz)?$",
+    "root ::= \"(\" ws (root | [a-c]{2} | \"\\x41\") \")\"\nws ::= [ \\t\\n]* # space\n",
+    "root ::= item{1,3} | [^a-z\\u00e9]+ .\nitem ::= \"- \" root? (\"\\n\" | item)\n",
+    "start: expr (\"+\" expr)*\nexpr: NUM | \"(\" start \")\" | %json {\"type\":\"integer\"}\nNUM: /[0-9]+/ & ~/0+/\n%ignore /[ ]/\n",
+    "%llguidance {\"no_forcing\": true}\nstart: a[stop=\"x\"] <[1-9]>\na[capture, max_tokens=3]: /[a-z]*/\nB: \"q\"i..\"z\"\n",
+];
+
+/// What mutations put in.
+const PIECES: [&str; 24] = [
+    "{",
+    "}",
+    "[",
+    "]",
+    "(",
+    ")",
+    "*",
+    "+",
+    "?",
+    "|",
+    "\"",
+    "\\",
+    "\n",
+    ":",
+    "::=",
+    "$ref",
+    "#",
+    "é",
+    "{9,99}",
+    "~",
+    "/",
+    "%json",
+    "999999999",
+    "null",
+];
+
+/// Mutations of good grammars. `MUTATIONS` says how many.
+#[test]
+fn mutations() {
+    let subject = demo();
+    let n = std::env::var("MUTATIONS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(600);
+    let mut chance = Chance(
+        std::env::var("MUTATIONS_SEED")
+            .ok()
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(1),
+    );
+    let (mut taken, mut refused) = (0, 0);
+    for i in 0..n {
+        let mut text: Vec<char> = GOOD[chance.below(GOOD.len())].chars().collect();
+        for _ in 0..chance.below(5) {
+            let at = chance.below(text.len() + 1);
+            let end = (at + 1 + chance.below(12)).min(text.len());
+            match chance.below(4) {
+                0 => drop(text.drain(at..end)),
+                1 => drop(text.splice(at..at, PIECES[chance.below(PIECES.len())].chars())),
+                2 => {
+                    let copy: Vec<char> = text[at..end].to_vec();
+                    let to = chance.below(text.len() + 1);
+                    drop(text.splice(to..to, copy));
+                }
+                _ => {
+                    let other: Vec<char> = GOOD[chance.below(GOOD.len())].chars().collect();
+                    let from = chance.below(other.len());
+                    let piece = &other[from..(from + 20).min(other.len())];
+                    drop(text.splice(at..end, piece.iter().copied()));
+                }
+            }
+            if text.is_empty() {
+                text.push('x');
+            }
+        }
+        let text: String = text.into_iter().collect();
+        let mut grammars = vec![Grammar::from_text(&*text), Grammar::Regex(text.clone())];
+        if let Ok(schema) = serde_json::from_str::<Value>(&text) {
+            grammars.push(Grammar::JsonSchema(schema));
+        }
+        for grammar in grammars {
+            match follow(&subject, &grammar, &mut chance) {
+                Ok(()) => taken += 1,
+                Err(message) => {
+                    refused += 1;
+                    assert!(
+                        !message.is_empty() && message.len() < 1_000 && !message.contains("panic"),
+                        "{i}: {text:?}: {message}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(
+        n < 100 || taken > 10 && refused > 10,
+        "{taken} taken, {refused} refused"
+    );
+}
+
+/// Compiles, and walks through it with each token taken, taken back and taken again.
+fn follow(subject: &Subject, grammar: &Grammar, chance: &mut Chance) -> Result<(), String> {
+    let begun = Instant::now();
+    let mut mask = subject
+        .compiler
+        .compile(grammar)
+        .map_err(|error| error.to_string())?;
+    for _ in 0..16 {
+        let step = |mask: &mut dyn Mask| {
+            let mut bits = vec![0; subject.vocab.div_ceil(32)];
+            mask.allowed(&mut bits)
+                .map(|()| bits)
+                .map_err(|error| error.to_string())
+        };
+        let bits = step(mask.as_mut())?;
+        let allowed: Vec<u32> = (0..subject.vocab as u32)
+            .filter(|&id| subject::has(&bits, id))
+            .collect();
+        let id = allowed[chance.below(allowed.len())];
+        let accept = |mask: &mut dyn Mask| mask.accept(id).map_err(|error| error.to_string());
+        accept(mask.as_mut())?;
+        mask.rollback(1).map_err(|error| error.to_string())?;
+        assert_eq!(step(mask.as_mut())?, bits, "{grammar:?}");
+        if accept(mask.as_mut())? {
+            break;
+        }
+    }
+    assert!(begun.elapsed() < LONG, "{grammar:?}");
+    Ok(())
 }

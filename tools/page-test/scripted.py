@@ -51,8 +51,6 @@ See [the paper](https://arxiv.org/abs/2402.17764) or https://example.com/a_(b).
 
 
 class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
     def log_message(self, *args):
         pass
 
@@ -100,9 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         answer = {"hostile": HOSTILE, "markdown": MARKDOWN, "busy": "Now there is room.", "essay": "word " * 3000}.get(text, f"You said: {text}")
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
-        self.send_header("Connection", "close")
         self.end_headers()
-        self.close_connection = True
         try:
             self.stream(text, answer, body)
         except (BrokenPipeError, ConnectionResetError):

@@ -166,25 +166,25 @@ impl Answers {
         }
     }
 
-    /// What comes before the first token of a choice: the prompt, where it is echoed.
+    /// What comes before the first token of a choice: the prompt, where it is echoed, and its ids.
     fn begin(&mut self, index: usize) {
         if std::mem::replace(&mut self.choices[index].is_begun, true) {
             return;
         }
-        let asked = &self.plan.prompts[index / self.plan.n];
-        let Some(echo) = &asked.echo else { return };
+        let plan = Arc::clone(&self.plan);
+        let asked = &plan.prompts[index / plan.n];
+        let echo = asked.echo.as_deref().unwrap_or_default();
         // A prompt of one token has no log-probabilities, and yet an entry.
-        self.prompts[index / self.plan.n].begin(asked);
-        if self.plan.stream.is_some() {
-            let part = Part {
+        self.prompts[index / plan.n].begin(asked);
+        if plan.stream.is_none() {
+            self.choices[index].text.push_str(echo);
+        } else if asked.echo.is_some() || (plan.has_token_ids && !plan.is_chat) {
+            self.chunks.push(Chunk::Part(Part {
                 choice: index,
-                text: echo.clone(),
+                text: echo.to_owned(),
                 has_prompt: true,
                 ..Part::default()
-            };
-            self.chunks.push(Chunk::Part(part));
-        } else {
-            self.choices[index].text.push_str(echo);
+            }));
         }
     }
 
@@ -203,8 +203,7 @@ impl Answers {
         };
         let part = match part {
             // A call's beginning is an event of its own.
-            Some(Chunk::Part(part)) if part.calls.is_empty() && !opens_call => part,
-            Some(Chunk::Part(part)) if !part.ends_with_beginning() && !opens_call => part,
+            Some(Chunk::Part(part)) if !opens_call && !part.ends_with_beginning() => part,
             _ => {
                 self.choices[index].open = Some(self.chunks.len());
                 self.chunks.push(Chunk::Part(Part {
@@ -316,6 +315,8 @@ impl Answers {
                 }
                 form.logprobs = self.logprobs(before, &part.entries);
                 form.token_ids = plan.has_token_ids.then_some(&part.ids);
+                let ids = plan.has_token_ids && part.has_prompt;
+                form.prompt_token_ids = ids.then_some(&plan.prompts[part.choice / plan.n].ids);
             }
             Chunk::End(choice) => {
                 form.index = *choice;
@@ -333,7 +334,7 @@ impl Answers {
         }
         let is_usage = matches!(chunk, Chunk::Usage);
         let is_told = is_usage || plan.stream.is_some_and(|stream| stream.continuous_usage);
-        self.body(Body {
+        json(&Body {
             id: &self.id,
             object: if plan.is_chat {
                 "chat.completion.chunk"
@@ -347,11 +348,6 @@ impl Answers {
             usage: is_told.then(|| self.usage()),
             prompt_token_ids: prompt_ids,
         })
-    }
-
-    fn body(&self, body: Body<'_>) -> String {
-        // Texts, numbers and maps with texts for keys: there is nothing that JSON has not.
-        serde_json::to_string(&body).unwrap_or_default()
     }
 
     fn logprobs<'a>(&self, prompt: &'a [Entry], answer: &'a [Entry]) -> Option<Logprobs<'a>> {
@@ -398,7 +394,7 @@ impl Answers {
             .prompts
             .first()
             .filter(|_| plan.is_chat && plan.has_token_ids);
-        Ok(self.body(Body {
+        Ok(json(&Body {
             id: &self.id,
             object: if plan.is_chat {
                 "chat.completion"
@@ -413,4 +409,9 @@ impl Answers {
             prompt_token_ids: first.map(|asked| &asked.ids[..]),
         }))
     }
+}
+
+fn json(body: &Body<'_>) -> String {
+    // Texts, numbers and maps with texts for keys: there is nothing that JSON has not.
+    serde_json::to_string(body).unwrap_or_default()
 }

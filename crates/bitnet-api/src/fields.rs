@@ -101,7 +101,6 @@ const BOTH: &[Endpoint] = &[Endpoint::Chat, Endpoint::Completions];
 const TOKENIZE: &[Endpoint] = &[Endpoint::Tokenize];
 const DETOKENIZE: &[Endpoint] = &[Endpoint::Detokenize];
 const TEMPLATE: &[Endpoint] = &[Endpoint::Chat, Endpoint::Tokenize, Endpoint::ApplyTemplate];
-const TEMPLATE_ALONE: &[Endpoint] = &[Endpoint::Tokenize, Endpoint::ApplyTemplate];
 
 /// Most of what is counted in tokens: more than any context, and a `usize` everywhere.
 const MANY: i128 = u32::MAX as i128;
@@ -172,8 +171,8 @@ pub(crate) const FIELDS: &[Field] = &[
     optional("presence_penalty", BOTH, number(-2.0, 2.0), "Taken from the logits of tokens that the answer has."),
     optional("repetition_penalty", BOTH, above(0.0, 1e6), "Divides positive and multiplies negative logits of tokens of prompt and answer; 1 is off."),
     optional("seed", BOTH, whole(i64::MIN as i128, u64::MAX as i128), "The same request with the same seed has the same answer. Absent: a random one."),
-    optional("n", BOTH, whole(1, 128), "Answers to each prompt, up to the server's --max-n."),
-    optional("best_of", TEXT, whole(1, 128), "Must equal n."),
+    optional("n", BOTH, whole(1, MANY), "Answers to each prompt, up to the server's --max-n."),
+    optional("best_of", TEXT, whole(1, MANY), "Must equal n."),
     optional("suffix", TEXT, Kind::Refused("this model cannot fill in a middle"), "Not supported."),
     optional("stop", BOTH, Kind::Stops, "Up to 16 strings of 1 to 256 bytes that end an answer and are no part of it."),
     optional("stop_token_ids", BOTH, Kind::Ids, "Tokens that end an answer."),
@@ -198,7 +197,7 @@ pub(crate) const FIELDS: &[Field] = &[
     optional("json_schema", BOTH, Kind::Schema, "As structured_outputs.json (llama.cpp's name)."),
     optional("grammar", BOTH, Kind::Text, "As structured_outputs.grammar (llama.cpp's name)."),
     optional("tools", TEMPLATE, Kind::Tools, "Functions that the model may call."),
-    optional("tool_choice", CHAT, Kind::ToolChoice, "none, auto, required, or the function to call."),
+    optional("tool_choice", TEMPLATE, Kind::ToolChoice, "none, auto, required, or the function to call."),
     optional("parallel_tool_calls", CHAT, Kind::Flag, "Whether an answer may have several calls. Absent: one for required and named tools, several for auto."),
     optional("chat_template_kwargs", TEMPLATE, Kind::Object, "Variables for the chat template."),
     optional("add_generation_prompt", TEMPLATE, Kind::Flag, "Whether the prompt ends where the assistant's answer begins; true where it is absent."),
@@ -216,7 +215,6 @@ pub(crate) const FIELDS: &[Field] = &[
     optional("safety_identifier", BOTH, Kind::Ignored, "Changes nothing."),
     optional("prompt_cache_key", BOTH, Kind::Ignored, "Changes nothing: prompts are found by their tokens."),
     optional("tools", TEXT, Kind::Refused("tools need a conversation: use /v1/chat/completions"), "Not supported."),
-    optional("tool_choice", TEMPLATE_ALONE, Kind::Ignored, "Changes nothing."),
 ];
 
 /// The fields of one request, checked against the table.

@@ -2,7 +2,7 @@
 
 use bitnet_grammar::{Calls as CallGrammar, Grammar, Tool as Callable, ToolUse};
 use bitnet_model::schedule::Mask;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::{ApiError, shown};
 use crate::fields::Fields;
@@ -65,25 +65,35 @@ fn grammar(fields: &Fields, tools: &Toolbox) -> Result<Option<Asked>, ApiError> 
     let own = asked.pop();
     match (tools.calls, own) {
         // The answer is a call, and what a text must be does not matter.
-        (Calls::Forced, _) => Ok(Some((calls(tools, ToolUse::Required), "tools"))),
+        (Calls::Forced, _) => Ok(Some((Grammar::Calls(calls(tools, ToolUse::Required)), "tools"))),
+        // An answer that is no call must be what was asked for.
+        (Calls::Free, Some((Grammar::JsonObject, param))) => {
+            let object = json!({ "type": "object" });
+            Ok(Some((
+                Grammar::CallsOrJson(calls(tools, ToolUse::Auto), object),
+                param,
+            )))
+        }
+        (Calls::Free, Some((Grammar::JsonSchema(schema), param))) => Ok(Some((
+            Grammar::CallsOrJson(calls(tools, ToolUse::Auto), schema),
+            param,
+        ))),
         (Calls::Free, Some((_, param))) => Err(ApiError::invalid(
             param,
-            format!(
-                "{param} and tools that may be called exclude each other: set tool_choice to none or required"
-            ),
+            format!("{param} and tools that may be called exclude each other; a JSON schema goes with them"),
         )),
-        (Calls::Free, None) => Ok(Some((calls(tools, ToolUse::Auto), "tools"))),
-        (Calls::Forbidden, None) => Ok(Some((calls(tools, ToolUse::Forbidden), "tools"))),
+        (Calls::Free, None) => Ok(Some((Grammar::Calls(calls(tools, ToolUse::Auto)), "tools"))),
+        (Calls::Forbidden, None) => Ok(Some((Grammar::Calls(calls(tools, ToolUse::Forbidden)), "tools"))),
         (Calls::Forbidden | Calls::Off, own) => Ok(own),
     }
 }
 
-fn calls(tools: &Toolbox, choice: ToolUse) -> Grammar {
+fn calls(tools: &Toolbox, choice: ToolUse) -> CallGrammar {
     let allowed = tools
         .tools
         .iter()
         .filter(|tool| tools.allowed.contains(&tool.name));
-    Grammar::Calls(CallGrammar {
+    CallGrammar {
         tools: allowed
             .map(|tool| Callable {
                 name: tool.name.clone(),
@@ -92,7 +102,7 @@ fn calls(tools: &Toolbox, choice: ToolUse) -> Grammar {
             .collect(),
         choice,
         parallel: tools.has_many,
-    })
+    }
 }
 
 fn response_format(format: &Map<String, Value>) -> Result<Option<Grammar>, ApiError> {

@@ -226,15 +226,21 @@ fn tools_may_be_called_or_not() {
         choice["message"].get("tool_calls").is_some(),
         choice["finish_reason"] == "tool_calls"
     );
-    // Forced to begin a call, it has to go on with one.
-    let begun = json!([
-        { "role": "user", "content": "Weather in Rome?" },
-    ]);
-    let request = json!({
-        "messages": begun, "tools": [tool("get_weather")], "tool_choice": "none", "max_tokens": 8
-    });
-    let answer = chat(request);
+    let answer = chat(body(
+        json!({ "tools": [tool("get_weather")], "tool_choice": "none", "max_tokens": 8 }),
+    ));
     assert!(answer["choices"][0]["message"].get("tool_calls").is_none());
+    // With a schema the answer is a call or what obeys it.
+    for seed in 0..4 {
+        let answer = chat(body(json!({
+            "tools": [tool("get_weather")], "response_format": format(&city()), "temperature": 3, "seed": seed
+        })));
+        let choice = &answer["choices"][0];
+        match choice["message"]["content"].as_str() {
+            Some(text) => check_city(text),
+            None => check_call(&choice["message"]["tool_calls"][0], "get_weather"),
+        }
+    }
     for (more, param) in [
         (json!({ "tool_choice": "required" }), "tool_choice"),
         (
@@ -262,8 +268,8 @@ fn tools_may_be_called_or_not() {
         ),
         (json!({ "tools": "none" }), "tools"),
         (
-            json!({ "tools": [tool("a")], "response_format": { "type": "json_object" } }),
-            "response_format",
+            json!({ "tools": [tool("a")], "guided_regex": "a" }),
+            "guided_regex",
         ),
     ] {
         assert_eq!(refused("chat", body(more.clone()))["param"], param, "{more}");

@@ -29,6 +29,8 @@ pub enum Grammar {
     Gbnf(String),
     /// Calls of tools.
     Calls(Calls),
+    /// Calls of tools, or in their place JSON that obeys a JSON schema and nothing else. [`Calls::choice`] does not matter.
+    CallsOrJson(Calls, Value),
 }
 
 impl Grammar {
@@ -56,7 +58,8 @@ impl Grammar {
             Self::Choice(choices) => choice(choices)?,
             Self::Lark(text) => bounded("the grammar", text)?.to_owned(),
             Self::Gbnf(text) => gbnf::to_lark(bounded("the grammar", text)?)?,
-            Self::Calls(calls) => tools::lark(calls)?,
+            Self::Calls(calls) => tools::lark(calls, None)?,
+            Self::CallsOrJson(calls, schema) => tools::lark(calls, Some(schema))?,
         };
         Ok(TopLevelGrammar::from_lark(lark))
     }

@@ -44,25 +44,29 @@ pub struct Calls {
 /// Text without a call.
 const PLAIN: &str = r"/(?s:.*)/ & ~/(?s:.*)<tool_call>(?s:.*)/";
 
-/// The calls as a grammar in Lark's notation.
-pub(crate) fn lark(calls: &Calls) -> Result<String, GrammarError> {
-    if calls.choice == ToolUse::Forbidden {
+/// The calls as a grammar in Lark's notation; with a schema, an answer that is no call obeys that.
+pub(crate) fn lark(calls: &Calls, schema: Option<&Value>) -> Result<String, GrammarError> {
+    if calls.choice == ToolUse::Forbidden && schema.is_none() {
         return Ok(format!("start: TEXT\nTEXT: {PLAIN}\n"));
     }
     if calls.tools.is_empty() {
         return Err(GrammarError::new("there are no tools to call"));
     }
-    let start = match (calls.choice, calls.parallel) {
-        (ToolUse::Required, false) => "BEGIN call",
-        (ToolUse::Required, true) => "BEGIN call (NEXT call)*",
-        (_, false) => "TEXT | lead call",
-        (_, true) => "TEXT | lead call (NEXT call)*",
+    let start = match (schema, calls.choice) {
+        (Some(_), _) => "json | BEGIN",
+        (None, ToolUse::Required) => "BEGIN",
+        (None, _) => "TEXT | lead",
     };
-    let mut text = format!("start: {start}\n");
-    match calls.choice {
+    let more = if calls.parallel { " (NEXT call)*" } else { "" };
+    let mut text = format!("start: {start} call{more}\n");
+    match (schema, calls.choice) {
+        (Some(schema), _) => {
+            let schema = json::prepared(schema)?;
+            text.push_str(&format!("BEGIN: \"<tool_call>\"\njson: %json {schema}\n"));
+        }
+        (None, ToolUse::Required) => text.push_str("BEGIN: \"<tool_call>\"\n"),
         // The shortest text that ends with it: what follows the first one is a call.
-        ToolUse::Auto => text.push_str(&format!("lead[lazy]: /(?s:.*)<tool_call>/\nTEXT: {PLAIN}\n")),
-        _ => text.push_str("BEGIN: \"<tool_call>\"\n"),
+        (None, _) => text.push_str(&format!("lead[lazy]: /(?s:.*)<tool_call>/\nTEXT: {PLAIN}\n")),
     }
     text.push_str("NEXT: /\\n?<tool_call>/\nSPACE: /[ \\n]?/\nTAIL: SPACE \"}\" SPACE \"</tool_call>\"\n");
     let all: Vec<String> = (0..calls.tools.len()).map(|i| format!("call_{i}")).collect();

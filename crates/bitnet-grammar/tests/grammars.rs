@@ -278,6 +278,34 @@ fn required_calls() {
 }
 
 #[test]
+fn calls_or_json() {
+    let schema = json!({"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false});
+    let both = |parallel| {
+        let calls = Calls {
+            tools: weather(),
+            choice: ToolUse::Auto,
+            parallel,
+        };
+        Grammar::CallsOrJson(calls, schema.clone())
+    };
+    let two = format!("{ROME}\n{TIME}");
+    let cases = [
+        (ROME, true),
+        (TIME, true),
+        (r#"{"n": 1}"#, true),
+        (r#"{"n": 3}"#, false),
+        ("", false),
+        ("Hello", false),
+        (r#"{"n": 1}<tool_call>"#, false),
+        ("I look.\n<tool_call>", false),
+    ];
+    for parallel in [false, true] {
+        check(&both(parallel), &cases);
+        check(&both(parallel), &[(&two, parallel)]);
+    }
+}
+
+#[test]
 fn calls_as_the_model_likes() {
     let both = [
         ("Hello <b>you</b>, a < b", true),

@@ -5,11 +5,10 @@ mod gpu;
 
 use bitnet_cuda::{DeviceBuffer, LaunchConfig, Stream};
 use bitnet_kernels::attention::{
-    AttentionCluster, AttentionCluster64, AttentionCluster128, AttentionCombine, AttentionDecode,
-    AttentionDecode64, AttentionDecode128, AttentionPrefill, AttentionPrefill64, AttentionPrefill128, Tile,
+    self, AttentionCluster, AttentionCombine, AttentionDecode, AttentionPrefill, Tile,
 };
-use bitnet_kernels::cache::{CopyPages, PAGE, READ_ONLY, cache_len, padded_head_dim};
-use bitnet_kernels::rope::{RopeAppend, q_scale};
+use bitnet_kernels::cache::{CopyPages, KvType, PAGE, READ_ONLY, padded_head_dim};
+use bitnet_kernels::rope::{RopeAppend, RopeAppendBf16, RopeAppendInt8, q_scale};
 use bitnet_layout::random::Random;
 
 const CONTEXT: u32 = 512;
@@ -21,17 +20,34 @@ const TABLE_LEN: u32 = CONTEXT / PAGE;
 /// Rows and positions of tokens, and the table of each.
 type Batch = (DeviceBuffer<f32>, DeviceBuffer<u32>, DeviceBuffer<u32>);
 
+/// Launches the kernel of a layer: its parameters, how, and the kernels for 64 and 128 dimensions in both types.
+macro_rules! launch_by_width {
+    ($layer:ident, $params:expr, $config:expr, $Bf16:ident, $Int8:ident, $Wide:ident, $WideInt8:ident) => {
+        match ($layer.padded, $layer.kv_type) {
+            (64, KvType::Bf16) => launch_by_width!(@ $layer, $params, $config, $Bf16),
+            (64, KvType::Int8) => launch_by_width!(@ $layer, $params, $config, $Int8),
+            (_, KvType::Bf16) => launch_by_width!(@ $layer, $params, $config, $Wide),
+            (_, KvType::Int8) => launch_by_width!(@ $layer, $params, $config, $WideInt8),
+        }
+    };
+    (@ $layer:ident, $params:expr, $config:expr, $Params:ident) => {{
+        let params = attention::$Params::from($params);
+        $layer.stream.launch(&params, $config(params.launch())).unwrap();
+    }};
+}
+
 /// An attention layer on the GPU.
 struct Layer<'a> {
     stream: &'a Stream,
+    kv_type: KvType,
     n_heads: u32,
     n_kv_heads: u32,
     head_dim: u32,
     padded: u32,
     angles: [Vec<f32>; 2],
     tables: [DeviceBuffer<f32>; 2],
-    k: DeviceBuffer<u16>,
-    v: DeviceBuffer<u16>,
+    k: DeviceBuffer<u32>,
+    v: DeviceBuffer<u32>,
     /// Pages of every sequence, scattered.
     pages: Vec<u32>,
     /// Rows of the fused linear layer for every sequence and position.
@@ -39,7 +55,7 @@ struct Layer<'a> {
 }
 
 impl<'a> Layer<'a> {
-    fn new(stream: &'a Stream, n_heads: u32, n_kv_heads: u32, head_dim: u32) -> Self {
+    fn new(stream: &'a Stream, kv_type: KvType, n_heads: u32, n_kv_heads: u32, head_dim: u32) -> Self {
         let half = head_dim / 2;
         let angles = (0..CONTEXT).flat_map(|position| {
             (0..half).map(move |d| f64::from(position) * 1e4f64.powf(-f64::from(d) / f64::from(half)))
@@ -50,7 +66,7 @@ impl<'a> Layer<'a> {
         ];
         let padded = padded_head_dim(head_dim).unwrap();
         let n_pages = SEQUENCES * TABLE_LEN;
-        let len = cache_len(n_pages as usize, n_kv_heads as usize, padded as usize);
+        let len = kv_type.words(n_pages as usize, n_kv_heads as usize, padded as usize);
         let mut random = Random::new(5);
         let row = (n_heads + 2 * n_kv_heads) * head_dim;
         let rows = (0..SEQUENCES * CONTEXT * row)
@@ -58,6 +74,7 @@ impl<'a> Layer<'a> {
             .collect();
         Self {
             stream,
+            kv_type,
             n_heads,
             n_kv_heads,
             head_dim,
@@ -140,7 +157,7 @@ impl<'a> Layer<'a> {
             cos: self.tables[0].global(),
             sin: self.tables[1].global(),
             q: q.global(),
-            k_cache: self.k.global().cast(),
+            k_cache: self.k.global(),
             v_cache: self.v.global(),
             batch,
             n_heads: self.n_heads,
@@ -152,7 +169,7 @@ impl<'a> Layer<'a> {
         let attend = AttentionPrefill {
             q: q.global(),
             k_cache: append.k_cache,
-            v_cache: append.v_cache.cast(),
+            v_cache: append.v_cache,
             tiles: tiles.global(),
             tables: tables.global(),
             out: out.global(),
@@ -164,14 +181,18 @@ impl<'a> Layer<'a> {
         };
         // SAFETY: the buffers have the lengths that the kernels' shapes say, and live until the download below.
         unsafe {
-            self.stream.launch(&append, append.launch()).unwrap();
-            if self.padded == 64 {
-                let attend = AttentionPrefill64::from(attend);
-                self.stream.launch(&attend, attend.launch()).unwrap();
-            } else {
-                let attend = AttentionPrefill128::from(attend);
-                self.stream.launch(&attend, attend.launch()).unwrap();
+            match self.kv_type {
+                KvType::Bf16 => {
+                    let append = RopeAppendBf16::from(append);
+                    self.stream.launch(&append, append.launch()).unwrap();
+                }
+                KvType::Int8 => {
+                    let append = RopeAppendInt8::from(append);
+                    self.stream.launch(&append, append.launch()).unwrap();
+                }
             }
+            launch_by_width! { self, attend, LaunchConfig::from, AttentionPrefill64, AttentionPrefill64Int8,
+            AttentionPrefill128, AttentionPrefill128Int8 }
         }
         self.stream.download_all(&out).unwrap()
     }
@@ -189,8 +210,8 @@ impl<'a> Layer<'a> {
             tables: tables.global(),
             cos: self.tables[0].global(),
             sin: self.tables[1].global(),
-            k_cache: self.k.global().cast(),
-            v_cache: self.v.global().cast(),
+            k_cache: self.k.global(),
+            v_cache: self.v.global(),
             values: values.global(),
             sums: sums.global(),
             batch: positions.len() as u32,
@@ -225,13 +246,8 @@ impl<'a> Layer<'a> {
         };
         // SAFETY: as in `prefill`.
         unsafe {
-            if self.padded == 64 {
-                let attend = AttentionDecode64::from(attend);
-                self.stream.launch(&attend, attend.launch()).unwrap();
-            } else {
-                let attend = AttentionDecode128::from(attend);
-                self.stream.launch(&attend, attend.launch()).unwrap();
-            }
+            launch_by_width! { self, attend, LaunchConfig::from, AttentionDecode64, AttentionDecode64Int8,
+            AttentionDecode128, AttentionDecode128Int8 }
             let dependent = LaunchConfig::from(combine.launch()).programmatic_dependent();
             self.stream.launch(&combine, dependent).unwrap();
         }
@@ -241,7 +257,7 @@ impl<'a> Layer<'a> {
     /// [`Layer::decode`] in one kernel, where the GPU has clusters.
     fn decode_in_clusters(&self, tokens: &[(u32, u32)]) -> Option<Vec<f32>> {
         let gpu = self.stream.gpu();
-        if !gpu.has::<AttentionCluster64>() {
+        if !gpu.has::<attention::AttentionCluster64>() {
             return None;
         }
         let inputs = self.batch(tokens);
@@ -255,13 +271,8 @@ impl<'a> Layer<'a> {
         let config = |launch| LaunchConfig::from(launch).programmatic_dependent().cluster(steps);
         // SAFETY: as in `prefill`.
         unsafe {
-            if self.padded == 64 {
-                let attend = AttentionCluster64::from(attend);
-                self.stream.launch(&attend, config(attend.launch())).unwrap();
-            } else {
-                let attend = AttentionCluster128::from(attend);
-                self.stream.launch(&attend, config(attend.launch())).unwrap();
-            }
+            launch_by_width! { self, attend, config, AttentionCluster64, AttentionCluster64Int8,
+            AttentionCluster128, AttentionCluster128Int8 }
         }
         Some(self.stream.download_all(&out).unwrap())
     }
@@ -279,6 +290,20 @@ impl<'a> Layer<'a> {
             .collect()
     }
 
+    /// What a head is worth in the cache.
+    fn kept(&self, head: &[f32]) -> Vec<f64> {
+        match self.kv_type {
+            KvType::Bf16 => head.iter().map(|&x| bf16(x)).collect(),
+            KvType::Int8 => {
+                let largest = head.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+                let code = |x: &f32| (x * (127.0 / largest)).round_ties_even();
+                head.iter()
+                    .map(|x| f64::from(code(x)) * f64::from(largest / 127.0))
+                    .collect()
+            }
+        }
+    }
+
     /// The attention of one head in f64, and the same of the values' magnitudes.
     fn reference(&self, (sequence, position): (u32, u32), head: u32) -> Vec<[f64; 2]> {
         let kv_head = head / (self.n_heads / self.n_kv_heads);
@@ -289,19 +314,21 @@ impl<'a> Layer<'a> {
             .collect();
         let scores = (0..=position).map(|p| {
             let k = self.rotated((sequence, p), self.n_heads + kv_head);
-            q.iter().zip(k).map(|(q, k)| q * bf16(k)).sum::<f64>()
+            q.iter().zip(self.kept(&k)).map(|(q, k)| q * k).sum::<f64>()
         });
         let weights: Vec<f64> = scores.map(f64::exp2).collect();
         let sum: f64 = weights.iter().sum();
         let first = ((self.n_heads + self.n_kv_heads + kv_head) * self.head_dim) as usize;
-        (first..first + self.head_dim as usize)
-            .map(|i| {
-                let terms = (0..)
-                    .zip(&weights)
-                    .map(|(p, w)| w / sum * bf16(self.row((sequence, p))[i]));
-                terms.fold([0.0, 0.0], |[s, m], x| [s + x, m + x.abs()])
-            })
-            .collect()
+        let d = self.head_dim as usize;
+        let mut out = vec![[0.0; 2]; d];
+        for (p, weight) in (0..).zip(&weights) {
+            let values = self.kept(&self.row((sequence, p))[first..][..d]);
+            for (out, value) in out.iter_mut().zip(values) {
+                let term = weight / sum * value;
+                *out = [out[0] + term, out[1] + term.abs()];
+            }
+        }
+        out
     }
 }
 
@@ -319,8 +346,10 @@ fn bits(x: &[f32]) -> Vec<u32> {
 fn a_token_has_the_same_bits_however_it_is_computed() {
     let Some(gpu) = gpu::open() else { return };
     let stream = gpu.stream().unwrap();
-    for (n_heads, n_kv_heads, head_dim) in [(20, 5, 128), (32, 32, 100), (8, 1, 64)] {
-        let layer = Layer::new(&stream, n_heads, n_kv_heads, head_dim);
+    let shapes = [(20, 5, 128), (32, 32, 100), (8, 1, 64)];
+    let types = [KvType::Bf16, KvType::Int8];
+    for (kv_type, (n_heads, n_kv_heads, head_dim)) in types.into_iter().flat_map(|t| shapes.map(|s| (t, s))) {
+        let layer = Layer::new(&stream, kv_type, n_heads, n_kv_heads, head_dim);
         let (d_q, len) = (layer.d_q(), 300);
         layer.poison();
         let whole = layer.prefill(&[(1, 0, len)]);
@@ -334,7 +363,7 @@ fn a_token_has_the_same_bits_however_it_is_computed() {
                     let bound = magnitude * (2f64.powi(-8) + 2f64.powi(-12));
                     assert!(
                         (f64::from(*got) - expected).abs() <= bound,
-                        "position {position}, head {head}: {got} for {expected}"
+                        "{kv_type:?}, position {position}, head {head}: {got} for {expected}"
                     );
                 }
             }
@@ -345,7 +374,10 @@ fn a_token_has_the_same_bits_however_it_is_computed() {
         for (start, end) in [(0, 1), (1, 128), (128, 228), (228, len)] {
             pieces.extend(layer.prefill(&[(1, start, end - start)]));
         }
-        assert!(bits(&pieces) == bits(&whole), "{n_heads} {head_dim}: pieces");
+        assert!(
+            bits(&pieces) == bits(&whole),
+            "{kv_type:?} {n_heads} {head_dim}: pieces"
+        );
 
         // From an empty cache, token by token.
         layer.poison();
@@ -354,7 +386,7 @@ fn a_token_has_the_same_bits_however_it_is_computed() {
             let expected = &whole[position as usize * d_q..][..d_q];
             assert!(
                 bits(&out) == bits(expected),
-                "{n_heads} {head_dim}: decode of {position}"
+                "{kv_type:?} {n_heads} {head_dim}: decode of {position}"
             );
         }
         layer.poison();
@@ -366,7 +398,7 @@ fn a_token_has_the_same_bits_however_it_is_computed() {
             let expected = &whole[position as usize * d_q..][..d_q];
             assert!(
                 bits(&out) == bits(expected),
-                "{n_heads} {head_dim}: decode of {position} in clusters"
+                "{kv_type:?} {n_heads} {head_dim}: decode of {position} in clusters"
             );
         }
 
@@ -376,7 +408,10 @@ fn a_token_has_the_same_bits_however_it_is_computed() {
         let tokens = [(0, 5), (1, len), (2, 70)];
         let decoded = layer.decode(&tokens);
         if let Some(out) = layer.decode_in_clusters(&tokens) {
-            assert!(bits(&out) == bits(&decoded), "{n_heads} {head_dim}: in clusters");
+            assert!(
+                bits(&out) == bits(&decoded),
+                "{kv_type:?} {n_heads} {head_dim}: in clusters"
+            );
         }
         layer.poison();
         let long = layer.prefill(&[(1, 0, len + 1)]);
@@ -389,7 +424,13 @@ fn a_token_has_the_same_bits_however_it_is_computed() {
 fn pages_are_copied_and_read_only_ones_stay() {
     let Some(gpu) = gpu::open() else { return };
     let stream = gpu.stream().unwrap();
-    let mut layer = Layer::new(&stream, 8, 2, 64);
+    for kv_type in [KvType::Bf16, KvType::Int8] {
+        check_copies(Layer::new(&stream, kv_type, 8, 2, 64));
+    }
+}
+
+fn check_copies(mut layer: Layer<'_>) {
+    let stream = layer.stream;
     let (d_q, len) = (layer.d_q(), 100);
     layer.poison();
     let whole = layer.prefill(&[(1, 0, len + 1)]);
@@ -401,11 +442,11 @@ fn pages_are_copied_and_read_only_ones_stay() {
     let pairs = stream.upload_new("pairs", &copied).unwrap();
     let copy = CopyPages {
         pairs: pairs.global(),
-        k: layer.k.global().cast(),
-        v: layer.v.global().cast(),
+        k: layer.k.global(),
+        v: layer.v.global(),
         n_pairs: 1,
         n_pages: SEQUENCES * TABLE_LEN,
-        page_words: cache_len(1, 2, layer.padded as usize) as u32 / 2,
+        page_words: layer.kv_type.words(1, 2, layer.padded as usize) as u32,
         n_layers: 1,
     };
     // SAFETY: both pages are the pool's, which has one layer of this shape.

@@ -197,3 +197,58 @@ macro_rules! kernel {
         }
     };
 }
+
+/// Declares a struct of parameters, and some kernels that take these parameters and convert from the struct and back:
+/// `[what kernel! takes of min_blocks and arch] name, Params, "what it is for", [generics], (arguments); ..`. The module has their
+/// `threads(arguments)`, `launch(arguments, &struct)` and `device::run::<generics>`.
+macro_rules! kernels {
+    (
+        $(#[$meta:meta])*
+        pub struct $Common:ident $fields:tt
+        $options:tt
+        $($name:ident, $Params:ident, $what:literal, $generics:tt, $arguments:tt;)*
+    ) => {
+        kernels! { @common ($(#[$meta])*) $Common $fields }
+        $( kernels! { @kernel $options $Common, $name, $Params, $what, $generics, $arguments, $fields } )*
+    };
+    (@common ($(#[$meta:meta])*) $Common:ident { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug)]
+        pub struct $Common { $( $(#[$field_meta])* pub $field: $type, )* }
+    };
+    (
+        @kernel [$($options:tt)*] $Common:ident, $name:ident, $Params:ident, $what:literal, [$($generic:tt)*],
+        ($($argument:expr),*), { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* }
+    ) => {
+        kernel! {
+            #[doc = concat!("[`", stringify!($Common), "`] for ", $what, ".")]
+            ///
+            /// # Safety
+            #[doc = concat!("As [`", stringify!($Common), "`] says.")]
+            $name, block = [threads($($argument),*), 1, 1], $($options)* body = device::run::<$($generic)*>;
+            pub struct $Params { $( $(#[$field_meta])* pub $field: $type, )* }
+        }
+
+        impl From<$Common> for $Params {
+            #[inline(always)]
+            fn from($Common { $($field),* }: $Common) -> Self {
+                Self { $($field),* }
+            }
+        }
+
+        impl From<$Params> for $Common {
+            #[inline(always)]
+            fn from($Params { $($field),* }: $Params) -> Self {
+                Self { $($field),* }
+            }
+        }
+
+        impl $Params {
+            /// The launch for these parameters.
+            #[must_use]
+            pub fn launch(&self) -> $crate::Launch {
+                launch($($argument,)* &(*self).into())
+            }
+        }
+    };
+}

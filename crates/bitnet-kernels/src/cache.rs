@@ -1,8 +1,13 @@
 //! The cache of keys and values, in pages of [`PAGE`] positions, and copies of pages.
 //!
-//! A layer's cache is two arrays of bfloat16, made for the fragments of the tensor cores: keys as (page, kv head, position
+//! A layer's cache is two arrays, made for the fragments of the tensor cores: keys as (page, kv head, position
 //! in the page, dim), values as (page, kv head, dim, position in the page), so that consecutive positions of one dimension
 //! lie together. `dim` is the head's dimension padded with zeros to [`padded_head_dim`].
+//!
+//! [`KvType`] says what elements are: bfloat16, or 8-bit integers. Behind the integers of a page and head then lie the scales of
+//! their positions, f32: with `m` the largest magnitude of a key or value, the scale is `m / 127` and an element
+//! `x * (127 / m)`, rounded half to even; of a row of zeros both factors are zero, and one that holds a NaN has a NaN for its
+//! scale and zeros for elements.
 //!
 //! A sequence's positions `64 i ..` lie in the page that entry i of its row of a *table* names. Entries past its last position
 //! may hold anything that is a page. Nothing else says where a key lies, so sequences may share pages, and their pages
@@ -37,12 +42,47 @@ pub const fn padded_head_dim(head_dim: u32) -> Option<u32> {
     }
 }
 
-/// The bfloat16 elements of the keys (and again of the values) of `pages` pages of a layer; saturates.
-#[must_use]
-pub const fn cache_len(pages: usize, n_kv_heads: usize, padded_head_dim: usize) -> usize {
-    pages
-        .saturating_mul(n_kv_heads)
-        .saturating_mul(PAGE as usize * padded_head_dim)
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// bfloat16, rounded half to even.
+    #[default]
+    Bf16,
+    /// 8-bit integers, with a scale for each head and position: about half the memory. Of heads of up to 128 dimensions: of wider
+    /// ones the prompt kernel's registers do not hold what they take.
+    Int8,
+}
+
+impl KvType {
+    /// Whether there are kernels for heads of this padded width.
+    #[must_use]
+    pub const fn takes(self, padded_head_dim: u32) -> bool {
+        matches!(self, Self::Bf16) || padded_head_dim <= 128
+    }
+
+    /// What the kernels' parameter of the same meaning says.
+    #[must_use]
+    pub const fn of(int8: bool) -> Self {
+        if int8 { Self::Int8 } else { Self::Bf16 }
+    }
+
+    /// Words of the keys (and again of the values) of one head in a page: its elements, and behind them their scales.
+    #[must_use]
+    pub const fn head_words(self, padded_head_dim: usize) -> usize {
+        let elements = PAGE as usize * padded_head_dim;
+        match self {
+            Self::Bf16 => elements / 2,
+            Self::Int8 => elements / 4 + PAGE as usize,
+        }
+    }
+
+    /// Words of the keys (and again of the values) of `pages` pages of a layer; saturates.
+    #[must_use]
+    pub const fn words(self, pages: usize, n_kv_heads: usize, padded_head_dim: usize) -> usize {
+        pages
+            .saturating_mul(n_kv_heads)
+            .saturating_mul(self.head_words(padded_head_dim))
+    }
 }
 
 kernel! {
@@ -54,14 +94,14 @@ kernel! {
     ///
     /// # Safety
     /// Lengths as above; every page below `n_pages`; no target is another pair's source or target; `k` and `v` 16-byte
-    /// aligned; `page_words` a multiple of 1024.
+    /// aligned; `page_words` a multiple of 4.
     copy_pages, block = [THREADS, 1, 1], body = device::copy_pages;
     pub struct CopyPages {
         /// Pages to copy from and to.
         pub pairs: Global<u32>,
-        /// Keys of all layers, two dimensions a word.
+        /// Keys of all layers.
         pub k: Global<u32>,
-        /// Values of all layers, two positions a word.
+        /// Values of all layers.
         pub v: Global<u32>,
         /// Pairs.
         pub n_pairs: u32,
@@ -80,7 +120,7 @@ impl CopyPages {
     pub const fn launch(&self) -> Launch {
         Launch {
             grid: [
-                self.page_words / (THREADS * WORDS),
+                self.page_words.div_ceil(THREADS * WORDS),
                 2 * self.n_layers,
                 self.n_pairs,
             ],
@@ -92,39 +132,139 @@ impl CopyPages {
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub(crate) mod device {
-    use super::{CopyPages, PAGE, READ_ONLY, THREADS, WORDS};
+    use super::{CopyPages, KvType, PAGE, READ_ONLY, THREADS, WORDS};
+    use crate::Global;
     use crate::intrinsics::*;
 
-    /// Where keys and values of one page and kv head lie in a cache.
+    /// Where keys and values of one page and kv head lie in a cache: of 8-bit integers, or of bfloat16.
     #[derive(Clone, Copy)]
-    pub(crate) struct Page {
-        /// Element of the first key and of the first value.
+    pub(crate) struct Page<const INT8: bool> {
+        /// Word of the first key and of the first value.
         base: usize,
         /// Dimensions of a head in the cache.
         padded: u32,
     }
 
-    impl Page {
+    impl<const INT8: bool> Page<INT8> {
+        /// Elements of a word.
+        const PER_WORD: u32 = if INT8 { 4 } else { 2 };
+
         /// The page that a table's `entry` names.
         #[inline(always)]
         pub(crate) fn new(entry: u32, n_kv_heads: u32, kv_head: u32, padded: u32) -> Self {
             let head = (entry & !READ_ONLY) as usize * n_kv_heads as usize + kv_head as usize;
             Self {
-                base: head * (PAGE * padded) as usize,
+                base: head * KvType::of(INT8).head_words(padded as usize),
                 padded,
             }
         }
 
-        /// Element of dimension 0 of the key at position `place` of the page.
+        /// Word of dimension 0 of the key at position `place` of the page.
         #[inline(always)]
         pub(crate) fn key(self, place: u32) -> usize {
-            self.base + (place * self.padded) as usize
+            self.base + (place * self.padded / Self::PER_WORD) as usize
         }
 
-        /// Element of dimension `dim` of the value at position `place` of the page.
+        /// Word of dimension `dim` of the value at position `place` of the page, the first of a word.
         #[inline(always)]
         pub(crate) fn value(self, place: u32, dim: u32) -> usize {
-            self.base + (dim * PAGE + place) as usize
+            self.base + ((dim * PAGE + place) / Self::PER_WORD) as usize
+        }
+
+        /// Element, counted as such, of dimension `dim` of the value at position `place` of the page.
+        #[inline(always)]
+        pub(crate) fn value_element(self, place: u32, dim: u32) -> usize {
+            self.base * Self::PER_WORD as usize + (dim * PAGE + place) as usize
+        }
+
+        /// Word of the scale of the key, and of the value, at position `place` of the page.
+        #[inline(always)]
+        pub(crate) fn scale(self, place: u32) -> usize {
+            self.base + (PAGE * self.padded / 4 + place) as usize
+        }
+
+        /// Eight neighboring elements from word `at` on: four words of bfloat16, or two of integers and two zeros.
+        ///
+        /// # Safety
+        /// They are readable, and lie on a multiple of their size.
+        #[inline(always)]
+        #[cfg_attr(feature = "emulator", track_caller)]
+        pub(crate) unsafe fn load_eight(cache: Global<u32>, at: usize) -> [u32; 4] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                if INT8 {
+                    let [low, high] = cache.load_l2_x2(at);
+                    [low, high, 0, 0]
+                } else {
+                    cache.load_l2_x4(at)
+                }
+            }
+        }
+
+        /// What [`Page::load_eight`] loaded as bfloat16, exactly.
+        #[inline(always)]
+        pub(crate) fn widen_eight(eight: [u32; 4]) -> [u32; 4] {
+            if INT8 {
+                let ([a, b], [c, d]) = (i8x4_to_bf16(eight[0]), i8x4_to_bf16(eight[1]));
+                [a, b, c, d]
+            } else {
+                eight
+            }
+        }
+    }
+
+    /// Four signed bytes as bfloat16, the lowest first; exact.
+    #[inline(always)]
+    pub(crate) fn i8x4_to_bf16(word: u32) -> [u32; 2] {
+        // The 7 low bits of a byte b, as the mantissa of a number from 128 on, are 128 more than b, or 256 more where b is
+        // negative; its sign in the mantissa of another such number makes that 128 or 256.
+        let widen = |selector| {
+            let bytes = byte_permute(word, 0x4343_4343, selector);
+            bf16x2_sub(bytes & 0xff7f_ff7f, bytes & 0xff80_ff80)
+        };
+        [widen(0x4140), widen(0x4342)]
+    }
+
+    /// How a key or a value is rounded to 8 bits.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Scale {
+        /// What an integer is worth.
+        pub(crate) worth: f32,
+        /// What an element is multiplied by.
+        times: f32,
+    }
+
+    impl Scale {
+        /// Of the largest of all [`Scale::magnitude`].
+        #[inline(always)]
+        pub(crate) fn new(magnitude: u32) -> Self {
+            let largest = f32::from_bits(magnitude);
+            match () {
+                () if magnitude > f32::INFINITY.to_bits() => Self {
+                    worth: f32::NAN,
+                    times: 0.0,
+                },
+                () if magnitude > 0 => Self {
+                    worth: largest / 127.0,
+                    times: 127.0 / largest,
+                },
+                () => Self {
+                    worth: 0.0,
+                    times: 0.0,
+                },
+            }
+        }
+
+        /// What orders elements by their magnitude, and a NaN after all of them.
+        #[inline(always)]
+        pub(crate) fn magnitude(x: f32) -> u32 {
+            x.to_bits() & 0x7fff_ffff
+        }
+
+        /// Four elements as bytes, the first lowest.
+        #[inline(always)]
+        pub(crate) fn codes(self, x: [f32; 4]) -> u32 {
+            pack_i8x4(x.map(|x| round_to_i32(x * self.times)))
         }
     }
 
@@ -139,10 +279,28 @@ pub(crate) mod device {
         };
         grid_dependency_launch();
         grid_dependency_wait();
+        if word >= p.page_words {
+            return;
+        }
         // SAFETY: pages and layers are inside the cache, and the words inside the page.
         unsafe {
             let [from, to] = p.pairs.load_x2(2 * pair);
             cache.store_x4(at(to), cache.load_l2_x4(at(from)));
+        }
+    }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+mod tests {
+    use super::device::i8x4_to_bf16;
+    use crate::intrinsics::bf16x2_to_f32;
+
+    #[test]
+    fn bytes_widen_exactly() {
+        for byte in i8::MIN..=i8::MAX {
+            let bytes = [byte, byte.wrapping_add(1), !byte, byte.wrapping_mul(3)];
+            let widened = i8x4_to_bf16(u32::from_le_bytes(bytes.map(|b| b as u8))).map(bf16x2_to_f32);
+            assert_eq!(widened.concat(), bytes.map(f32::from));
         }
     }
 }

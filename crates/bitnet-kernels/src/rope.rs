@@ -1,5 +1,6 @@
 //! Rotary embedding of queries and keys, and the way of keys and values into the cache of [`crate::cache`].
 
+use crate::cache::KvType;
 use crate::{Global, Launch};
 
 /// Tokens of a block of [`RopeAppend`].
@@ -7,7 +8,9 @@ const TOKENS: u32 = 32;
 /// Threads of a block of [`RopeAppend`].
 const THREADS: u32 = 256;
 
-kernel! {
+kernels! {
+    /// Parameters of the kernels that rotate and append, one for each [`KvType`]: convert it into that kernel's.
+    ///
     /// `q = rotate(q, pos) * q_scale`, `k_cache[place] = rotate(k, pos)`, `v_cache[place] = v` for every token and head.
     ///
     /// `rotate` turns the pair (`x[d]`, `x[d + head_dim / 2]`) by the angle whose cosine and sine are `cos[pos][d]` and
@@ -16,13 +19,12 @@ kernel! {
     /// - Shapes: `qkv` (batch, n_heads + 2 n_kv_heads, head_dim) f32; `positions`, `places` (batch); `cos`, `sin`
     ///   (context, head_dim / 2); `q` (batch, n_heads, padded) bfloat16; caches as [`crate::cache`] says.
     /// - Launch: [`RopeAppend::launch`]; a block owns one head of 32 tokens.
-    /// - Moves: `qkv` once, half of its bytes out.
+    /// - Moves: `qkv` once, half of its bytes out; keys of 8-bit integers twice, from L1 the second time.
     /// - Bound: L2; values pass through shared memory so that both sides move whole sectors.
     ///
     /// # Safety
     /// Lengths as above; `head_dim` a multiple of 4, `padded` its [`padded_head_dim`](crate::cache::padded_head_dim); `qkv`,
     /// `cos`, `sin` 16-byte aligned; every position below `context`; no two tokens with the same place.
-    rope_append, block = [THREADS, 1, 1], body = device::run;
     pub struct RopeAppend {
         /// Output of the fused linear layer.
         pub qkv: Global<f32>,
@@ -36,10 +38,10 @@ kernel! {
         pub sin: Global<f32>,
         /// Queries, two dimensions a word.
         pub q: Global<u32>,
-        /// Keys of the layer, two dimensions a word.
+        /// Keys of the layer.
         pub k_cache: Global<u32>,
         /// Values of the layer.
-        pub v_cache: Global<u16>,
+        pub v_cache: Global<u32>,
         /// Tokens.
         pub batch: u32,
         /// Query heads.
@@ -52,6 +54,27 @@ kernel! {
         pub padded: u32,
         /// Factor of the queries: `log2(e) / sqrt(head_dim)`, see [`q_scale`].
         pub q_scale: f32,
+    }
+    []
+    rope_append, RopeAppendBf16, "keys and values in bfloat16", [false], (KvType::Bf16);
+    rope_append_int8, RopeAppendInt8, "keys and values of 8-bit integers", [true], (KvType::Int8);
+}
+
+/// Threads of a block.
+const fn threads(_kv: KvType) -> u32 {
+    THREADS
+}
+
+/// The grid, and the shared memory: the values of a block's tokens, and how each is rounded.
+const fn launch(kv: KvType, p: &RopeAppend) -> Launch {
+    let scales = match kv {
+        KvType::Bf16 => 0,
+        KvType::Int8 => 4 * TOKENS,
+    };
+    Launch {
+        grid: [p.batch.div_ceil(TOKENS), p.n_heads + 2 * p.n_kv_heads, 1],
+        block: [THREADS, 1, 1],
+        shared_bytes: TOKENS * (p.head_dim + 1) * 4 + scales,
     }
 }
 
@@ -72,24 +95,12 @@ pub fn q_scale(head_dim: u32) -> f32 {
     (core::f64::consts::LOG2_E / root) as f32
 }
 
-impl RopeAppend {
-    /// The launch for these parameters.
-    #[must_use]
-    pub const fn launch(&self) -> Launch {
-        Launch {
-            grid: [self.batch.div_ceil(TOKENS), self.n_heads + 2 * self.n_kv_heads, 1],
-            block: [THREADS, 1, 1],
-            shared_bytes: TOKENS * (self.head_dim + 1) * 4,
-        }
-    }
-}
-
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub(crate) mod device {
     use super::{RopeAppend, THREADS, TOKENS};
     use crate::Global;
     use crate::cache::PAGE;
-    use crate::cache::device::Page;
+    use crate::cache::device::{Page, Scale};
     use crate::intrinsics::*;
 
     /// Cosines and sines of the angles of two neighboring pairs of dimensions.
@@ -127,8 +138,117 @@ pub(crate) mod device {
         }
     }
 
+    /// Rotates, rounds to 8 bits and stores the keys of the block's head: a warp takes every eighth token, a lane two neighboring
+    /// pairs at a time.
+    ///
+    /// # Safety
+    /// As for [`RopeAppend`]; all lanes of the block call this.
     #[inline(always)]
-    pub(super) unsafe fn run(p: RopeAppend) {
+    #[cfg_attr(feature = "emulator", track_caller)]
+    unsafe fn store_keys(p: &RopeAppend, first: u32, tokens: u32) {
+        let (head, half) = (block_idx_y(), p.head_dim / 2);
+        let mut token = warp_id();
+        // SAFETY: the caller's promise; a token is a warp's alone, and its elements a lane's.
+        unsafe {
+            while token < tokens {
+                let row = (first + token) as usize * (p.n_heads + 2 * p.n_kv_heads) as usize + head as usize;
+                let x = p.qkv.offset(row * p.head_dim as usize);
+                let position = p.positions.load((first + token) as usize);
+                let rotated = |item: u32| {
+                    let angle = position as usize * half as usize + 2 * item as usize;
+                    let (low, high) = Angle::load(p.cos, p.sin, angle).rotate(
+                        x.load_x2(2 * item as usize),
+                        x.load_x2((half + 2 * item) as usize),
+                    );
+                    [low[0], low[1], high[0], high[1]]
+                };
+                let mut largest = 0;
+                let mut item = lane_id();
+                while item < half / 2 {
+                    for x in rotated(item) {
+                        largest = largest.max(Scale::magnitude(x));
+                    }
+                    item += WARP_SIZE;
+                }
+                let scale = Scale::new(warp_reduce_max_u32(FULL_MASK, largest));
+                let place = p.places.load((first + token) as usize);
+                let page = Page::<true>::new(place / PAGE, p.n_kv_heads, head - p.n_heads, p.padded);
+                let to = p.k_cache.offset(page.key(place % PAGE)).cast::<u16>();
+                let mut item = lane_id();
+                while item < half / 2 {
+                    let codes = scale.codes(rotated(item));
+                    to.store(item as usize, codes as u16);
+                    to.store((half / 2 + item) as usize, (codes >> 16) as u16);
+                    item += WARP_SIZE;
+                }
+                let mut two = half + lane_id();
+                while two < p.padded / 2 {
+                    to.store(two as usize, 0);
+                    two += WARP_SIZE;
+                }
+                if lane_id() == 0 {
+                    p.k_cache.cast().store(page.scale(place % PAGE), scale.worth);
+                }
+                token += THREADS / WARP_SIZE;
+            }
+        }
+    }
+
+    /// Rounds to 8 bits and stores the values of the block's head, which lie in shared memory: a warp finds the scales of every
+    /// eighth token, then a lane is a token.
+    ///
+    /// # Safety
+    /// As for [`RopeAppend`]; all lanes of the block call this, after the barrier that follows the stores.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    unsafe fn store_values(p: &RopeAppend, first: u32, tokens: u32) {
+        let (tile, width) = (Shared::<f32>::at(0), p.head_dim + 1);
+        let magnitudes = Shared::<u32>::at(TOKENS * width * 4);
+        // SAFETY: the caller's promise; a word of the cache is one lane's.
+        unsafe {
+            let mut token = warp_id();
+            while token < tokens {
+                let mut largest = 0;
+                let mut d = lane_id();
+                while d < p.head_dim {
+                    largest = largest.max(Scale::magnitude(tile.load(token * width + d)));
+                    d += WARP_SIZE;
+                }
+                let largest = warp_reduce_max_u32(FULL_MASK, largest);
+                if lane_id() == 0 {
+                    magnitudes.store(token, largest);
+                }
+                token += THREADS / WARP_SIZE;
+            }
+            // Orders the stores of the magnitudes before the loads below.
+            sync_threads();
+            let token = lane_id();
+            if token < tokens {
+                let scale = Scale::new(magnitudes.load(token));
+                let place = p.places.load((first + token) as usize);
+                let kv_head = block_idx_y() - p.n_heads - p.n_kv_heads;
+                let page = Page::<true>::new(place / PAGE, p.n_kv_heads, kv_head, p.padded);
+                let mut d = warp_id();
+                while d < p.padded {
+                    let value = if d < p.head_dim {
+                        tile.load(token * width + d)
+                    } else {
+                        0.0
+                    };
+                    let [code, ..] = scale.codes([value; 4]).to_le_bytes();
+                    p.v_cache.cast().store(page.value_element(place % PAGE, d), code);
+                    d += THREADS / WARP_SIZE;
+                }
+                if warp_id() == 0 {
+                    p.v_cache.cast().store(page.scale(place % PAGE), scale.worth);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn run<const INT8: bool>(p: impl Into<RopeAppend>) {
+        let p: RopeAppend = p.into();
         let head = block_idx_y();
         let first = block_idx_x() * TOKENS;
         let tokens = (p.batch - first).min(TOKENS);
@@ -155,11 +275,15 @@ pub(crate) mod device {
                 }
                 // Orders the stores of the tile before the loads below.
                 sync_threads();
+                if INT8 {
+                    store_values(&p, first, tokens);
+                    return;
+                }
                 let token = first + lane_id();
                 if lane_id() < tokens {
                     let place = p.places.load(token as usize);
                     let kv_head = head - p.n_heads - p.n_kv_heads;
-                    let to = Page::new(place / PAGE, p.n_kv_heads, kv_head, p.padded);
+                    let to = Page::<false>::new(place / PAGE, p.n_kv_heads, kv_head, p.padded);
                     let mut d = warp_id();
                     while d < p.padded {
                         let value = if d < p.head_dim {
@@ -167,10 +291,15 @@ pub(crate) mod device {
                         } else {
                             0.0
                         };
-                        p.v_cache.store(to.value(place % PAGE, d), f32_to_bf16(value));
+                        let to = to.value_element(place % PAGE, d);
+                        p.v_cache.cast().store(to, f32_to_bf16(value));
                         d += THREADS / WARP_SIZE;
                     }
                 }
+                return;
+            }
+            if INT8 && head >= p.n_heads {
+                store_keys(&p, first, tokens);
                 return;
             }
             let (half, words) = (p.head_dim / 2, p.padded / 2);
@@ -189,8 +318,8 @@ pub(crate) mod device {
                     )
                 } else {
                     let place = p.places.load(token as usize);
-                    let page = Page::new(place / PAGE, p.n_kv_heads, head - p.n_heads, p.padded);
-                    (p.k_cache, page.key(place % PAGE) / 2)
+                    let page = Page::<false>::new(place / PAGE, p.n_kv_heads, head - p.n_heads, p.padded);
+                    (p.k_cache, page.key(place % PAGE))
                 };
                 if item < half / 2 {
                     let x = p.qkv.offset(row(token));

@@ -5,13 +5,12 @@ mod common;
 mod kv;
 
 use bitnet_kernels::attention::AttentionCluster;
-use bitnet_kernels::cache::READ_ONLY;
+use bitnet_kernels::cache::{KvType, READ_ONLY};
 use bitnet_kernels::emulator::Emulator;
 use common::same_for_all_seeds;
-use kv::{Cache, Rows, Shape, bf16, decode, decode_in_clusters, prefill};
+use kv::{Cache, Fill, Rows, Shape, bf16, decode, decode_in_clusters, prefill};
 
-/// A NaN.
-const POISON: u16 = 0x7fff;
+const BOTH: [KvType; 2] = [KvType::Bf16, KvType::Int8];
 
 /// The attention of one token in f64, over keys and values as the cache keeps them; and the same of the values' magnitudes.
 fn reference(shape: &Shape, rows: &Rows, sequence: u32, position: u32) -> Vec<[f64; 2]> {
@@ -29,7 +28,7 @@ fn reference(shape: &Shape, rows: &Rows, sequence: u32, position: u32) -> Vec<[f
             let scores: Vec<f64> = (0..=position)
                 .map(|p| {
                     let k = shape.rotated(&row(p), shape.n_heads + kv_head, p);
-                    q.iter().zip(k).map(|(q, k)| q * f64::from(bf16(k))).sum()
+                    q.iter().zip(shape.kept(&k)).map(|(q, k)| q * f64::from(k)).sum()
                 })
                 .collect();
             let max = scores.iter().copied().fold(f64::MIN, f64::max);
@@ -39,8 +38,8 @@ fn reference(shape: &Shape, rows: &Rows, sequence: u32, position: u32) -> Vec<[f
             for (p, weight) in (0..).zip(&weights) {
                 let row = row(p);
                 let v = &row[(shape.n_heads + shape.n_kv_heads + kv_head) as usize * d..][..d];
-                for (out, &v) in out.iter_mut().zip(v) {
-                    let value = f64::from(bf16(v));
+                for (out, value) in out.iter_mut().zip(shape.kept(v)) {
+                    let value = f64::from(value);
                     out[0] += weight / sum * value;
                     out[1] += weight / sum * value.abs();
                 }
@@ -51,13 +50,13 @@ fn reference(shape: &Shape, rows: &Rows, sequence: u32, position: u32) -> Vec<[f
 }
 
 /// One prompt, checked from every side. `cuts` are the lengths of its pieces, `positions` those that are also decoded.
-fn check(n_heads: u32, n_kv_heads: u32, head_dim: u32, cuts: &[u32], positions: &[u32]) {
-    let what = format!("{n_heads} heads, {n_kv_heads} of keys, {head_dim} wide");
+fn check(kv_type: KvType, n_heads: u32, n_kv_heads: u32, head_dim: u32, cuts: &[u32], positions: &[u32]) {
+    let what = format!("{kv_type:?}, {n_heads} heads, {n_kv_heads} of keys, {head_dim} wide");
     let len = cuts.iter().sum::<u32>();
-    let shape = Shape::new(n_heads, n_kv_heads, head_dim, len.next_multiple_of(64));
+    let shape = Shape::new(kv_type, n_heads, n_kv_heads, head_dim, len.next_multiple_of(64));
     let rows = Rows::new(&shape, 2, len);
     // The prompt is the second sequence; the first stays poisoned.
-    let empty = Cache::new(&shape, 2, POISON);
+    let empty = Cache::new(&shape, 2, Fill::Poison);
     let (whole, cache) = prefill(&mut Emulator::new(0), &shape, &rows, &empty, &[(1, 0, len)])
         .unwrap_or_else(|fault| panic!("{what}: {fault}"));
 
@@ -80,8 +79,11 @@ fn check(n_heads: u32, n_kv_heads: u32, head_dim: u32, cuts: &[u32], positions: 
         let key = shape.rotated(&row, n_heads + head, len - 1);
         let value = &row[((n_heads + n_kv_heads + head) * head_dim) as usize..][..head_dim as usize];
         let got = cache.entry(&shape, 1, head, len - 1);
-        assert_eq!(got[0], shape.padded(&key), "{what}: key of head {head}");
-        assert_eq!(got[1], shape.padded(value), "{what}: value of head {head}");
+        for (got, x) in got.iter().zip([&key[..], value]) {
+            let mut expected = shape.kept(x);
+            expected.resize(shape.padded as usize, 0.0);
+            assert_eq!(got, &expected, "{what}: head {head}");
+        }
     }
 
     let (mut pieces, mut cut_cache, mut start) = (Vec::new(), empty.clone(), 0);
@@ -97,12 +99,12 @@ fn check(n_heads: u32, n_kv_heads: u32, head_dim: u32, cuts: &[u32], positions: 
     assert!(cut_cache == cache, "{what}: cache of {cuts:?}");
 
     for &position in positions {
-        let before = cache.poisoned_from(&shape, 1, position, POISON);
+        let before = cache.poisoned_from(&shape, 1, position, Fill::Poison);
         let (out, after) = decode(&mut Emulator::new(5), &shape, &rows, &before, &[(1, position)])
             .unwrap_or_else(|fault| panic!("{what}, position {position}: {fault}"));
         let expected = &whole[position as usize * d_q..][..d_q];
         assert!(bits(&out) == bits(expected), "{what}: decode of {position}");
-        let expected = cache.poisoned_from(&shape, 1, position + 1, POISON);
+        let expected = cache.poisoned_from(&shape, 1, position + 1, Fill::Poison);
         assert!(after == expected, "{what}: cache after decode of {position}");
     }
 }
@@ -113,43 +115,95 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 #[test]
 fn steps_and_their_edges() {
-    check(
-        4,
-        2,
-        32,
-        &[1, 62, 1, 1, 70, 66],
-        &[0, 1, 62, 63, 64, 65, 127, 128, 200],
-    );
+    for kv_type in BOTH {
+        check(
+            kv_type,
+            4,
+            2,
+            32,
+            &[1, 62, 1, 1, 70, 66],
+            &[0, 1, 62, 63, 64, 65, 127, 128, 200],
+        );
+    }
 }
 
 #[test]
 fn shapes() {
-    check(8, 2, 128, &[64, 6], &[0, 69]);
-    check(8, 1, 64, &[33, 37], &[0, 63, 64, 69]);
-    check(4, 4, 128, &[70], &[64]);
-    check(2, 1, 256, &[40, 30], &[3, 66]);
-    // Groups that fill no tile of rows, and more heads than one has.
-    check(3, 1, 64, &[9, 59], &[2, 67]);
-    check(12, 1, 32, &[5, 62], &[66]);
-    check(20, 1, 32, &[5, 62], &[4, 66]);
+    for kv_type in BOTH {
+        check(kv_type, 8, 2, 128, &[64, 6], &[0, 69]);
+        check(kv_type, 8, 1, 64, &[33, 37], &[0, 63, 64, 69]);
+        check(kv_type, 4, 4, 128, &[70], &[64]);
+        if kv_type.takes(256) {
+            check(kv_type, 2, 1, 256, &[40, 30], &[3, 66]);
+        }
+        // Groups that fill no tile of rows, and more heads than one has.
+        check(kv_type, 3, 1, 64, &[9, 59], &[2, 67]);
+        check(kv_type, 12, 1, 32, &[5, 62], &[66]);
+        check(kv_type, 20, 1, 32, &[5, 62], &[4, 66]);
+    }
 }
 
 #[test]
 fn padded_heads() {
-    check(4, 1, 100, &[30, 36], &[0, 65]);
-    check(2, 2, 96, &[66], &[65]);
-    check(2, 1, 8, &[3, 4], &[0, 6]);
+    for kv_type in BOTH {
+        check(kv_type, 4, 1, 100, &[30, 36], &[0, 65]);
+        check(kv_type, 2, 2, 96, &[66], &[65]);
+        check(kv_type, 2, 1, 8, &[3, 4], &[0, 6]);
+    }
+}
+
+/// Heads of zeros are zeros of 8 bits, and what is no number stays none, for whoever sees it.
+#[test]
+fn rows_of_8_bits_that_have_no_scale() {
+    let shape = Shape::new(KvType::Int8, 2, 1, 32, 64);
+    let rows = Rows::new(&shape, 1, 4);
+    // Of token 1 the key is zero and the value, of token 3 the key has a NaN and the value an infinity.
+    let rows = rows.with(&shape, 1, 2 * 32..4 * 32, 0.0);
+    let rows = rows.with(&shape, 3, 2 * 32 + 5..2 * 32 + 6, f32::NAN);
+    let rows = rows.with(&shape, 3, 3 * 32 + 7..3 * 32 + 8, f32::INFINITY);
+    let empty = Cache::new(&shape, 1, Fill::Poison);
+    let (out, cache) = prefill(&mut Emulator::new(0), &shape, &rows, &empty, &[(0, 0, 4)]).unwrap();
+    assert!(cache.entry(&shape, 0, 0, 1).concat().iter().all(|&x| x == 0.0));
+    let [key, value] = cache.entry(&shape, 0, 0, 3);
+    assert!(key.iter().chain(&value).all(|x| x.is_nan()));
+    let d_q = 2 * 32;
+    let mut before = empty;
+    for position in 0..4 {
+        let token = [(0, position)];
+        let expected = &out[position as usize * d_q..][..d_q];
+        let clusters = decode_in_clusters(&mut Emulator::new(2), &shape, &rows, &before, &token, 2).unwrap();
+        let (decoded, after) = decode(&mut Emulator::new(1), &shape, &rows, &before, &token).unwrap();
+        assert!(clusters.1 == after);
+        if position < 3 {
+            assert!(expected.iter().all(|x| x.is_finite()), "{position}");
+            assert!(bits(&decoded) == bits(expected), "{position}");
+            assert!(bits(&clusters.0) == bits(expected), "{position}");
+        } else {
+            assert!(
+                [expected, &decoded, &clusters.0]
+                    .concat()
+                    .iter()
+                    .all(|x| x.is_nan())
+            );
+        }
+        before = after;
+    }
+    assert!(before == cache);
 }
 
 /// Batches of several sequences give what each gives alone, and the maxima that a quantization needs.
 #[test]
 fn batches() {
-    let shape = Shape::new(8, 2, 64, 128);
+    BOTH.into_iter().for_each(check_batches);
+}
+
+fn check_batches(kv_type: KvType) {
+    let shape = Shape::new(kv_type, 8, 2, 64, 128);
     let rows = Rows::new(&shape, 3, 100);
     let lens = [100, 3, 66];
     let alone: Vec<(Vec<f32>, Cache)> = (0..3)
         .map(|sequence| {
-            let empty = Cache::new(&shape, 3, POISON);
+            let empty = Cache::new(&shape, 3, Fill::Poison);
             let run = [(sequence, 0, lens[sequence as usize])];
             prefill(&mut Emulator::new(0), &shape, &rows, &empty, &run).unwrap()
         })
@@ -157,7 +211,13 @@ fn batches() {
 
     let (out, cache) = same_for_all_seeds("prefill", |emulator| {
         let runs = [(2, 0, lens[2]), (0, 0, lens[0]), (1, 0, lens[1])];
-        prefill(emulator, &shape, &rows, &Cache::new(&shape, 3, POISON), &runs)
+        prefill(
+            emulator,
+            &shape,
+            &rows,
+            &Cache::new(&shape, 3, Fill::Poison),
+            &runs,
+        )
     });
     let expected = [&alone[2].0[..], &alone[0].0, &alone[1].0].concat();
     assert!(bits(&out) == bits(&expected));
@@ -165,7 +225,7 @@ fn batches() {
     let d_q = (shape.n_heads * shape.head_dim) as usize;
     let tokens = [(1, lens[1] - 1), (0, lens[0] - 1), (2, lens[2] - 1)];
     let before = tokens.iter().fold(cache, |cache, &(sequence, position)| {
-        cache.poisoned_from(&shape, sequence, position, POISON)
+        cache.poisoned_from(&shape, sequence, position, Fill::Poison)
     });
     let (decoded, _) = same_for_all_seeds("decode", |emulator| {
         decode(emulator, &shape, &rows, &before, &tokens)
@@ -178,17 +238,24 @@ fn batches() {
 }
 
 /// The fold in a cluster against the fold in a kernel of its own: tokens of several sequences, with room for `steps` steps.
-fn check_clusters(n_heads: u32, n_kv_heads: u32, head_dim: u32, positions: &[u32], steps: u32) {
+fn check_clusters(
+    kv_type: KvType,
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_dim: u32,
+    positions: &[u32],
+    steps: u32,
+) {
     let what = format!(
-        "{n_heads} heads, {n_kv_heads} of keys, {head_dim} wide, positions {positions:?}, {steps} steps"
+        "{kv_type:?}, {n_heads} heads, {n_kv_heads} of keys, {head_dim} wide, positions {positions:?}, {steps} steps"
     );
-    let shape = Shape::new(n_heads, n_kv_heads, head_dim, 64 * steps);
+    let shape = Shape::new(kv_type, n_heads, n_kv_heads, head_dim, 64 * steps);
     let sequences = positions.len() as u32;
     let rows = Rows::new(&shape, sequences, 64 * steps);
     let tokens: Vec<(u32, u32)> = (0..sequences).zip(positions.iter().copied()).collect();
     let random = Cache::random(&shape, sequences);
     let before = tokens.iter().fold(random, |cache, &(sequence, position)| {
-        cache.poisoned_from(&shape, sequence, position, POISON)
+        cache.poisoned_from(&shape, sequence, position, Fill::Poison)
     });
     let (expected, after) = decode(&mut Emulator::new(0), &shape, &rows, &before, &tokens)
         .unwrap_or_else(|fault| panic!("{what}: {fault}"));
@@ -201,28 +268,34 @@ fn check_clusters(n_heads: u32, n_kv_heads: u32, head_dim: u32, positions: &[u32
 
 #[test]
 fn clusters_fold_as_the_kernel_of_its_own() {
-    for (steps, positions) in [
-        (2, &[0][..]),
-        (2, &[63]),
-        (2, &[64, 2]),
-        (4, &[130, 255, 63]),
-        (8, &[511]),
-        (8, &[64, 300, 0]),
-    ] {
-        check_clusters(4, 2, 64, positions, steps);
+    for kv_type in BOTH {
+        let check = |n_heads, n_kv_heads, head_dim, positions: &[u32], steps| {
+            check_clusters(kv_type, n_heads, n_kv_heads, head_dim, positions, steps);
+        };
+        for (steps, positions) in [
+            (2, &[0][..]),
+            (2, &[63]),
+            (2, &[64, 2]),
+            (4, &[130, 255, 63]),
+            (8, &[511]),
+            (8, &[64, 300, 0]),
+        ] {
+            check(4, 2, 64, positions, steps);
+        }
+        check(4, 1, 128, &[511, 0, 130], 8);
+        check(2, 1, 128, &[64], 2);
+        // Fewer chunks of dimensions than blocks.
+        check(3, 1, 32, &[449, 63], 8);
+        // Groups of more heads than a tile has rows.
+        check(12, 1, 32, &[66, 200], 4);
+        check(20, 1, 64, &[65], 2);
+        let widest = if kv_type.takes(256) { 256 } else { 128 };
+        check(2, 2, widest, &[130], 4);
+        check(2, 1, widest, &[400], 8);
+        // As many as there may be.
+        check(32, 1, widest, &[3], 2);
+        check(32, 1, widest, &[65], 8);
     }
-    check_clusters(4, 1, 128, &[511, 0, 130], 8);
-    check_clusters(2, 1, 128, &[64], 2);
-    check_clusters(2, 2, 256, &[130], 4);
-    check_clusters(2, 1, 256, &[400], 8);
-    // Fewer chunks of dimensions than blocks.
-    check_clusters(3, 1, 32, &[449, 63], 8);
-    // Groups of more heads than a tile has rows.
-    check_clusters(12, 1, 32, &[66, 200], 4);
-    check_clusters(20, 1, 64, &[65], 2);
-    // As many as there may be.
-    check_clusters(32, 1, 256, &[3], 2);
-    check_clusters(32, 1, 256, &[65], 8);
 }
 
 #[test]
@@ -237,17 +310,23 @@ fn clusters_have_room_for_every_step() {
 
 #[test]
 fn clusters_fold_padded_heads() {
-    check_clusters(4, 2, 100, &[130], 4);
-    check_clusters(2, 1, 8, &[3, 320], 8);
+    for kv_type in BOTH {
+        check_clusters(kv_type, 4, 2, 100, &[130], 4);
+        check_clusters(kv_type, 2, 1, 8, &[3, 320], 8);
+    }
 }
 
 /// Two sequences that begin alike: the second has the pages of the first for what they share, then its own.
 #[test]
 fn shared_pages_are_read_by_all_and_written_by_none() {
-    let shape = Shape::new(4, 2, 64, 192);
+    BOTH.into_iter().for_each(check_shared_pages);
+}
+
+fn check_shared_pages(kv_type: KvType) {
+    let shape = Shape::new(kv_type, 4, 2, 64, 192);
     let rows = Rows::new(&shape, 2, 150).alike(&shape, 128);
     let d_q = (shape.n_heads * shape.head_dim) as usize;
-    let empty = Cache::new(&shape, 2, POISON);
+    let empty = Cache::new(&shape, 2, Fill::Poison);
     let alone: Vec<Vec<f32>> = (0..2)
         .map(|sequence| {
             let run = [(sequence, 0, 150)];
@@ -270,7 +349,7 @@ fn shared_pages_are_read_by_all_and_written_by_none() {
     // Both are decoded side by side; what the other's last token left behind does not matter.
     let tokens = [(1, 149), (0, 149)];
     let before = tokens.iter().fold(cache.clone(), |cache, &(sequence, position)| {
-        cache.poisoned_from(&shape, sequence, position, POISON)
+        cache.poisoned_from(&shape, sequence, position, Fill::Poison)
     });
     let expected = [&alone[1][149 * d_q..], &alone[0][149 * d_q..]].concat();
     let (decoded, after) = same_for_all_seeds("decode of shared pages", |emulator| {
@@ -288,11 +367,15 @@ fn shared_pages_are_read_by_all_and_written_by_none() {
 /// What a page held before it was given to a sequence does not show.
 #[test]
 fn recycled_pages_give_what_new_ones_give() {
-    let shape = Shape::new(4, 1, 32, 128);
+    BOTH.into_iter().for_each(check_recycled_pages);
+}
+
+fn check_recycled_pages(kv_type: KvType) {
+    let shape = Shape::new(kv_type, 4, 1, 32, 128);
     let rows = Rows::new(&shape, 2, 100);
     let d_q = (shape.n_heads * shape.head_dim) as usize;
     let run = [(1, 0, 100)];
-    let empty = Cache::new(&shape, 2, POISON);
+    let empty = Cache::new(&shape, 2, Fill::Poison);
     let (expected, _) = prefill(&mut Emulator::new(0), &shape, &rows, &empty, &run).unwrap();
     // The other sequence filled them, and the order is another.
     let used = prefill(&mut Emulator::new(0), &shape, &rows, &empty, &[(0, 0, 100)]).unwrap();
@@ -315,10 +398,14 @@ fn recycled_pages_give_what_new_ones_give() {
 /// Rows that stand in for sequences which are not there read a page that nobody writes, and change nothing.
 #[test]
 fn idle_rows_store_nothing_and_change_nobody() {
-    let shape = Shape::new(8, 2, 64, 128);
+    BOTH.into_iter().for_each(check_idle_rows);
+}
+
+fn check_idle_rows(kv_type: KvType) {
+    let shape = Shape::new(kv_type, 8, 2, 64, 128);
     let rows = Rows::new(&shape, 4, 100);
     let d_q = (shape.n_heads * shape.head_dim) as usize;
-    let mut before = Cache::new(&shape, 4, 0);
+    let mut before = Cache::new(&shape, 4, Fill::Zero);
     for sequence in [0, 2] {
         let run = [(sequence, 0, 70)];
         before = prefill(&mut Emulator::new(0), &shape, &rows, &before, &run)

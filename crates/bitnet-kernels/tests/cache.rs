@@ -2,7 +2,7 @@
 
 mod common;
 
-use bitnet_kernels::cache::{CopyPages, cache_len};
+use bitnet_kernels::cache::{CopyPages, KvType};
 use common::{Random, same_for_all_seeds};
 
 const LAYERS: usize = 3;
@@ -10,8 +10,12 @@ const PAGES: usize = 6;
 
 #[test]
 fn pages_are_copied_in_every_layer_and_others_stay() {
-    for (n_kv_heads, padded) in [(1, 32), (2, 64)] {
-        let page_words = cache_len(1, n_kv_heads, padded) / 2;
+    for (kv_type, n_kv_heads, padded) in [
+        (KvType::Bf16, 1, 32),
+        (KvType::Bf16, 2, 64),
+        (KvType::Int8, 3, 64),
+    ] {
+        let page_words = kv_type.words(1, n_kv_heads, padded);
         let mut random = Random::new(3);
         let mut pool = || -> Vec<u32> { (0..LAYERS * PAGES * page_words).map(|_| random.word()).collect() };
         let before = [pool(), pool()];

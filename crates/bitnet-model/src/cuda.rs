@@ -9,9 +9,10 @@ use bitnet_cuda::engine::{
 use bitnet_cuda::{Gpu, Reporting};
 use bitnet_layout::Token;
 
+use crate::memory::KvDemand;
 use crate::{
-    ActQuant, Backend, Batch, Decoder, Dense, Error, KvType, LmHead, Result, Sampler, Spec, Start, Tap,
-    TernaryTensor, Verbs, Want, WeightForm, WeightSource, transformer,
+    ActQuant, Backend, Batch, Decoder, Dense, Error, KvMemory, KvType, LmHead, Result, Sampler, Spec, Start,
+    Tap, TernaryTensor, Verbs, Want, WeightForm, WeightSource, transformer,
 };
 
 /// How a model is run on a GPU.
@@ -23,8 +24,10 @@ pub struct CudaOptions {
     pub context: usize,
     /// Sequences of a batch; up to 256 of them are decoded side by side on the device.
     pub n_seqs: usize,
-    /// Bytes for keys and values; none for what these sequences need, at most 90 % of what is free.
-    pub kv_bytes: Option<u64>,
+    /// How keys and values are kept: in bfloat16, or as 8-bit integers (of heads of up to 128 elements).
+    pub kv_type: KvType,
+    /// Memory for keys and values.
+    pub kv_memory: KvMemory,
     /// Tokens one step can take.
     pub max_batch: usize,
     /// How the output head is kept.
@@ -41,7 +44,8 @@ impl Default for CudaOptions {
             device: 0,
             context: 4096,
             n_seqs: 1,
-            kv_bytes: None,
+            kv_type: KvType::default(),
+            kv_memory: KvMemory::default(),
             max_batch: 512,
             lm_head: LmHead::default(),
             weights: WeightForm::default(),
@@ -93,6 +97,11 @@ impl CudaBackend {
                 config.d_ffn
             ));
         }
+        let kv_type = match options.kv_type {
+            KvType::Bf16 => engine::KvType::Bf16,
+            KvType::Int8 => engine::KvType::Int8,
+            KvType::F32 => return refuse("keys and values in f32"),
+        };
         let embedding = source.embedding()?;
         let head = source.head()?;
         let reporting = if options.sync {
@@ -123,6 +132,7 @@ impl CudaBackend {
             sub_norms: config.sub_norms,
             frequencies: config.rope_frequencies(),
             activation: config.activation,
+            kv_type,
         };
         // A prompt is cut into batches of this size: fewer change nothing but speed.
         let max_batch = options.max_batch.clamp(1, MAX_BATCH);
@@ -130,7 +140,18 @@ impl CudaBackend {
             context: options.context,
             n_seqs: options.n_seqs,
             max_batch,
-            kv_bytes: options.kv_bytes,
+            n_pages: 0,
+        };
+        let room = Engine::kv_room(&gpu, &dims, limits).map_err(device)?;
+        let demand = KvDemand {
+            context: options.context,
+            n_seqs: options.n_seqs,
+            page: PAGE_POSITIONS,
+            page_bytes: room.page_bytes,
+        };
+        let limits = Limits {
+            n_pages: options.kv_memory.n_pages(demand, Some(room.free_bytes))?,
+            ..limits
         };
         let mut engine = Engine::new(&gpu, dims, limits).map_err(device)?;
         let rounds_embedding = options.lm_head == LmHead::Int8 && head.is_none();
@@ -170,7 +191,7 @@ impl CudaBackend {
             max_seqs: options.n_seqs,
             context: options.context,
             max_batch,
-            kv_type: KvType::Bf16,
+            kv_type: options.kv_type,
             memory_bytes: engine.memory_bytes(),
             weight_bytes: engine.weight_bytes(),
             kv_bytes: engine.kv_bytes(),

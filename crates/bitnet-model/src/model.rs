@@ -115,7 +115,7 @@ impl LoadOptions {
     #[must_use]
     pub fn chosen_device(&self) -> Device {
         match self.device {
-            Device::Auto if self.kv_type == KvType::Bf16 && has_gpu() => Device::Cuda(0),
+            Device::Auto if self.kv_type != KvType::F32 && has_gpu() => Device::Cuda(0),
             Device::Auto => Device::Cpu,
             device => device,
         }
@@ -380,17 +380,13 @@ fn open_cuda(
     context: usize,
     index: usize,
 ) -> Result<Box<dyn Backend>> {
-    if options.kv_type != KvType::Bf16 || options.kv_memory != KvMemory::Auto {
-        return Err(Error::Request(format!(
-            "cuda:{index} keeps keys and values in bf16, as many as the context needs; leave their type and memory as they are"
-        )));
-    }
     let options = crate::CudaOptions {
         device: u32::try_from(index)
             .map_err(|_| Error::Request(format!("cuda:{index}: there is no such GPU")))?,
         context,
         n_seqs: options.n_seqs,
-        kv_bytes: None,
+        kv_type: options.kv_type,
+        kv_memory: options.kv_memory,
         max_batch: options.max_batch.min(context),
         lm_head: options.lm_head,
         weights: options.weights,

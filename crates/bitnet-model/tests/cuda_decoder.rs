@@ -6,8 +6,8 @@ mod prompts;
 
 use bitnet_layout::random::Random;
 use bitnet_model::{
-    Backend, Checkpoint, CudaBackend, CudaOptions, LmHead, Pages, Run, Sampler, Sampling, Seq, Session, Want,
-    WeightForm,
+    Backend, Checkpoint, CudaBackend, CudaOptions, KvMemory, KvType, LmHead, Pages, Run, Sampler, Sampling,
+    Seq, Session, Want, WeightForm,
 };
 use prompts::{FOLDERS, expected, folder};
 
@@ -25,7 +25,8 @@ fn open(checkpoint: &Checkpoint, n_seqs: usize) -> Option<CudaBackend> {
         device: 0,
         context: CONTEXT,
         n_seqs,
-        kv_bytes: None,
+        kv_type: KvType::Bf16,
+        kv_memory: KvMemory::Auto,
         max_batch: 256,
         lm_head: LmHead::Stored,
         weights: WeightForm::Ternary,

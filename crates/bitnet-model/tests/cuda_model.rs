@@ -5,8 +5,8 @@
 use std::ops::ControlFlow;
 
 use bitnet_model::{
-    Checkpoint, CpuBackend, CpuOptions, CudaBackend, CudaOptions, LmHead, Sampler, Sampling, Session, Want,
-    WeightForm, WeightSource,
+    Checkpoint, CpuBackend, CpuOptions, CudaBackend, CudaOptions, KvMemory, KvType, LmHead, Sampler,
+    Sampling, Session, Want, WeightForm, WeightSource,
 };
 
 const PROMPT: usize = 64;
@@ -51,7 +51,8 @@ fn greedy_tokens_are_those_of_the_cpu() {
         device: 0,
         context: CONTEXT,
         n_seqs: BATCH,
-        kv_bytes: None,
+        kv_type: KvType::Bf16,
+        kv_memory: KvMemory::Auto,
         max_batch: 512,
         lm_head: LmHead::Stored,
         weights: WeightForm::Ternary,

@@ -7,8 +7,8 @@ mod prompts;
 use std::ops::ControlFlow;
 
 use bitnet_model::{
-    Checkpoint, CpuBackend, CpuOptions, CudaBackend, CudaOptions, Error, LmHead, Sampler, Sampling, Session,
-    Want, WeightForm, conformance,
+    Backend, Checkpoint, CpuBackend, CpuOptions, CudaBackend, CudaOptions, Error, KvMemory, KvType, LmHead,
+    Sampler, Sampling, Session, Want, WeightForm, conformance,
 };
 use prompts::{FOLDERS, expected, folder};
 
@@ -19,7 +19,8 @@ fn options(n_seqs: usize) -> CudaOptions {
         device: 0,
         context: CONTEXT,
         n_seqs,
-        kv_bytes: None,
+        kv_type: KvType::Bf16,
+        kv_memory: KvMemory::Auto,
         max_batch: 256,
         lm_head: LmHead::Stored,
         weights: WeightForm::Ternary,
@@ -408,13 +409,78 @@ fn bf16_weights_are_near_ternary_ones() {
 }
 
 #[test]
-fn close_to_the_cpu_verb_by_verb() {
-    for &name in some(&FOLDERS, 1) {
-        let checkpoint = Checkpoint::open(folder(name)).unwrap();
-        let Some(mut gpu) = open(&checkpoint, 1) else {
-            return;
+fn keys_and_values_of_8_bits_are_near_those_of_16() {
+    let options = CudaOptions {
+        kv_type: KvType::Int8,
+        ..options(1)
+    };
+    // They too move activations to the next of their codes.
+    near_the_plain_one(0.15, &options);
+}
+
+#[test]
+fn a_pool_has_the_size_that_was_asked_for() {
+    let checkpoint = Checkpoint::open(folder(FOLDERS[0])).unwrap();
+    let Some(gpu) = open(&checkpoint, 3) else {
+        return;
+    };
+    assert_eq!(gpu.spec().n_pages, 3 * CONTEXT / 64);
+    drop(gpu);
+    let ask = |kv_type, kv_memory| {
+        let options = CudaOptions {
+            kv_type,
+            kv_memory,
+            ..options(3)
         };
+        CudaBackend::new(&checkpoint, options)
+    };
+    for kv_type in [KvType::Bf16, KvType::Int8] {
+        let gpu = ask(kv_type, KvMemory::Tokens(CONTEXT + 1)).unwrap();
+        assert_eq!(gpu.spec().n_pages, CONTEXT / 64 + 1);
+        drop(gpu);
+        // Both give a model of a few layers this many; of 8 bits nearly twice as many fit.
+        let pages = |kv_type| ask(kv_type, KvMemory::Bytes(32 << 20)).unwrap().spec().n_pages;
+        let (wide, narrow) = (pages(KvType::Bf16), pages(KvType::Int8));
+        assert!(narrow * 10 > wide * 17 && narrow < wide * 2, "{narrow}, {wide}");
+        for (kv_memory, what) in [
+            (
+                KvMemory::Bytes(1),
+                "keys and values of 512 tokens, of which 0 fit",
+            ),
+            (
+                KvMemory::Tokens(CONTEXT - 1 - 64),
+                "keys and values of 512 tokens, of which 448 fit",
+            ),
+            (
+                KvMemory::Tokens(1 << 40),
+                "keys and values of 1099511627776 tokens, of which ",
+            ),
+        ] {
+            let error = ask(kv_type, kv_memory).err().unwrap().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+    }
+    let error = ask(KvType::F32, KvMemory::Auto).err().unwrap().to_string();
+    assert!(error.contains("keys and values in f32"), "{error}");
+}
+
+#[test]
+fn close_to_the_cpu_verb_by_verb() {
+    for (&name, kv_type) in some(&FOLDERS, 1)
+        .iter()
+        .flat_map(|name| [(name, KvType::Bf16), (name, KvType::Int8)])
+    {
+        let checkpoint = Checkpoint::open(folder(name)).unwrap();
+        if open(&checkpoint, 1).is_none() {
+            return;
+        }
+        let options = CudaOptions {
+            kv_type,
+            ..options(1)
+        };
+        let mut gpu = CudaBackend::new(&checkpoint, options).unwrap();
         let cpu = CpuOptions {
+            kv_type,
             context: CONTEXT,
             max_batch: 256,
             ..CpuOptions::default()
@@ -429,7 +495,7 @@ fn close_to_the_cpu_verb_by_verb() {
         let end = if is_checked() { 73 } else { 100 };
         batches.extend((70..end).map(|i| vec![(0, vec![ids[i]])]));
         let report = conformance::compare(&mut cpu, &mut gpu, &batches).unwrap();
-        println!("{name}: {report}");
+        println!("{name}, {kv_type:?}: {report}");
         let top = &report.top_one;
         assert!(
             top.n_agree * 10 >= top.n_rows * 9,

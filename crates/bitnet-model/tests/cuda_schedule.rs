@@ -5,18 +5,19 @@
 mod prompts;
 mod schedules;
 
-use bitnet_model::{Checkpoint, CudaBackend, CudaOptions, LmHead, WeightForm, WeightSource};
+use bitnet_model::{Checkpoint, CudaBackend, CudaOptions, KvMemory, KvType, LmHead, WeightForm};
 use schedules::check;
 
 /// Positions of a sequence: four pages.
 const CONTEXT: usize = 256;
 
-fn options(n_seqs: usize, max_batch: usize, kv_bytes: Option<u64>) -> CudaOptions {
+fn options(n_seqs: usize, max_batch: usize, kv_type: KvType, kv_memory: KvMemory) -> CudaOptions {
     CudaOptions {
         device: 0,
         context: CONTEXT,
         n_seqs,
-        kv_bytes,
+        kv_type,
+        kv_memory,
         max_batch,
         lm_head: LmHead::Stored,
         weights: WeightForm::Ternary,
@@ -36,17 +37,19 @@ fn each_request_gets_what_it_gets_alone() {
     let (n_seeds, n_requests) = if is_checked { (1, 4) } else { (12, 40) };
     let checkpoint = Checkpoint::open(prompts::folder("bitnet-bf16")).unwrap();
     let open = |options: CudaOptions| CudaBackend::new(&checkpoint, options).unwrap();
-    // Keys and values of 64 positions in all layers, of heads padded to a power of two, two bytes each.
-    let c = checkpoint.config();
-    let padded = c.head_dim.next_power_of_two().max(32);
-    let page_bytes = (2 * 2 * c.n_layers * c.n_kv_heads * 64 * padded) as u64;
+    // Plenty of pages, or hardly enough for one and a half sequences of four.
+    let memory = [KvMemory::Auto, KvMemory::Tokens(9 * 64), KvMemory::Tokens(6 * 64)];
     let mut set_back = 0;
     for seed in 0..n_seeds {
         let n_seqs = 1 + seed as usize * 3;
-        // Plenty of pages, or hardly enough for one and a half.
-        let kv_bytes = [None, Some(9 * page_bytes), Some(6 * page_bytes)][seed as usize % 3];
-        let mut alone = open(options(4, 64, None));
-        let mut shared = open(options(n_seqs, 1 + 7 * seed as usize % 40, kv_bytes));
+        let kv_type = [KvType::Bf16, KvType::Int8][seed as usize / 3 % 2];
+        let mut alone = open(options(4, 64, kv_type, KvMemory::Auto));
+        let mut shared = open(options(
+            n_seqs,
+            1 + 7 * seed as usize % 40,
+            kv_type,
+            memory[seed as usize % 3],
+        ));
         let seen = check(seed, n_requests, &mut alone, &mut shared);
         println!("seed {seed}: {seen:?}");
         set_back += seen.set_back;

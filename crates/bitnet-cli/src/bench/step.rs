@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use bitnet_model::{
-    Backend, Checkpoint, CudaBackend, CudaOptions, LmHead, PartTime, Profile, Session, Want, WeightForm,
-    WeightSource,
+    Backend, Checkpoint, CudaBackend, CudaOptions, KvMemory, KvType, LmHead, PartTime, Profile, Session,
+    Want, WeightForm, WeightSource,
 };
 use serde_json::{Value, json};
 
@@ -55,7 +55,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         device: args.gpu,
         context: args.depth + ROOM,
         n_seqs: args.batch,
-        kv_bytes: None,
+        kv_type: KvType::Bf16,
+        kv_memory: KvMemory::Auto,
         max_batch: 512.max(args.batch * ROOM),
         lm_head: if args.int8_head {
             LmHead::Int8

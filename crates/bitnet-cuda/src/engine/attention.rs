@@ -4,23 +4,34 @@ use super::{Engine, launch};
 use crate::error::Result;
 use crate::stream::LaunchConfig;
 use bitnet_kernels::attention::{
-    AttentionCluster, AttentionCluster32, AttentionCluster64, AttentionCluster128, AttentionCluster256,
-    AttentionCombine, AttentionDecode, AttentionDecode32, AttentionDecode64, AttentionDecode128,
-    AttentionDecode256, AttentionPrefill, AttentionPrefill32, AttentionPrefill64, AttentionPrefill128,
-    AttentionPrefill256,
+    self, AttentionCluster, AttentionCombine, AttentionDecode, AttentionPrefill,
 };
-use bitnet_kernels::rope::{self, RopeAppend};
+use bitnet_kernels::cache::KvType;
+use bitnet_kernels::rope::{self, RopeAppend, RopeAppendBf16, RopeAppendInt8};
 use bitnet_kernels::{Global, Kernel, Launch};
 
 /// Rows whose partial results fit the scratch: more are attended to in turns.
 pub(super) const ROWS_AT_ONCE: usize = 64;
+
+/// Launches the kernel for this engine's heads and type of keys and values: how, its parameters, and the kernels by padded width.
+macro_rules! launch_by_width {
+    ($engine:ident.$launch:ident($params:expr), $($kv_type:ident $width:pat => $Params:ident;)*) => {
+        match ($engine.padded, $engine.dims.kv_type) {
+            $(
+                ($width, KvType::$kv_type) => {
+                    $engine.$launch(attention::$Params::from($params), attention::$Params::launch)
+                }
+            )*
+        }
+    };
+}
 
 impl Engine {
     /// Blocks of the clusters that attend and fold `steps` steps in one kernel; none where two kernels do it.
     fn cluster_blocks(&self, steps: usize) -> Option<u32> {
         let heads_per_kv = self.dims.n_heads / self.dims.n_kv_heads;
         AttentionCluster::blocks(steps as u32, heads_per_kv as u32)
-            .filter(|_| self.gpu().has::<AttentionCluster32>())
+            .filter(|_| self.gpu().has::<attention::AttentionCluster32>())
     }
 
     /// Attention of one token of each sequence, over up to `steps` steps: the `wanted` of its two parts, steps and fold.
@@ -79,11 +90,14 @@ impl Engine {
         // SAFETY: A3 and A4 of `engine`: tables, positions and the pages that tokens write to were checked on the host; A2: the
         // embedding or the host's upload lies between this launch and what wrote positions and the older part of the cache.
         unsafe {
-            match self.padded {
-                32 => self.launch_width(AttentionDecode32::from(decode), AttentionDecode32::launch),
-                64 => self.launch_width(AttentionDecode64::from(decode), AttentionDecode64::launch),
-                128 => self.launch_width(AttentionDecode128::from(decode), AttentionDecode128::launch),
-                _ => self.launch_width(AttentionDecode256::from(decode), AttentionDecode256::launch),
+            launch_by_width! { self.launch_width(decode),
+                Bf16 32 => AttentionDecode32;
+                Bf16 64 => AttentionDecode64;
+                Bf16 128 => AttentionDecode128;
+                Bf16 _ => AttentionDecode256;
+                Int8 32 => AttentionDecode32Int8;
+                Int8 64 => AttentionDecode64Int8;
+                Int8 _ => AttentionDecode128Int8;
             }
         }
     }
@@ -92,11 +106,14 @@ impl Engine {
     fn attention_cluster(&self, cluster: AttentionCluster) -> Result<()> {
         // SAFETY: as in `attention_steps`; the steps are what `cluster_blocks` allows.
         unsafe {
-            match self.padded {
-                32 => self.launch_clusters(AttentionCluster32::from(cluster), AttentionCluster32::launch),
-                64 => self.launch_clusters(AttentionCluster64::from(cluster), AttentionCluster64::launch),
-                128 => self.launch_clusters(AttentionCluster128::from(cluster), AttentionCluster128::launch),
-                _ => self.launch_clusters(AttentionCluster256::from(cluster), AttentionCluster256::launch),
+            launch_by_width! { self.launch_clusters(cluster),
+                Bf16 32 => AttentionCluster32;
+                Bf16 64 => AttentionCluster64;
+                Bf16 128 => AttentionCluster128;
+                Bf16 _ => AttentionCluster256;
+                Int8 32 => AttentionCluster32Int8;
+                Int8 64 => AttentionCluster64Int8;
+                Int8 _ => AttentionCluster128Int8;
             }
         }
     }
@@ -130,7 +147,7 @@ impl Engine {
             sin: self.buffers.sin.global(),
             q: s.queries.global(),
             k_cache,
-            v_cache: v_cache.cast(),
+            v_cache,
             batch: self.batch as u32,
             n_heads: d.n_heads as u32,
             n_kv_heads: d.n_kv_heads as u32,
@@ -139,7 +156,12 @@ impl Engine {
             q_scale: rope::q_scale(d.head_dim as u32),
         };
         // SAFETY: A3 and A4 of `engine`: positions and places were checked by `begin`, which found no place twice.
-        unsafe { launch(&self.stream, &append, append.launch())? };
+        unsafe {
+            match d.kv_type {
+                KvType::Bf16 => self.launch_width(RopeAppendBf16::from(append), RopeAppendBf16::launch),
+                KvType::Int8 => self.launch_width(RopeAppendInt8::from(append), RopeAppendInt8::launch),
+            }?;
+        }
         let prefill = AttentionPrefill {
             q: s.queries.global(),
             k_cache,
@@ -155,11 +177,14 @@ impl Engine {
         };
         // SAFETY: A3 and A4: the tiles were cut from the checked batch.
         unsafe {
-            match self.padded {
-                32 => self.launch_width(AttentionPrefill32::from(prefill), AttentionPrefill32::launch),
-                64 => self.launch_width(AttentionPrefill64::from(prefill), AttentionPrefill64::launch),
-                128 => self.launch_width(AttentionPrefill128::from(prefill), AttentionPrefill128::launch),
-                _ => self.launch_width(AttentionPrefill256::from(prefill), AttentionPrefill256::launch),
+            launch_by_width! { self.launch_width(prefill),
+                Bf16 32 => AttentionPrefill32;
+                Bf16 64 => AttentionPrefill64;
+                Bf16 128 => AttentionPrefill128;
+                Bf16 _ => AttentionPrefill256;
+                Int8 32 => AttentionPrefill32Int8;
+                Int8 64 => AttentionPrefill64Int8;
+                Int8 _ => AttentionPrefill128Int8;
             }
         }
     }

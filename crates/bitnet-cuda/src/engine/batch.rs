@@ -54,7 +54,6 @@ pub(super) struct Plan {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     pub(super) limits: Limits,
-    pub(super) n_pages: usize,
     pub(super) vocab: usize,
     pub(super) n_heads: u32,
     pub(super) n_kv_heads: u32,
@@ -62,10 +61,9 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    pub(super) fn new(dims: &Dims, limits: Limits, n_pages: usize, padded: usize) -> Self {
+    pub(super) fn new(dims: &Dims, limits: Limits, padded: usize) -> Self {
         Self {
             limits,
-            n_pages,
             vocab: dims.vocab,
             n_heads: dims.n_heads as u32,
             n_kv_heads: dims.n_kv_heads as u32,
@@ -103,10 +101,10 @@ impl Bounds {
                 self.limits.table_len()
             )));
         }
-        match table.iter().find(|&&page| page as usize >= self.n_pages) {
+        match table.iter().find(|&&page| page as usize >= self.limits.n_pages) {
             Some(page) => Err(Error::Request(format!(
                 "page {page} of the {} pages of keys and values",
-                self.n_pages
+                self.limits.n_pages
             ))),
             None => Ok(()),
         }
@@ -263,11 +261,12 @@ impl Bounds {
             let is_clear = !targets()
                 .enumerate()
                 .any(|(j, other)| other == from || (i != j && other == to));
-            if !is_clear || from.max(to) as usize >= self.n_pages || copies.len() > self.limits.n_seqs {
+            if !is_clear || from.max(to) as usize >= self.limits.n_pages || copies.len() > self.limits.n_seqs
+            {
                 return Err(Error::Request(format!(
                     "{} copies of pages, one of page {from} to page {to} of {}",
                     copies.len(),
-                    self.n_pages
+                    self.limits.n_pages
                 )));
             }
         }
@@ -284,9 +283,8 @@ mod tests {
             context: 256,
             n_seqs: 3,
             max_batch: 8,
-            kv_bytes: None,
+            n_pages: 10,
         },
-        n_pages: 10,
         vocab: 100,
         n_heads: 4,
         n_kv_heads: 2,

@@ -1,14 +1,14 @@
 //! The pages of keys and values on the device: one pool, which all layers and sequences share.
 
 use super::space::{Space, Use};
-use super::{Dims, Limits, launch};
-use crate::error::{Error, Result};
+use super::{Dims, launch};
+use crate::error::Result;
 use crate::memory::DeviceBuffer;
 use crate::stream::Stream;
 use bitnet_kernels::Global;
-use bitnet_kernels::cache::{CopyPages, PAGE, READ_ONLY, cache_len};
+use bitnet_kernels::cache::{CopyPages, READ_ONLY};
 
-/// Most pages of a pool: their numbers, and 64 times those, fit the words in which tables and kernels count.
+/// Most pages of a pool, the spare one included: their numbers, and 64 times those, fit the words in which tables and kernels count.
 pub(super) const MAX_PAGES: usize = 1 << 25;
 
 /// Keys and values of every layer: (layers, pages, ..) as [`bitnet_kernels::cache`] lays a page out.
@@ -69,81 +69,17 @@ impl Cache {
             page_words: self.page_words as u32,
             n_layers: self.n_layers as u32,
         };
-        // SAFETY: the caller's promise; both pools have these layers and pages, of a multiple of 1024 words.
+        // SAFETY: the caller's promise; both pools have these layers and pages, of a multiple of 4 words.
         unsafe { launch(stream, &copy, copy.launch()) }
     }
 }
 
 /// Words of a page's keys in one layer, and of its values.
 fn page_words(dims: &Dims, padded: usize) -> usize {
-    cache_len(1, dims.n_kv_heads, padded) / 2
+    dims.kv_type.words(1, dims.n_kv_heads, padded)
 }
 
 /// Bytes of a page, keys and values, in all layers.
 pub(super) fn page_bytes(dims: &Dims, padded: usize) -> u64 {
-    (2 * 4 * dims.n_layers * page_words(dims, padded)) as u64
-}
-
-/// The pages of a pool, where everything else takes `rest_bytes` and the device has `free_bytes` free.
-///
-/// As many as are wanted and fit, keys and values taking at most what is left of 90 % of the free memory; one sequence's
-/// context at least, however little is left then. What [`Limits::kv_bytes`] asks for is not made smaller.
-pub(super) fn pages(limits: Limits, page_bytes: u64, rest_bytes: u64, free_bytes: u64) -> Result<usize> {
-    let of_a_sequence = limits.table_len();
-    if let Some(bytes) = limits.kv_bytes {
-        let pages = usize::try_from(bytes / page_bytes).unwrap_or(usize::MAX);
-        if pages == 0 || pages > MAX_PAGES {
-            return Err(Error::Request(format!(
-                "{bytes} bytes for keys and values are {pages} pages of {PAGE} positions, which take {page_bytes} bytes each; 1 to \
-                 {MAX_PAGES} can be used"
-            )));
-        }
-        return Ok(pages);
-    }
-    let wanted = limits.n_seqs.saturating_mul(of_a_sequence);
-    let left = (free_bytes / 10 * 9).saturating_sub(rest_bytes) / page_bytes;
-    // One is the spare page.
-    let fit = usize::try_from(left).unwrap_or(usize::MAX).saturating_sub(1);
-    Ok(wanted.min(fit.max(of_a_sequence)).min(MAX_PAGES))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LIMITS: Limits = Limits {
-        context: 640,
-        n_seqs: 4,
-        max_batch: 512,
-        kv_bytes: None,
-    };
-
-    #[test]
-    fn a_pool_takes_what_sequences_need_and_at_most_what_is_free() {
-        // 40 pages of 100 bytes, and the spare one.
-        assert_eq!(pages(LIMITS, 100, 900, 10_000).unwrap(), 40);
-        assert_eq!(pages(LIMITS, 100, 900, 5_000).unwrap(), 35);
-        // Less than a sequence is refused later, as what does not fit.
-        assert_eq!(pages(LIMITS, 100, 900, 1_000).unwrap(), 10);
-        assert_eq!(pages(LIMITS, 100, 900, 0).unwrap(), 10);
-    }
-
-    #[test]
-    fn a_pool_of_a_size_is_that_size_or_an_error() {
-        let of = |kv_bytes| {
-            let limits = Limits {
-                kv_bytes: Some(kv_bytes),
-                ..LIMITS
-            };
-            pages(limits, 100, 900, 1_000)
-        };
-        assert_eq!(of(1_999).unwrap(), 19);
-        for bytes in [0, 99, u64::MAX] {
-            let error = of(bytes).unwrap_err().to_string();
-            assert!(
-                error.contains(&format!("{bytes} bytes for keys and values")),
-                "{error}"
-            );
-        }
-    }
+    (2 * 4 * dims.n_layers as u64).saturating_mul(page_words(dims, padded) as u64)
 }

@@ -55,10 +55,11 @@ use crate::gpu::Gpu;
 use crate::memory::{DeviceBuffer, SharedWords};
 use crate::stream::{LaunchConfig, Stream};
 use batch::{Attention, Bounds};
+pub use bitnet_kernels::cache::KvType;
 use bitnet_kernels::cache::{PAGE, padded_head_dim};
 use bitnet_kernels::{Global, Kernel, Launch, bit_gemm};
 use bitnet_layout::Activation;
-use cache::{Cache, page_bytes, pages};
+use cache::{Cache, MAX_PAGES, page_bytes};
 use choice::Chooser;
 use decode::Recordings;
 use head::{Embedding, Head};
@@ -103,6 +104,8 @@ pub struct Dims {
     pub frequencies: Vec<f32>,
     /// Gate of the feed-forward block.
     pub activation: Activation,
+    /// How keys and values are kept.
+    pub kv_type: KvType,
 }
 
 /// How the weights of linear layers are kept.
@@ -135,8 +138,17 @@ pub struct Limits {
     pub n_seqs: usize,
     /// Tokens of a batch.
     pub max_batch: usize,
-    /// Bytes for keys and values; none for what these sequences need, at most 90 % of what is free.
-    pub kv_bytes: Option<u64>,
+    /// Pages of keys and values, which all sequences share: see [`Engine::kv_room`].
+    pub n_pages: usize,
+}
+
+/// The room for pages of keys and values, beside everything else that a model needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvRoom {
+    /// Bytes of a page, in all layers.
+    pub page_bytes: u64,
+    /// Bytes that are free for pages.
+    pub free_bytes: u64,
 }
 
 /// A model on a GPU.
@@ -152,7 +164,6 @@ pub struct Engine {
     dims: Dims,
     limits: Limits,
     padded: usize,
-    n_pages: usize,
     bytes: space::Bytes,
     /// Tokens of the batch.
     batch: usize,
@@ -193,10 +204,10 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn new(space: &Space<'_>, dims: &Dims, limits: Limits, padded: usize, n_pages: usize) -> Result<Self> {
+    fn new(space: &Space<'_>, dims: &Dims, limits: Limits, padded: usize) -> Result<Self> {
         // Idle rows are at any position of a page, however short the context.
         let angles = limits.table_len() * PAGE_POSITIONS * (dims.head_dim / 2);
-        let inputs = Bounds::new(dims, limits, n_pages, padded).most_words();
+        let inputs = Bounds::new(dims, limits, padded).most_words();
         Ok(Self {
             layers: (0..dims.n_layers)
                 .map(|_| Layer::new(space, dims))
@@ -207,7 +218,7 @@ impl Buffers {
             ones: space.alloc(Use::Scratch, "norms", dims.widest())?,
             cos: space.alloc(Use::Scratch, "rotary angles", angles)?,
             sin: space.alloc(Use::Scratch, "rotary angles", angles)?,
-            cache: Cache::new(space, dims, padded, n_pages)?,
+            cache: Cache::new(space, dims, padded, limits.n_pages)?,
             scratch: Scratch::new(space, dims, limits, padded, inputs)?,
             chooser: Chooser::new(space, dims, limits)?,
         })
@@ -258,6 +269,26 @@ unsafe fn launch<K: Kernel>(stream: &Stream, kernel: &K, launch: Launch) -> Resu
 }
 
 impl Engine {
+    /// The room that a model of this shape leaves for pages, whose number in `limits` does not matter.
+    ///
+    /// # Errors
+    /// As for [`Engine::new`]; when not even the rest of the model fits.
+    pub fn kv_room(gpu: &Gpu, dims: &Dims, limits: Limits) -> Result<KvRoom> {
+        let padded = check_dims(dims)?;
+        let limits = Limits { n_pages: 0, ..limits };
+        check_limits(Limits { n_pages: 1, ..limits })?;
+        let rest = Space::planned(gpu);
+        Buffers::new(&rest, dims, limits, padded)?;
+        let free_bytes = rest.check()?;
+        let page_bytes = page_bytes(dims, padded);
+        // The spare page is of the rest.
+        let most_bytes = (MAX_PAGES as u64 - 1).saturating_mul(page_bytes);
+        Ok(KvRoom {
+            page_bytes,
+            free_bytes: free_bytes.min(most_bytes),
+        })
+    }
+
     /// Allocates everything a model of this shape needs; its weights come with the `set_…` functions.
     ///
     /// # Errors
@@ -265,20 +296,11 @@ impl Engine {
     pub fn new(gpu: &Gpu, dims: Dims, limits: Limits) -> Result<Self> {
         let padded = check_dims(&dims)?;
         check_limits(limits)?;
-        let rest = Space::planned(gpu);
-        Buffers::new(&rest, &dims, limits, padded, 0)?;
-        let (free_bytes, _) = gpu.memory()?;
-        let n_pages = pages(
-            limits,
-            page_bytes(&dims, padded),
-            rest.bytes().total(),
-            free_bytes,
-        )?;
         let planned = Space::planned(gpu);
-        Buffers::new(&planned, &dims, limits, padded, n_pages)?;
+        Buffers::new(&planned, &dims, limits, padded)?;
         planned.check()?;
         let space = Space::of(gpu);
-        let buffers = Buffers::new(&space, &dims, limits, padded, n_pages)?;
+        let buffers = Buffers::new(&space, &dims, limits, padded)?;
         let stream = gpu.stream()?;
         let half = dims.head_dim / 2;
         let table = |of: fn(f64) -> f64| -> Vec<f32> {
@@ -295,7 +317,7 @@ impl Engine {
         buffers.chooser.clear(&stream)?;
         // Of rows that nobody has, attention writes nothing.
         stream.fill_bytes(&buffers.scratch.attention, 0)?;
-        let bounds = Bounds::new(&dims, limits, n_pages, padded);
+        let bounds = Bounds::new(&dims, limits, padded);
         // A table of counts is the largest of what decoding uploads.
         let largest = bounds.most_words().max(dims.vocab).max(limits.context);
         Ok(Self {
@@ -312,7 +334,6 @@ impl Engine {
             dims,
             limits,
             padded,
-            n_pages,
         })
     }
 
@@ -325,7 +346,7 @@ impl Engine {
     /// Pages of keys and values.
     #[must_use]
     pub fn n_pages(&self) -> usize {
-        self.n_pages
+        self.limits.n_pages
     }
 
     /// Device memory of weights, cache and scratch.
@@ -353,6 +374,7 @@ fn check_limits(limits: Limits) -> Result<()> {
         ("context", limits.context, 1 << 26),
         ("number of sequences", limits.n_seqs, 1 << 16),
         ("batch", limits.max_batch, MAX_BATCH),
+        ("number of pages", limits.n_pages, MAX_PAGES - 1),
     ] {
         if found == 0 || found > most {
             return Err(Error::Request(format!(
@@ -396,6 +418,11 @@ fn check_dims(dims: &Dims) -> Result<usize> {
         );
     }
     match padded_head_dim(dims.head_dim as u32) {
+        Some(padded) if !dims.kv_type.takes(padded) => refuse(
+            "head size",
+            dims.head_dim,
+            "8-bit keys and values are of up to 128",
+        ),
         Some(padded) if dims.head_dim.is_multiple_of(8) => Ok(padded as usize),
         _ => refuse("head size", dims.head_dim, "it must be a multiple of 8 up to 256"),
     }
@@ -411,7 +438,7 @@ mod tests {
             context: 4096,
             n_seqs: 1,
             max_batch: 512,
-            kv_bytes: None,
+            n_pages: 64,
         };
         assert!(check_limits(good).is_ok());
         for (bad, what) in [
@@ -430,6 +457,14 @@ mod tests {
                 "a number of sequences of 1048576",
             ),
             (Limits { max_batch: 0, ..good }, "a batch of 0"),
+            (Limits { n_pages: 0, ..good }, "a number of pages of 0"),
+            (
+                Limits {
+                    n_pages: 1 << 25,
+                    ..good
+                },
+                "a number of pages of 33554432",
+            ),
         ] {
             let error = check_limits(bad).unwrap_err().to_string();
             assert!(error.contains(what), "{error}");

@@ -3,6 +3,7 @@
 //! Kernels of a step overlap, so none has a time of its own. Two are measured instead, both in recorded graphs: what the step
 //! takes less without a part, and what a part takes when nothing else runs.
 
+use super::cache::page_bytes;
 use super::{Engine, Part};
 use crate::error::{Error, Result};
 use bitnet_kernels::cache::PAGE;
@@ -136,7 +137,8 @@ impl Engine {
                 // In the middle of what is measured.
                 let sitting = self.seats.sitting.iter();
                 let keys: usize = sitting.map(|s| s.position + STEPS * REPLAYS / 2).sum();
-                (2 * 2 * keys * self.padded * self.dims.n_kv_heads * self.buffers.layers.len()) as u64
+                let page_bytes = page_bytes(&self.dims, self.padded);
+                keys as u64 * page_bytes / u64::from(PAGE)
             }
             Part::Embed | Part::Combine | Part::Choose => 0,
         }

@@ -105,10 +105,11 @@ impl<'g> Space<'g> {
         self.bytes.get()
     }
 
-    /// Refuses what was counted when it is more than the device has free.
-    pub(super) fn check(&self) -> Result<()> {
+    /// The bytes that are free beside what was counted, which is refused when it is more than the device has free.
+    pub(super) fn check(&self) -> Result<u64> {
         let (free_bytes, total_bytes) = self.empty.memory()?;
-        self.bytes().fit(free_bytes, total_bytes)
+        self.bytes().fit(free_bytes, total_bytes)?;
+        Ok(free_bytes - self.bytes().total())
     }
 }
 

@@ -49,7 +49,7 @@ impl Engine {
 
     /// What a batch must fit.
     pub(super) fn bounds(&self) -> Bounds {
-        Bounds::new(&self.dims, self.limits, self.n_pages, self.padded)
+        Bounds::new(&self.dims, self.limits, self.padded)
     }
 
     /// A layer, of those that there are.

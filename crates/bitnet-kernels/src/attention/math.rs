@@ -29,7 +29,31 @@ pub(super) unsafe fn score(q: &[[u32; 4]; 2], k: &[u32; 4], s: [f32; 4]) -> [f32
     }
 }
 
-/// The weights of a row's step: its maximum, and its half of the A fragments of the four products of the values.
+/// The weights of a row's step.
+#[derive(Clone, Copy)]
+pub(super) struct Weights {
+    /// The row's maximum.
+    pub(super) max: f32,
+    /// The sum of all 64 weights, before they were multiplied and rounded; of 8-bit integers alone.
+    pub(super) sum: f32,
+    /// The row's half of the A fragments of the four products of the values.
+    pub(super) half: [[u32; 2]; 4],
+}
+
+/// What the keys' or the values' integers are worth: of the columns of [`weights`].
+pub(super) type Scales = [[f32; 2]; 8];
+
+/// The scales of a lane's columns, from those of keys `8 quad ..` (8 of them), and of keys `32 + 8 quad ..`.
+#[inline(always)]
+pub(super) fn scales(of_keys: [[[f32; 4]; 2]; 2]) -> Scales {
+    core::array::from_fn(|j| {
+        let four = of_keys[j / 4][j % 4 / 2];
+        [four[2 * (j % 2)], four[2 * (j % 2) + 1]]
+    })
+}
+
+/// The weights of a row's step. Of 8-bit integers, weights are multiplied by the scales of their `values`, which are asked for by
+/// score tile.
 ///
 /// `s[j]` are the row's columns `2 quad` and `2 quad + 1` of score tile j; those past its position are negative infinity.
 ///
@@ -37,7 +61,10 @@ pub(super) unsafe fn score(q: &[[u32; 4]; 2], k: &[u32; 4], s: [f32; 4]) -> [f32
 /// All lanes of the warp call this together.
 #[inline(always)]
 #[cfg_attr(feature = "emulator", track_caller)]
-pub(super) unsafe fn weights(s: &[[f32; 2]; 8]) -> (f32, [[u32; 2]; 4]) {
+pub(super) unsafe fn weights<const INT8: bool>(
+    s: &[[f32; 2]; 8],
+    values: impl Fn(usize) -> [f32; 2],
+) -> Weights {
     let mut max = LOWEST;
     let mut j = 0;
     while j < 8 {
@@ -49,14 +76,39 @@ pub(super) unsafe fn weights(s: &[[f32; 2]; 8]) -> (f32, [[u32; 2]; 4]) {
         max = max.max(warp_shuffle_xor(FULL_MASK, max, 1));
         max = max.max(warp_shuffle_xor(FULL_MASK, max, 2));
     }
-    let weight = |j: usize| f32_to_bf16x2(exp2_approx(s[j][0] - max), exp2_approx(s[j][1] - max));
-    let mut p = [[0; 2]; 4];
+    let mut sums = [0.0; 2];
+    let mut weight = |j: usize| {
+        let mut p = s[j].map(|s| exp2_approx(s - max));
+        if INT8 {
+            sums = [sums[0] + p[0], sums[1] + p[1]];
+            let values = values(j);
+            // What a row does not see is nothing to it, whatever its scale is.
+            let weigh = |e: usize| {
+                if s[j][e] == f32::NEG_INFINITY {
+                    0.0
+                } else {
+                    p[e] * values[e]
+                }
+            };
+            p = [weigh(0), weigh(1)];
+        }
+        f32_to_bf16x2(p[0], p[1])
+    };
+    let mut half = [[0; 2]; 4];
     let mut product = 0;
     while product < 4 {
-        p[product] = [weight(2 * product), weight(2 * product + 1)];
+        half[product] = [weight(2 * product), weight(2 * product + 1)];
         product += 1;
     }
-    (max, p)
+    let mut sum = sums[0] + sums[1];
+    if INT8 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            sum += warp_shuffle_xor(FULL_MASK, sum, 1);
+            sum += warp_shuffle_xor(FULL_MASK, sum, 2);
+        }
+    }
+    Weights { max, sum, half }
 }
 
 /// The A fragments of the values' products, from those of the rows `group` and `group + 8`.

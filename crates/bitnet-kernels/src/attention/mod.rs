@@ -1,4 +1,4 @@
-//! Causal attention of grouped query heads over the bfloat16 cache of [`crate::rope`]: the same bits for a token whether it
+//! Causal attention of grouped query heads over the cache that [`crate::rope`] fills: the same bits for a token whether it
 //! was decoded or part of a prompt, whatever stands beside it in the batch and however the prompt was cut.
 //!
 //! All kernels work in steps of [`PAGE`](crate::cache::PAGE) keys at absolute positions, and do this for a row
@@ -16,61 +16,10 @@
 //! - keys: column `2 t + e` of the score tile j is key `32 (j / 4) + 8 t + 2 (j % 4) + e` of the step, so that the score
 //!   tiles 2 s and 2 s + 1 of a lane are its A fragment of the product s of the values, whose B fragment is keys
 //!   `32 (s / 2) + 8 t + 4 (s % 2) ..` (4 of them).
-
-/// Declares a struct of parameters, and for every padded width of a head a kernel with these parameters, which converts from
-/// the struct and back: `[what kernel! takes of arch] name, Params, chunks of 32 dimensions, width; ..`. The module has their `threads(width)`, `launch(width, &struct)` and
-/// `device::run::<chunks>`.
-macro_rules! kernels_by_width {
-    (
-        $(#[$meta:meta])*
-        pub struct $Common:ident $fields:tt
-        $arch:tt
-        $($name:ident, $Params:ident, $chunks:literal, $width:literal;)*
-    ) => {
-        kernels_by_width! { @common ($(#[$meta])*) $Common $fields }
-        $( kernels_by_width! { @kernel $arch $Common, $name, $Params, $chunks, $width, $fields } )*
-    };
-    (@common ($(#[$meta:meta])*) $Common:ident { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug)]
-        pub struct $Common { $( $(#[$field_meta])* pub $field: $type, )* }
-    };
-    (
-        @kernel [$($arch:tt)*] $Common:ident, $name:ident, $Params:ident, $chunks:literal, $width:literal,
-        { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* }
-    ) => {
-        kernel! {
-            #[doc = concat!("[`", stringify!($Common), "`] for heads padded to ", stringify!($width), " dimensions.")]
-            ///
-            /// # Safety
-            #[doc = concat!("As [`", stringify!($Common), "`] says.")]
-            $name, block = [threads($width), 1, 1], min_blocks = 1, $($arch)* body = device::run::<$chunks>;
-            pub struct $Params { $( $(#[$field_meta])* pub $field: $type, )* }
-        }
-
-        impl From<$Common> for $Params {
-            #[inline(always)]
-            fn from($Common { $($field),* }: $Common) -> Self {
-                Self { $($field),* }
-            }
-        }
-
-        impl From<$Params> for $Common {
-            #[inline(always)]
-            fn from($Params { $($field),* }: $Params) -> Self {
-                Self { $($field),* }
-            }
-        }
-
-        impl $Params {
-            /// The launch for these parameters.
-            #[must_use]
-            pub fn launch(&self) -> $crate::Launch {
-                launch($width, &(*self).into())
-            }
-        }
-    };
-}
+//!
+//! Of a cache of 8-bit integers the codes are the tensor cores' operands: bfloat16 holds them exactly. A score is multiplied by
+//! its key's scale before anything else, and a weight by its value's before it is rounded; `l` is the sum of the weights
+//! themselves in f32, in the order of `math::weights`.
 
 mod cluster;
 mod combine;

@@ -139,3 +139,25 @@ pub fn f32_to_bf16x2(low: f32, high: f32) -> u32 {
         round(high) << 16 | round(low)
     }
 }
+
+/// `a - b` of two pairs of bfloat16, whose differences a bfloat16 holds. `fma.rn.bf16x2` with a factor of -1, PTX ISA 9.7.4.4: there
+/// is no subtraction before compute capability 9.0.
+#[inline(always)]
+#[must_use]
+pub fn bf16x2_sub(a: u32, b: u32) -> u32 {
+    #[cfg(target_arch = "nvptx64")]
+    {
+        let pair: u32;
+        // SAFETY: arithmetic without preconditions.
+        unsafe {
+            asm!("fma.rn.bf16x2 {}, {}, {}, {};", out(reg32) pair, in(reg32) b, in(reg32) 0xbf80_bf80u32, in(reg32) a,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        pair
+    }
+    #[cfg(not(target_arch = "nvptx64"))]
+    {
+        let ([a0, a1], [b0, b1]) = (bf16x2_to_f32(a), bf16x2_to_f32(b));
+        f32_to_bf16x2(a0 - b0, a1 - b1)
+    }
+}

@@ -1,30 +1,28 @@
 //! Runs the kernels of attention as a model's back end does, over a cache that the test holds.
 
 use crate::common::Random;
-use bitnet_kernels::Global;
 use bitnet_kernels::attention::{
-    AttentionCluster, AttentionCluster32, AttentionCluster64, AttentionCluster128, AttentionCluster256,
-    AttentionCombine, AttentionDecode, AttentionDecode32, AttentionDecode64, AttentionDecode128,
-    AttentionDecode256, AttentionPrefill, AttentionPrefill32, AttentionPrefill64, AttentionPrefill128,
-    AttentionPrefill256, Tile,
+    self, AttentionCluster, AttentionCombine, AttentionDecode, AttentionPrefill, Tile,
 };
-use bitnet_kernels::cache::{PAGE, READ_ONLY, cache_len, padded_head_dim};
+use bitnet_kernels::cache::{KvType, PAGE, READ_ONLY, padded_head_dim};
 use bitnet_kernels::emulator::{Emulator, Fault};
-use bitnet_kernels::rope::{RopeAppend, q_scale};
+use bitnet_kernels::rope::{RopeAppend, RopeAppendBf16, RopeAppendInt8, q_scale};
+use bitnet_kernels::{Global, Kernel, Launch};
 
-/// The dimensions of an attention layer, and its angles.
+/// The dimensions of an attention layer, its angles, and how it keeps keys and values.
 pub(crate) struct Shape {
     pub(crate) n_heads: u32,
     pub(crate) n_kv_heads: u32,
     pub(crate) head_dim: u32,
     pub(crate) padded: u32,
     pub(crate) context: u32,
+    pub(crate) kv_type: KvType,
     pub(crate) cos: Vec<f32>,
     pub(crate) sin: Vec<f32>,
 }
 
 impl Shape {
-    pub(crate) fn new(n_heads: u32, n_kv_heads: u32, head_dim: u32, context: u32) -> Self {
+    pub(crate) fn new(kv_type: KvType, n_heads: u32, n_kv_heads: u32, head_dim: u32, context: u32) -> Self {
         let half = head_dim / 2;
         let angles = (0..context).flat_map(|position| {
             (0..half).map(move |d| f64::from(position) * 1e4f64.powf(-f64::from(d) / f64::from(half)))
@@ -35,6 +33,7 @@ impl Shape {
             head_dim,
             padded: padded_head_dim(head_dim).unwrap(),
             context,
+            kv_type,
             cos: angles.clone().map(|a| a.cos() as f32).collect(),
             sin: angles.map(|a| a.sin() as f32).collect(),
         }
@@ -58,11 +57,20 @@ impl Shape {
             .collect()
     }
 
-    /// A head as the cache keeps it.
-    pub(crate) fn padded(&self, head: &[f32]) -> Vec<u16> {
-        let mut bits: Vec<u16> = head.iter().map(|&x| (bf16(x).to_bits() >> 16) as u16).collect();
-        bits.resize(self.padded as usize, 0);
-        bits
+    /// What a head is worth in the cache, of its own dimensions.
+    pub(crate) fn kept(&self, head: &[f32]) -> Vec<f32> {
+        match self.kv_type {
+            KvType::Bf16 => head.iter().map(|&x| bf16(x)).collect(),
+            KvType::Int8 => {
+                let largest = head.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+                if largest == 0.0 {
+                    return vec![0.0; head.len()];
+                }
+                let times = 127.0 / largest;
+                let of = |x: &f32| (x * times).round_ties_even() * (largest / 127.0);
+                head.iter().map(of).collect()
+            }
+        }
     }
 }
 
@@ -98,6 +106,18 @@ impl Rows {
         self
     }
 
+    /// The same, where some columns of a token of the first sequence are `x`.
+    pub(crate) fn with(
+        mut self,
+        shape: &Shape,
+        position: usize,
+        columns: std::ops::Range<usize>,
+        x: f32,
+    ) -> Self {
+        self.values[position * shape.row_len()..][columns].fill(x);
+        self
+    }
+
     pub(crate) fn row(&self, shape: &Shape, sequence: u32, position: u32) -> Vec<f32> {
         let at = (sequence * self.len + position) as usize * shape.row_len();
         self.values[at..][..shape.row_len()].to_vec()
@@ -112,26 +132,46 @@ impl Rows {
 /// Keys and values of a layer, in pages, and the pages of every sequence.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Cache {
-    pub(crate) k: Vec<u16>,
-    pub(crate) v: Vec<u16>,
+    pub(crate) k: Vec<u8>,
+    pub(crate) v: Vec<u8>,
     pub(crate) tables: Vec<Vec<u32>>,
+}
+
+/// What stands where nothing was put.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Fill {
+    Zero,
+    /// No numbers: of 8-bit integers the scales, and the only code that nobody stores.
+    Poison,
+}
+
+/// Bytes of one place: of an element of a key, of one of a value, and of the scale of both where there is one.
+struct At {
+    key: std::ops::Range<usize>,
+    value: std::ops::Range<usize>,
+    scale: Option<std::ops::Range<usize>>,
 }
 
 impl Cache {
     /// Sequences of the shape's context. Their pages lie scattered, from the last to the first, each between two that nobody
     /// holds.
-    pub(crate) fn new(shape: &Shape, sequences: u32, fill: u16) -> Self {
+    pub(crate) fn new(shape: &Shape, sequences: u32, fill: Fill) -> Self {
         let (per_sequence, pages) = (shape.context / PAGE, sequences * shape.context / PAGE);
-        let len = cache_len(
-            2 * pages as usize + 1,
-            shape.n_kv_heads as usize,
-            shape.padded as usize,
-        );
+        let (heads, padded) = (shape.n_kv_heads as usize, shape.padded as usize);
+        let n_pages = 2 * pages as usize + 1;
         let page = |sequence: u32, i: u32| 2 * (pages - 1 - sequence * per_sequence - i) + 1;
         let table = |sequence| (0..per_sequence).map(|i| page(sequence, i)).collect();
+        let head: Vec<u8> = match (fill, shape.kv_type) {
+            (Fill::Zero, kv_type) => vec![0; 4 * kv_type.head_words(padded)],
+            (Fill::Poison, KvType::Bf16) => 0x7fffu16.to_le_bytes().repeat(PAGE as usize * padded),
+            (Fill::Poison, KvType::Int8) => {
+                let scales = f32::NAN.to_le_bytes().repeat(PAGE as usize);
+                [vec![0x80; PAGE as usize * padded], scales].concat()
+            }
+        };
         Self {
-            k: vec![fill; len],
-            v: vec![fill; len],
+            k: head.repeat(n_pages * heads),
+            v: head.repeat(n_pages * heads),
             tables: (0..sequences).map(table).collect(),
         }
     }
@@ -158,43 +198,124 @@ impl Cache {
     /// Any keys and values.
     pub(crate) fn random(shape: &Shape, sequences: u32) -> Self {
         let mut random = Random::new(13);
-        let mut cache = Self::new(shape, sequences, 0);
-        for x in cache.k.iter_mut().chain(&mut cache.v) {
-            *x = (bf16(random.float()).to_bits() >> 16) as u16;
-        }
-        cache
-    }
-
-    /// Key and value of one position.
-    pub(crate) fn entry(&self, shape: &Shape, sequence: u32, head: u32, position: u32) -> [Vec<u16>; 2] {
-        let at = |d: usize| self.at(shape, sequence, head, position, d);
-        let (k, v) = (0..shape.padded as usize)
-            .map(|d| (self.k[at(d)[0]], self.v[at(d)[1]]))
-            .unzip();
-        [k, v]
-    }
-
-    /// Where a dimension of a key and of a value lies.
-    fn at(&self, shape: &Shape, sequence: u32, head: u32, position: u32, d: usize) -> [usize; 2] {
-        let page = self.tables[sequence as usize][(position / PAGE) as usize] & !READ_ONLY;
-        let (padded, p) = (shape.padded as usize, (position % PAGE) as usize);
-        let base = (page * shape.n_kv_heads + head) as usize * PAGE as usize * padded;
-        [base + p * padded + d, base + d * PAGE as usize + p]
-    }
-
-    /// This cache with `fill` at positions `position ..` of a sequence.
-    pub(crate) fn poisoned_from(&self, shape: &Shape, sequence: u32, position: u32, fill: u16) -> Self {
-        let mut cache = self.clone();
-        for head in 0..shape.n_kv_heads {
-            for p in position..shape.context {
-                for d in 0..shape.padded as usize {
-                    let [k, v] = self.at(shape, sequence, head, p, d);
-                    (cache.k[k], cache.v[v]) = (fill, fill);
+        let mut cache = Self::new(shape, sequences, Fill::Zero);
+        let head_bytes = 4 * shape.kv_type.head_words(shape.padded as usize);
+        let elements = (PAGE * shape.padded) as usize;
+        for head in cache
+            .k
+            .chunks_exact_mut(head_bytes)
+            .chain(cache.v.chunks_exact_mut(head_bytes))
+        {
+            match shape.kv_type {
+                KvType::Bf16 => {
+                    for x in head.chunks_exact_mut(2) {
+                        x.copy_from_slice(&bf16(random.float()).to_le_bytes()[2..]);
+                    }
+                }
+                KvType::Int8 => {
+                    head[..elements].fill_with(|| random.word() as u8);
+                    for x in head[elements..].chunks_exact_mut(4) {
+                        x.copy_from_slice(&(random.float() / 127.0).to_le_bytes());
+                    }
                 }
             }
         }
         cache
     }
+
+    /// What key and value of one position are worth, in all dimensions of the cache.
+    pub(crate) fn entry(&self, shape: &Shape, sequence: u32, head: u32, position: u32) -> [Vec<f32>; 2] {
+        let f32_at =
+            |bytes: &[u8], at: std::ops::Range<usize>| f32::from_le_bytes(bytes[at].try_into().unwrap());
+        let worth =
+            |bytes: &[u8], element: std::ops::Range<usize>, scale: Option<std::ops::Range<usize>>| match (
+                scale,
+                &bytes[element],
+            ) {
+                (None, &[low, high]) => f32::from_le_bytes([0, 0, low, high]),
+                (Some(scale), &[code]) => f32::from(code as i8) * f32_at(bytes, scale),
+                _ => unreachable!("elements of one or two bytes"),
+            };
+        (0..shape.padded as usize)
+            .map(|d| {
+                let at = self.at(shape, sequence, head, position, d);
+                (
+                    worth(&self.k, at.key, at.scale.clone()),
+                    worth(&self.v, at.value, at.scale),
+                )
+            })
+            .unzip::<f32, f32, Vec<f32>, Vec<f32>>()
+            .into()
+    }
+
+    /// Where a dimension of a key and of a value lies.
+    fn at(&self, shape: &Shape, sequence: u32, head: u32, position: u32, d: usize) -> At {
+        let page = self.tables[sequence as usize][(position / PAGE) as usize] & !READ_ONLY;
+        let (padded, p) = (shape.padded as usize, (position % PAGE) as usize);
+        let head = (page * shape.n_kv_heads + head) as usize;
+        let base = 4 * head * shape.kv_type.head_words(padded);
+        let size = match shape.kv_type {
+            KvType::Bf16 => 2,
+            KvType::Int8 => 1,
+        };
+        let bytes = |element: usize| base + size * element..base + size * (element + 1);
+        let scale = base + PAGE as usize * padded + 4 * p;
+        At {
+            key: bytes(p * padded + d),
+            value: bytes(d * PAGE as usize + p),
+            scale: (size == 1).then_some(scale..scale + 4),
+        }
+    }
+
+    /// This cache as if nothing had been put at positions `position ..` of a sequence.
+    pub(crate) fn poisoned_from(&self, shape: &Shape, sequence: u32, position: u32, fill: Fill) -> Self {
+        let mut cache = self.clone();
+        let other = Self::new(shape, self.tables.len() as u32, fill);
+        for head in 0..shape.n_kv_heads {
+            for p in position..shape.context {
+                for d in 0..shape.padded as usize {
+                    let at = self.at(shape, sequence, head, p, d);
+                    for (to, from, element) in [
+                        (&mut cache.k, &other.k, at.key),
+                        (&mut cache.v, &other.v, at.value),
+                    ] {
+                        to[element.clone()].copy_from_slice(&from[element]);
+                        if let Some(scale) = at.scale.clone() {
+                            to[scale.clone()].copy_from_slice(&from[scale]);
+                        }
+                    }
+                }
+            }
+        }
+        cache
+    }
+}
+
+/// Launches a kernel, in clusters of some blocks where there are some.
+fn run<K: Kernel + 'static>(
+    emulator: &mut Emulator,
+    launch: Launch,
+    params: &K,
+    cluster: Option<u32>,
+) -> Result<(), Fault> {
+    match cluster {
+        None => emulator.launch(&launch, params),
+        Some(blocks) => emulator.launch_clusters(&launch, params, blocks),
+    }
+}
+
+/// [`run`] of the kernel of a shape, with its parameters, from the kernels by padded width.
+macro_rules! run_by_width {
+    ($emulator:ident, $shape:ident, $params:ident, $cluster:expr, $($kv_type:ident $width:pat => $Params:ident;)*) => {
+        match ($shape.padded, $shape.kv_type) {
+            $(
+                ($width, KvType::$kv_type) => {
+                    let params = attention::$Params::from($params);
+                    run($emulator, params.launch(), &params, $cluster)?;
+                }
+            )*
+        }
+    };
 }
 
 /// Appends and attends runs of (sequence, first position, tokens): the outputs of all tokens, and the cache after.
@@ -234,7 +355,7 @@ pub(crate) fn prefill(
         sin: emulator.constant(&shape.sin),
         q: emulator.uninit((batch * shape.n_heads * shape.padded / 2) as usize),
         k_cache: emulator.buffer(&cache.k).cast(),
-        v_cache: emulator.buffer(&cache.v),
+        v_cache: emulator.buffer(&cache.v).cast(),
         batch,
         n_heads: shape.n_heads,
         n_kv_heads: shape.n_kv_heads,
@@ -242,11 +363,20 @@ pub(crate) fn prefill(
         padded: shape.padded,
         q_scale: q_scale(shape.head_dim),
     };
-    emulator.launch(&append.launch(), &append)?;
+    match shape.kv_type {
+        KvType::Bf16 => {
+            let append = RopeAppendBf16::from(append);
+            emulator.launch(&append.launch(), &append)?;
+        }
+        KvType::Int8 => {
+            let append = RopeAppendInt8::from(append);
+            emulator.launch(&append.launch(), &append)?;
+        }
+    }
     let params = AttentionPrefill {
         q: append.q,
         k_cache: append.k_cache,
-        v_cache: append.v_cache.cast(),
+        v_cache: append.v_cache,
         tiles: emulator.constant(&tiles.iter().flat_map(|t| t.words()).collect::<Vec<_>>()),
         tables: emulator.constant(&cache.rows(0..cache.tables.len() as u32, table_len)),
         out: emulator.uninit((batch * shape.n_heads * shape.head_dim) as usize),
@@ -256,21 +386,18 @@ pub(crate) fn prefill(
         head_dim: shape.head_dim,
         table_len,
     };
-    macro_rules! launch {
-        ($Params:ident) => {{
-            let params = $Params::from(params);
-            emulator.launch(&params.launch(), &params)?;
-        }};
-    }
-    match shape.padded {
-        32 => launch!(AttentionPrefill32),
-        64 => launch!(AttentionPrefill64),
-        128 => launch!(AttentionPrefill128),
-        _ => launch!(AttentionPrefill256),
+    run_by_width! { emulator, shape, params, None,
+        Bf16 32 => AttentionPrefill32;
+        Bf16 64 => AttentionPrefill64;
+        Bf16 128 => AttentionPrefill128;
+        Bf16 _ => AttentionPrefill256;
+        Int8 32 => AttentionPrefill32Int8;
+        Int8 64 => AttentionPrefill64Int8;
+        Int8 _ => AttentionPrefill128Int8;
     }
     let cache = Cache {
         k: emulator.read(append.k_cache.cast())?,
-        v: emulator.read(append.v_cache)?,
+        v: emulator.read(append.v_cache.cast())?,
         tables: cache.tables.clone(),
     };
     Ok((emulator.read(params.out)?, cache))
@@ -323,17 +450,14 @@ pub(crate) fn decode(
     let values = emulator.uninit((partial * shape.padded) as usize);
     let sums = emulator.uninit(2 * partial as usize);
     let params = attend(emulator, shape, rows, cache, tokens, steps, [values, sums]);
-    macro_rules! launch {
-        ($Params:ident) => {{
-            let params = $Params::from(params);
-            emulator.launch(&params.launch(), &params)?;
-        }};
-    }
-    match shape.padded {
-        32 => launch!(AttentionDecode32),
-        64 => launch!(AttentionDecode64),
-        128 => launch!(AttentionDecode128),
-        _ => launch!(AttentionDecode256),
+    run_by_width! { emulator, shape, params, None,
+        Bf16 32 => AttentionDecode32;
+        Bf16 64 => AttentionDecode64;
+        Bf16 128 => AttentionDecode128;
+        Bf16 _ => AttentionDecode256;
+        Int8 32 => AttentionDecode32Int8;
+        Int8 64 => AttentionDecode64Int8;
+        Int8 _ => AttentionDecode128Int8;
     }
     let d_q = (shape.n_heads * shape.head_dim) as usize;
     let combine = AttentionCombine {
@@ -357,9 +481,6 @@ pub(crate) fn decode(
     Ok((out, cache))
 }
 
-/// Shared memory that a block of any GPU has.
-const PLAIN_SHARED_BYTES: u32 = 48 << 10;
-
 /// [`decode`] in one kernel, in clusters of `steps` blocks: outputs, and the cache after.
 pub(crate) fn decode_in_clusters(
     emulator: &mut Emulator,
@@ -374,19 +495,14 @@ pub(crate) fn decode_in_clusters(
     // No partial results are left.
     let params = attend(emulator, shape, rows, cache, tokens, steps, [out, out]);
     let params = AttentionCluster::of(&params, out);
-    macro_rules! launch {
-        ($Params:ident) => {{
-            let params = $Params::from(params);
-            let launch = params.launch();
-            assert!(launch.shared_bytes <= PLAIN_SHARED_BYTES, "{launch:?}");
-            emulator.launch_clusters(&launch, &params, steps)?;
-        }};
-    }
-    match shape.padded {
-        32 => launch!(AttentionCluster32),
-        64 => launch!(AttentionCluster64),
-        128 => launch!(AttentionCluster128),
-        _ => launch!(AttentionCluster256),
+    run_by_width! { emulator, shape, params, Some(steps),
+        Bf16 32 => AttentionCluster32;
+        Bf16 64 => AttentionCluster64;
+        Bf16 128 => AttentionCluster128;
+        Bf16 _ => AttentionCluster256;
+        Int8 32 => AttentionCluster32Int8;
+        Int8 64 => AttentionCluster64Int8;
+        Int8 _ => AttentionCluster128Int8;
     }
     let cache = Cache {
         k: emulator.read(params.k_cache.cast())?,

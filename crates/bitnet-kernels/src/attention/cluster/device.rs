@@ -5,7 +5,7 @@ use super::super::decode::{HEADS, WARPS};
 use super::super::math::{Factors, Fold};
 use super::{AttentionCluster, chunks_of_block, mbarrier_at, record_floats, records_at};
 use crate::Global;
-use crate::cache::PAGE;
+use crate::cache::{KvType, PAGE};
 use crate::intrinsics::*;
 
 /// What the blocks of a cluster store into each other's shared memory: records by round of [`HEADS`] heads, then step.
@@ -37,13 +37,13 @@ struct Own<'a> {
 }
 
 #[inline(always)]
-pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionCluster>) {
+pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: impl Into<AttentionCluster>) {
     let p: AttentionCluster = p.into();
-    let padded = Step::<CHUNKS>::PADDED;
+    let (padded, kv) = (Step::<CHUNKS, INT8>::PADDED, KvType::of(INT8));
     let (rank, kv_head, token) = (block_idx_x(), block_idx_y(), block_idx_z() as usize);
     let exchange = Exchange {
-        records: Shared::at(records_at(padded)),
-        full: Mbarrier::at(mbarrier_at(padded)),
+        records: Shared::at(records_at(padded, kv)),
+        full: Mbarrier::at(mbarrier_at(padded, kv)),
         blocks: p.steps,
         rank,
         chunks: padded / 8,
@@ -59,7 +59,7 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionCluster>) {
         }
         cluster_arrive_relaxed();
         grid_dependency_launch();
-        let attention = Step::<CHUNKS>::new(p.into(), token, kv_head, rank);
+        let attention = Step::<CHUNKS, INT8>::new(p.into(), token, kv_head, rank);
         let steps = attention.position / PAGE + 1;
         if thread_idx_x() == 0 {
             exchange
@@ -71,7 +71,7 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionCluster>) {
         if attention.has_keys() {
             // What does not depend on the kernel before is requested first.
             let mut fragments = attention.request_old();
-            attention.attend(&mut fragments, &Parts::new(padded), &exchange);
+            attention.attend(&mut fragments, &Parts::new(padded, kv), &exchange);
         } else {
             grid_dependency_wait();
         }

@@ -5,9 +5,10 @@
 mod device;
 
 use super::decode::{AttentionDecode, HEADS, WARPS, step_bytes};
+use crate::cache::KvType;
 use crate::{Global, Launch};
 
-kernels_by_width! {
+kernels! {
     /// Parameters of the decode kernels of short contexts, one for each padded width of a head: convert it into that
     /// kernel's.
     ///
@@ -36,9 +37,9 @@ kernels_by_width! {
         pub cos: Global<f32>,
         /// Sines, (context, head_dim / 2).
         pub sin: Global<f32>,
-        /// Keys of the layer, two dimensions a word.
+        /// Keys of the layer, as [`crate::cache`] lays them out.
         pub k_cache: Global<u32>,
-        /// Values of the layer, two positions a word.
+        /// Values of the layer.
         pub v_cache: Global<u32>,
         /// Output.
         pub out: Global<f32>,
@@ -59,11 +60,14 @@ kernels_by_width! {
         /// Factor of the queries, [`crate::rope::q_scale`].
         pub q_scale: f32,
     }
-    [arch = sm_90,]
-    attention_cluster_32, AttentionCluster32, 1, 32;
-    attention_cluster_64, AttentionCluster64, 2, 64;
-    attention_cluster_128, AttentionCluster128, 4, 128;
-    attention_cluster_256, AttentionCluster256, 8, 256;
+    [min_blocks = 1, arch = sm_90,]
+    attention_cluster_32, AttentionCluster32, "heads padded to 32 dimensions, in bfloat16", [1, false], (32, KvType::Bf16);
+    attention_cluster_64, AttentionCluster64, "heads padded to 64 dimensions, in bfloat16", [2, false], (64, KvType::Bf16);
+    attention_cluster_128, AttentionCluster128, "heads padded to 128 dimensions, in bfloat16", [4, false], (128, KvType::Bf16);
+    attention_cluster_256, AttentionCluster256, "heads padded to 256 dimensions, in bfloat16", [8, false], (256, KvType::Bf16);
+    attention_cluster_32_int8, AttentionCluster32Int8, "heads padded to 32 dimensions, of 8-bit integers", [1, true], (32, KvType::Int8);
+    attention_cluster_64_int8, AttentionCluster64Int8, "heads padded to 64 dimensions, of 8-bit integers", [2, true], (64, KvType::Int8);
+    attention_cluster_128_int8, AttentionCluster128Int8, "heads padded to 128 dimensions, of 8-bit integers", [4, true], (128, KvType::Int8);
 }
 
 impl AttentionCluster {
@@ -105,29 +109,29 @@ impl AttentionCluster {
 }
 
 /// Threads of a block.
-const fn threads(_padded: u32) -> u32 {
+const fn threads(_padded: u32, _kv: KvType) -> u32 {
     WARPS * 32
 }
 
 /// The grid, and the shared memory: of the step, the mbarrier, and a record for every step and [`HEADS`] heads.
-fn launch(padded: u32, p: &AttentionCluster) -> Launch {
+fn launch(padded: u32, kv: KvType, p: &AttentionCluster) -> Launch {
     let rounds = p.heads_per_kv.div_ceil(HEADS);
     Launch {
         grid: [p.steps, p.n_kv_heads, p.batch],
-        block: [threads(padded), 1, 1],
-        shared_bytes: records_at(padded)
+        block: [threads(padded, kv), 1, 1],
+        shared_bytes: records_at(padded, kv)
             + rounds * p.steps * 4 * record_floats(chunks_of_block(padded, p.steps)),
     }
 }
 
 /// Byte of the mbarrier in shared memory.
-const fn mbarrier_at(padded: u32) -> u32 {
-    step_bytes(padded)
+const fn mbarrier_at(padded: u32, kv: KvType) -> u32 {
+    step_bytes(padded, kv)
 }
 
 /// Byte of the records in shared memory.
-const fn records_at(padded: u32) -> u32 {
-    mbarrier_at(padded) + 16
+const fn records_at(padded: u32, kv: KvType) -> u32 {
+    mbarrier_at(padded, kv) + 16
 }
 
 /// Floats of a record: two for every lane that holds a part of a chunk, then maximum and sum of every head.

@@ -3,6 +3,7 @@
 use super::AttentionDecode;
 use super::step::{Parts, Results, Step};
 use crate::Global;
+use crate::cache::KvType;
 use crate::intrinsics::*;
 
 /// Places of a block's partial results.
@@ -15,17 +16,17 @@ struct Partials {
 }
 
 #[inline(always)]
-pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionDecode>) {
+pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: impl Into<AttentionDecode>) {
     let p: AttentionDecode = p.into();
     grid_dependency_launch();
     let (kv_head, step, token) = (block_idx_x(), block_idx_y(), block_idx_z() as usize);
     // SAFETY: the parameters are the launch's; every branch around a warp or block operation is uniform.
     unsafe {
-        let attention = Step::<CHUNKS>::new(p.into(), token, kv_head, step);
+        let attention = Step::<CHUNKS, INT8>::new(p.into(), token, kv_head, step);
         if !attention.has_keys() {
             return;
         }
-        let padded = Step::<CHUNKS>::PADDED;
+        let padded = Step::<CHUNKS, INT8>::PADDED;
         let row = token * p.n_heads as usize + (kv_head * p.heads_per_kv) as usize;
         let first = row * p.steps as usize + step as usize;
         let partials = Partials {
@@ -36,7 +37,7 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionDecode>) {
         };
         // What does not depend on the kernel before is requested first.
         let mut fragments = attention.request_old();
-        attention.attend(&mut fragments, &Parts::new(padded), &partials);
+        attention.attend(&mut fragments, &Parts::new(padded, KvType::of(INT8)), &partials);
     }
 }
 

@@ -7,6 +7,7 @@ pub(super) mod step;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
 
+use crate::cache::KvType;
 use crate::{Global, Launch};
 
 /// Warps of a block: each takes 16 of the keys, then a quarter of the dimensions.
@@ -15,7 +16,7 @@ pub(super) const WARPS: u32 = 4;
 /// Query heads that a block takes at a time: half the rows of the tensor cores' tile.
 pub(super) const HEADS: u32 = 8;
 
-kernels_by_width! {
+kernels! {
     /// Parameters of the decode kernels, one for each padded width of a head: convert it into that kernel's.
     ///
     /// For every token b, head h and step: `m`, `l` and `o` of [`crate::attention`] for the query of the token, rotated as
@@ -49,9 +50,9 @@ kernels_by_width! {
         pub cos: Global<f32>,
         /// Sines, (context, head_dim / 2).
         pub sin: Global<f32>,
-        /// Keys of the layer, two dimensions a word.
+        /// Keys of the layer, as [`crate::cache`] lays them out.
         pub k_cache: Global<u32>,
-        /// Values of the layer, two positions a word.
+        /// Values of the layer.
         pub v_cache: Global<u32>,
         /// Weighted values of every step.
         pub values: Global<f32>,
@@ -74,30 +75,41 @@ kernels_by_width! {
         /// Factor of the queries, [`crate::rope::q_scale`].
         pub q_scale: f32,
     }
-    []
-    attention_decode_32, AttentionDecode32, 1, 32;
-    attention_decode_64, AttentionDecode64, 2, 64;
-    attention_decode_128, AttentionDecode128, 4, 128;
-    attention_decode_256, AttentionDecode256, 8, 256;
+    [min_blocks = 1,]
+    attention_decode_32, AttentionDecode32, "heads padded to 32 dimensions, in bfloat16", [1, false], (32, KvType::Bf16);
+    attention_decode_64, AttentionDecode64, "heads padded to 64 dimensions, in bfloat16", [2, false], (64, KvType::Bf16);
+    attention_decode_128, AttentionDecode128, "heads padded to 128 dimensions, in bfloat16", [4, false], (128, KvType::Bf16);
+    attention_decode_256, AttentionDecode256, "heads padded to 256 dimensions, in bfloat16", [8, false], (256, KvType::Bf16);
+    attention_decode_32_int8, AttentionDecode32Int8, "heads padded to 32 dimensions, of 8-bit integers", [1, true], (32, KvType::Int8);
+    attention_decode_64_int8, AttentionDecode64Int8, "heads padded to 64 dimensions, of 8-bit integers", [2, true], (64, KvType::Int8);
+    attention_decode_128_int8, AttentionDecode128Int8, "heads padded to 128 dimensions, of 8-bit integers", [4, true], (128, KvType::Int8);
 }
 
 /// Threads of a block.
-const fn threads(_padded: u32) -> u32 {
+const fn threads(_padded: u32, _kv: KvType) -> u32 {
     WARPS * 32
 }
 
 /// The grid and the shared memory.
-fn launch(padded: u32, p: &AttentionDecode) -> Launch {
+fn launch(padded: u32, kv: KvType, p: &AttentionDecode) -> Launch {
     Launch {
         grid: [p.n_kv_heads, p.steps, p.batch],
-        block: [threads(padded), 1, 1],
-        shared_bytes: step_bytes(padded),
+        block: [threads(padded, kv), 1, 1],
+        shared_bytes: step_bytes(padded, kv),
     }
 }
 
 /// Shared memory of a step, which `step::Parts` divides.
-pub(super) const fn step_bytes(padded: u32) -> u32 {
-    HEADS * row_bytes(padded) + 4 * padded + 32 * SCORES_STRIDE
+pub(super) const fn step_bytes(padded: u32, kv: KvType) -> u32 {
+    HEADS * row_bytes(padded) + 2 * new_bytes(padded, kv) + 32 * SCORES_STRIDE
+}
+
+/// Bytes of the new key, and of the new value: of 8-bit integers as f32, since all of it is there before its scale is known.
+const fn new_bytes(padded: u32, kv: KvType) -> u32 {
+    match kv {
+        KvType::Bf16 => 2 * padded,
+        KvType::Int8 => 4 * padded,
+    }
 }
 
 /// Bytes from a query row in shared memory to the next: 64 more than its elements, so that two rows lie in different banks.

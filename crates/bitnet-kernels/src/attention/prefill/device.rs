@@ -1,9 +1,10 @@
 //! The body of the prefill kernels.
 
 use super::super::math::{self, Factors, Fold};
-use super::{AttentionPrefill, PAGE, ROWS, query_bytes, stages, threads};
+use super::{AttentionPrefill, PAGE, ROWS, query_bytes, stage_bytes, stages, threads};
 use crate::Global;
-use crate::cache::device::Page;
+use crate::cache::KvType;
+use crate::cache::device::{Page, i8x4_to_bf16};
 use crate::intrinsics::*;
 
 /// 16 bytes: what a lane loads at once.
@@ -28,38 +29,98 @@ fn lane_pieces(row: u32, pieces: u32) -> [u32; 2] {
 
 /// A block's keys and values of one step in shared memory: (key, dim) and (dim, key).
 #[derive(Clone, Copy)]
-struct Stage<const CHUNKS: usize> {
+struct Stage<const CHUNKS: usize, const INT8: bool> {
     k: Shared<u32>,
     v: Shared<u32>,
+    /// Of 8-bit integers, the scales of the keys, then those of the values.
+    scales: Shared<f32>,
 }
 
-impl<const CHUNKS: usize> Stage<CHUNKS> {
+impl<const CHUNKS: usize, const INT8: bool> Stage<CHUNKS, INT8> {
+    const KV: KvType = KvType::of(INT8);
     const PADDED: u32 = 32 * CHUNKS as u32;
     const WORDS: u32 = PAGE * Self::PADDED / 2;
     const PIECES: u32 = Self::WORDS / PIECE_WORDS;
 
     #[inline(always)]
     fn new(number: u32) -> Self {
-        let start = query_bytes(Self::PADDED) + number * Self::WORDS * 2 * 4;
+        let start = query_bytes(Self::PADDED, Self::KV) + number * stage_bytes(Self::PADDED, Self::KV);
         Self {
             k: Shared::at(start),
             v: Shared::at(start + Self::WORDS * 4),
+            scales: Shared::at(start + Self::WORDS * 8),
         }
     }
 
-    /// Starts the copies of the step at `from`, a step's first word in both caches.
+    /// Pieces of the keys, and of the values, of a step in a cache of 8-bit integers.
+    const CODE_PIECES: u32 = PAGE * Self::PADDED / 16;
+
+    /// Where the first piece of bfloat16 goes that this lane's first piece of 8-bit integers becomes: of keys, and of values. The
+    /// second one follows it.
+    #[inline(always)]
+    fn first_codes(self) -> [Shared<u32>; 2] {
+        let place = |row: u32| {
+            let first = thread_idx_x();
+            swizzled(first / row, 2 * (first % row), 2 * row)
+        };
+        // Pieces of integers of a key, and of a dimension.
+        [
+            self.k.offset(place(Self::PADDED / 16)),
+            self.v.offset(place(PAGE / 16)),
+        ]
+    }
+
+    /// Whether this lane has a piece of 8-bit integers `i` pieces after its first.
+    #[inline(always)]
+    fn is_piece(i: u32) -> bool {
+        let fills_lanes = Self::CODE_PIECES.is_multiple_of(threads(Self::PADDED, Self::KV));
+        fills_lanes || thread_idx_x() + i < Self::CODE_PIECES
+    }
+
+    /// Four scales that a lane of the first ones moves: whether they are values', and the first one's place in the page.
+    #[inline(always)]
+    fn own_scales() -> Option<(bool, u32)> {
+        let four = thread_idx_x();
+        (four < PAGE / 2).then_some((four >= PAGE / 4, four % (PAGE / 4) * 4))
+    }
+
+    /// Starts the copies of a step, whose page lies in both caches. Integers go to the first of the two pieces that they will
+    /// become, so that [`Stage::widen`] needs no other lane's.
     ///
     /// # Safety
-    /// All lanes of the block call this; the step lies inside the caches; no lane uses the stage.
+    /// All lanes of the block call this; the page lies inside the caches; no lane uses the stage.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn request(self, k: Global<u32>, v: Global<u32>, from: usize) {
+    unsafe fn request(self, k: Global<u32>, v: Global<u32>, page: Page<INT8>) {
+        let (first, stride) = (thread_idx_x(), threads(Self::PADDED, Self::KV));
+        if INT8 {
+            // SAFETY: the caller's promise.
+            unsafe {
+                // From piece to piece as below, and twice as far in shared memory.
+                let [to_k, to_v] = self.first_codes();
+                let from = page.key(0) + (thread_idx_x() * PIECE_WORDS) as usize;
+                let mut i = 0;
+                while i < Self::CODE_PIECES {
+                    if Self::is_piece(i) {
+                        let at = i * PIECE_WORDS;
+                        async_copy_16(to_k.offset(2 * at), k.offset(from + at as usize));
+                        async_copy_16(to_v.offset(2 * at), v.offset(from + at as usize));
+                    }
+                    i += stride;
+                }
+                if let Some((of_values, place)) = Self::own_scales() {
+                    let (cache, at) = if of_values { (v, PAGE) } else { (k, 0) };
+                    let to = self.scales.cast().offset(at + place);
+                    async_copy_16(to, cache.offset(page.scale(place)));
+                }
+            }
+            return;
+        }
         // From piece to piece a lane moves on by whole pairs of rows, so that `swizzled` moves as far as the source.
-        let (first, stride) = (thread_idx_x(), threads(Self::PADDED));
         let per_key = Self::PADDED / 8;
         let to_k = self.k.offset(swizzled(first / per_key, first % per_key, per_key));
         let to_v = self.v.offset(swizzled(first / 8, first % 8, 8));
-        let from = from + (first * PIECE_WORDS) as usize;
+        let from = page.key(0) + (first * PIECE_WORDS) as usize;
         let mut i = 0;
         while i < Self::PIECES {
             let at = i * PIECE_WORDS;
@@ -70,6 +131,65 @@ impl<const CHUNKS: usize> Stage<CHUNKS> {
             }
             i += stride;
         }
+    }
+
+    /// Turns the 8-bit integers that this lane has copied into bfloat16. Values past place `last` of the page are worth nothing: a
+    /// product takes them all in, and zero times a NaN would count.
+    ///
+    /// # Safety
+    /// All lanes of the block call this, once a step, after they have waited for their copies.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    unsafe fn widen(self, last: u32) {
+        // SAFETY: these places are this lane's alone until the next barrier.
+        unsafe {
+            let [keys, values] = self.first_codes();
+            let mut i = 0;
+            while i < Self::CODE_PIECES {
+                if Self::is_piece(i) {
+                    Self::widen_piece(keys.offset(2 * i * PIECE_WORDS));
+                    Self::widen_piece(values.offset(2 * i * PIECE_WORDS));
+                }
+                i += threads(Self::PADDED, Self::KV);
+            }
+            if let Some((true, place)) = Self::own_scales() {
+                let at = self.scales.offset(PAGE + place);
+                let scales = at.load_x4(0);
+                at.store_x4(
+                    0,
+                    core::array::from_fn(|i| if place + i as u32 > last { 0.0 } else { scales[i] }),
+                );
+            }
+        }
+    }
+
+    /// Turns the 16 integers of a piece into bfloat16, there and in the next piece.
+    ///
+    /// # Safety
+    /// The pieces are this lane's alone.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    unsafe fn widen_piece(at: Shared<u32>) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let codes = at.load_x4(0);
+            let ([a, b], [c, d]) = (i8x4_to_bf16(codes[0]), i8x4_to_bf16(codes[1]));
+            at.store_x4(0, [a, b, c, d]);
+            let ([a, b], [c, d]) = (i8x4_to_bf16(codes[2]), i8x4_to_bf16(codes[3]));
+            at.store_x4(PIECE_WORDS, [a, b, c, d]);
+        }
+    }
+
+    /// The scales of the lane's columns of score tile `tile`: of keys from `first` 0 on, of values from [`PAGE`] on.
+    ///
+    /// # Safety
+    /// They are there.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    unsafe fn scales(self, first: u32, tile: usize) -> [f32; 2] {
+        let at = self.scales.offset(first + 8 * (lane_id() % 4));
+        // SAFETY: the caller's promise.
+        unsafe { at.load_x2(math::key_of(tile as u32, 0)) }
     }
 
     /// Zeros the values past key `last`: a product takes them all in, and zero times a NaN would count.
@@ -100,19 +220,19 @@ impl<const CHUNKS: usize> Stage<CHUNKS> {
                     );
                 }
             }
-            i += threads(Self::PADDED);
+            i += threads(Self::PADDED, Self::KV);
         }
     }
 }
 
 /// The A fragments of a warp's queries: in registers, or where they do not fit in shared memory, each lane's its own.
 #[derive(Clone, Copy)]
-struct Queries<const CHUNKS: usize> {
+struct Queries<const CHUNKS: usize, const INT8: bool> {
     registers: [[[u32; 4]; 2]; CHUNKS],
 }
 
-impl<const CHUNKS: usize> Queries<CHUNKS> {
-    const IN_SHARED: bool = query_bytes(32 * CHUNKS as u32) > 0;
+impl<const CHUNKS: usize, const INT8: bool> Queries<CHUNKS, INT8> {
+    const IN_SHARED: bool = query_bytes(32 * CHUNKS as u32, KvType::of(INT8)) > 0;
 
     /// Where fragment `product` of this lane lies: lanes next to each other.
     #[inline(always)]
@@ -177,7 +297,7 @@ impl<const CHUNKS: usize> Queries<CHUNKS> {
 }
 
 #[inline(always)]
-pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionPrefill>) {
+pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: impl Into<AttentionPrefill>) {
     let p: AttentionPrefill = p.into();
     let padded = 32 * CHUNKS as u32;
     let (lane, warp) = (lane_id(), warp_id());
@@ -222,9 +342,10 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionPrefill>) {
     // operation is uniform.
     unsafe {
         let entry_of = |step: u32| p.tables.load_constant((table + step) as usize)[0];
+        let stage_of = |step: u32| Stage::<CHUNKS, INT8>::new(step % stages(padded));
         let request = |step: u32, entry: u32| {
-            let page = Page::new(entry, p.n_kv_heads, kv_head, padded);
-            Stage::<CHUNKS>::new(step % stages(padded)).request(p.k_cache, p.v_cache, page.key(0) / 2);
+            let page = Page::<INT8>::new(entry, p.n_kv_heads, kv_head, padded);
+            stage_of(step).request(p.k_cache, p.v_cache, page);
             async_copy_commit();
         };
         request(0, entry_of(0));
@@ -235,7 +356,7 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionPrefill>) {
             0
         };
         let words = rows.map(|row| row.map(|row| row * (padded / 2) as usize));
-        let q = Queries::<CHUNKS>::load(p.q, words);
+        let q = Queries::<CHUNKS, INT8>::load(p.q, words);
         let of_key = lane_pieces(math::key_of(0, group), padded / 8);
         let of_value = lane_pieces(group, 8);
         let mut folds = [Fold::EMPTY; 2];
@@ -243,6 +364,10 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionPrefill>) {
         let mut step = 0;
         while step < steps {
             async_copy_wait::<0>();
+            let (stage, first_key) = (stage_of(step), step * PAGE);
+            if INT8 {
+                stage.widen((last - first_key).min(PAGE - 1));
+            }
             // Makes every lane's copies of this step visible, and orders every use of the step before ahead of the
             // copies below.
             sync_threads();
@@ -250,9 +375,7 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionPrefill>) {
                 request(step + 1, entry);
                 entry = entry_of((step + 2).min(steps - 1));
             }
-            let stage = Stage::<CHUNKS>::new(step % stages(padded));
-            let first_key = step * PAGE;
-            if first_key + PAGE - 1 > last {
+            if !INT8 && first_key + PAGE - 1 > last {
                 stage.clear_values_after(last - first_key);
                 // Orders the zeros before the loads below.
                 sync_threads();
@@ -271,16 +394,33 @@ pub(super) unsafe fn run<const CHUNKS: usize>(p: impl Into<AttentionPrefill>) {
                     }
                     i += 1;
                 }
+                if INT8 {
+                    let mut tile = 0;
+                    while tile < 8 {
+                        let [even, odd] = stage.scales(0, tile);
+                        let [a, b, c, d] = s[tile];
+                        s[tile] = [a * even, b * odd, c * even, d * odd];
+                        tile += 1;
+                    }
+                }
                 if first_key + PAGE - 1 > warp_first {
                     mask(&mut s, [0, 1].map(|half| warp_first + place(half).0), first_key);
                 }
-                let (max_low, low) = math::weights(&s.map(|s| [s[0], s[1]]));
-                let (max_high, high) = math::weights(&s.map(|s| [s[2], s[3]]));
-                let factors = [folds[0].rescale(max_low), folds[1].rescale(max_high)];
-                let weights = math::fragments(low, high);
-                let sums = math::sums(&weights);
+                let values = |tile| {
+                    if INT8 { stage.scales(PAGE, tile) } else { [0.0; 2] }
+                };
+                let low = math::weights::<INT8>(&s.map(|s| [s[0], s[1]]), values);
+                let high = math::weights::<INT8>(&s.map(|s| [s[2], s[3]]), values);
+                let factors = [folds[0].rescale(low.max), folds[1].rescale(high.max)];
+                let weights = math::fragments(low.half, high.half);
+                let sums = if INT8 {
+                    [low.sum, high.sum]
+                } else {
+                    let sums = math::sums(&weights);
+                    [sums[0], sums[2]]
+                };
                 folds[0].sum = factors[0].fold(folds[0].sum, sums[0]);
-                folds[1].sum = factors[1].fold(folds[1].sum, sums[2]);
+                folds[1].sum = factors[1].fold(folds[1].sum, sums[1]);
                 let mut n = 0;
                 while n < 4 * CHUNKS {
                     let at = 8 * n as u32 * 8 * PIECE_WORDS;

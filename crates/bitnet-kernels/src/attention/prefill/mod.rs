@@ -3,7 +3,7 @@
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
 
-use crate::cache::PAGE;
+use crate::cache::{KvType, PAGE};
 use crate::{Global, Launch};
 
 /// Rows of a tensor core's tile.
@@ -58,16 +58,30 @@ const fn stages(padded: u32) -> u32 {
     if padded <= 128 { 2 } else { 1 }
 }
 
-/// Bytes of the queries that a block keeps in shared memory, because registers do not hold them.
-const fn query_bytes(padded: u32) -> u32 {
-    if padded <= 128 {
+/// Bytes of a step's keys and values in shared memory: always bfloat16, and of 8-bit integers their scales.
+const fn stage_bytes(padded: u32, kv: KvType) -> u32 {
+    let scales = match kv {
+        KvType::Bf16 => 0,
+        KvType::Int8 => 2 * PAGE * 4,
+    };
+    2 * PAGE * padded * 2 + scales
+}
+
+/// Bytes of the queries that a block keeps in shared memory, because registers do not hold them; beside scales from 128
+/// dimensions on.
+const fn query_bytes(padded: u32, kv: KvType) -> u32 {
+    let most = match kv {
+        KvType::Bf16 => 128,
+        KvType::Int8 => 64,
+    };
+    if padded <= most {
         0
     } else {
         warps(padded) * ROWS * padded * 2
     }
 }
 
-kernels_by_width! {
+kernels! {
     /// Parameters of the prefill kernels, one for each padded width of a head: convert it into that kernel's.
     ///
     /// `out[b][h] = O / L` of [`crate::attention`] for the queries of [`crate::rope::RopeAppend`], which has also put the
@@ -87,9 +101,9 @@ kernels_by_width! {
     pub struct AttentionPrefill {
         /// Rotated and scaled queries, two dimensions a word.
         pub q: Global<u32>,
-        /// Keys of the layer, two dimensions a word.
+        /// Keys of the layer, as [`crate::cache`] lays them out.
         pub k_cache: Global<u32>,
-        /// Values of the layer, two positions a word.
+        /// Values of the layer.
         pub v_cache: Global<u32>,
         /// Runs of tokens, four words each.
         pub tiles: Global<u32>,
@@ -108,24 +122,27 @@ kernels_by_width! {
         /// Pages that a row of `tables` has room for.
         pub table_len: u32,
     }
-    []
-    attention_prefill_32, AttentionPrefill32, 1, 32;
-    attention_prefill_64, AttentionPrefill64, 2, 64;
-    attention_prefill_128, AttentionPrefill128, 4, 128;
-    attention_prefill_256, AttentionPrefill256, 8, 256;
+    [min_blocks = 1,]
+    attention_prefill_32, AttentionPrefill32, "heads padded to 32 dimensions, in bfloat16", [1, false], (32, KvType::Bf16);
+    attention_prefill_64, AttentionPrefill64, "heads padded to 64 dimensions, in bfloat16", [2, false], (64, KvType::Bf16);
+    attention_prefill_128, AttentionPrefill128, "heads padded to 128 dimensions, in bfloat16", [4, false], (128, KvType::Bf16);
+    attention_prefill_256, AttentionPrefill256, "heads padded to 256 dimensions, in bfloat16", [8, false], (256, KvType::Bf16);
+    attention_prefill_32_int8, AttentionPrefill32Int8, "heads padded to 32 dimensions, of 8-bit integers", [1, true], (32, KvType::Int8);
+    attention_prefill_64_int8, AttentionPrefill64Int8, "heads padded to 64 dimensions, of 8-bit integers", [2, true], (64, KvType::Int8);
+    attention_prefill_128_int8, AttentionPrefill128Int8, "heads padded to 128 dimensions, of 8-bit integers", [4, true], (128, KvType::Int8);
 }
 
 /// Threads of a block.
-const fn threads(padded: u32) -> u32 {
+const fn threads(padded: u32, _kv: KvType) -> u32 {
     warps(padded) * 32
 }
 
 /// The grid, and the shared memory that `device` divides.
-fn launch(padded: u32, p: &AttentionPrefill) -> Launch {
+fn launch(padded: u32, kv: KvType, p: &AttentionPrefill) -> Launch {
     let parts = (p.n_heads / p.n_kv_heads).div_ceil(ROWS);
     Launch {
         grid: [p.n_tiles, p.n_kv_heads * parts, 1],
-        block: [threads(padded), 1, 1],
-        shared_bytes: query_bytes(padded) + stages(padded) * 2 * PAGE * padded * 2,
+        block: [threads(padded, kv), 1, 1],
+        shared_bytes: query_bytes(padded, kv) + stages(padded) * stage_bytes(padded, kv),
     }
 }

@@ -3,10 +3,10 @@
 mod append;
 
 use super::super::math;
-use super::{HEADS, SCORES_STRIDE, WARPS, row_bytes};
+use super::{HEADS, SCORES_STRIDE, WARPS, new_bytes, row_bytes};
 use crate::Global;
-use crate::cache::device::Page;
-use crate::cache::{PAGE, READ_ONLY};
+use crate::cache::device::{Page, Scale};
+use crate::cache::{KvType, PAGE, READ_ONLY};
 use crate::intrinsics::*;
 
 /// Threads of a block.
@@ -75,13 +75,13 @@ pub(crate) trait Results {
 
 /// What a block works on, for one of its lanes.
 #[derive(Clone, Copy)]
-pub(crate) struct Step<const CHUNKS: usize> {
+pub(crate) struct Step<const CHUNKS: usize, const INT8: bool> {
     p: Inputs,
     token: usize,
     kv_head: u32,
     pub(crate) position: u32,
     first_key: u32,
-    page: Page,
+    page: Page<INT8>,
     is_writable: bool,
     warp: u32,
     group: u32,
@@ -93,39 +93,47 @@ pub(crate) struct Parts {
     /// [`HEADS`] rotated queries, `query_words` apart.
     queries: Shared<u32>,
     query_words: u32,
+    /// The new key and value: two elements of bfloat16 a word, or f32 that become 8-bit integers.
     new_k: Shared<u32>,
     new_v: Shared<u32>,
     /// The scores of this lane's place in every warp: 16 of row `group`.
     scores: Shared<f32>,
 }
 
-/// The B fragments of a lane: two score tiles of 8 keys, `CHUNKS` tiles of 8 dimensions of the values.
+/// The B fragments of a lane: two score tiles of 8 keys, `CHUNKS` tiles of 8 dimensions of the values, eight elements each as
+/// [`Page::load_eight`] gives them. And of 8-bit integers, the scales of the lane's columns of both tiles, and of all tiles.
 pub(crate) struct Fragments<const CHUNKS: usize> {
     k: [[[u32; 4]; CHUNKS]; 2],
     v: [[[u32; 4]; 2]; CHUNKS],
+    key_scales: [[f32; 2]; 2],
+    value_scales: math::Scales,
 }
 
 impl Parts {
     #[inline(always)]
-    pub(crate) fn new(padded: u32) -> Self {
+    pub(crate) fn new(padded: u32, kv: KvType) -> Self {
         let new_k = HEADS * row_bytes(padded);
-        let scores = new_k + 4 * padded + lane_id() * SCORES_STRIDE;
+        let new_v = new_k + new_bytes(padded, kv);
+        let scores = new_v + new_bytes(padded, kv) + lane_id() * SCORES_STRIDE;
         Self {
             queries: Shared::at(0),
             query_words: row_bytes(padded) / 4,
             new_k: Shared::at(new_k),
-            new_v: Shared::at(new_k + 2 * padded),
+            new_v: Shared::at(new_v),
             scores: Shared::at(scores),
         }
     }
 }
 
-impl<const CHUNKS: usize> Step<CHUNKS> {
+impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
     pub(crate) const PADDED: u32 = 32 * CHUNKS as u32;
 
     /// Lanes that share a head: a constant, as a division by the head's own number would stand between the queries and their
     /// request.
     const ITEMS: u32 = Self::PADDED / 4;
+
+    /// Words of eight elements.
+    const EIGHT: u32 = if INT8 { 2 } else { 4 };
 
     /// Step `step` of a token and a key head.
     ///
@@ -191,16 +199,18 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
     pub(crate) unsafe fn request_old(&self) -> Fragments<CHUNKS> {
         let mut k = [[[0; 4]; CHUNKS]; 2];
         let mut v = [[[0; 4]; 2]; CHUNKS];
+        let (mut key_scales, mut value_scales) = ([[0.0; 2]; 2], [[[0.0; 4]; 2]; 2]);
+        let (keys, values) = (self.p.k_cache, self.p.v_cache);
         // SAFETY: only what starts before the position is loaded; a page is allocated whole.
         unsafe {
             let mut tile = 0;
             while tile < 2 {
                 let key = self.key(tile, self.group);
                 if key < self.new_key() {
-                    let at = self.page.key(key) / 2 + 4 * self.quad as usize;
+                    let at = self.page.key(key) + (Self::EIGHT * self.quad) as usize;
                     let mut i = 0;
                     while i < CHUNKS {
-                        k[tile][i] = self.p.k_cache.load_l2_x4(at + 16 * i);
+                        k[tile][i] = Page::<INT8>::load_eight(keys, at + 4 * Self::EIGHT as usize * i);
                         i += 1;
                     }
                 }
@@ -213,15 +223,34 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
                 while i < 2 {
                     let key = 32 * i as u32 + 8 * self.quad;
                     if key < self.new_key() {
-                        let at = self.page.value(key, dim) / 2;
-                        v[n][i] = self.p.v_cache.load_l2_x4(at);
+                        v[n][i] = Page::<INT8>::load_eight(values, self.page.value(key, dim));
                     }
                     i += 1;
                 }
                 n += 1;
             }
+            if INT8 {
+                let mut i = 0;
+                while i < 2 {
+                    let key = self.key(i, 2 * self.quad);
+                    if key < self.new_key() {
+                        key_scales[i] = keys.cast().load_l2_x2(self.page.scale(key));
+                    }
+                    let key = 32 * i as u32 + 8 * self.quad;
+                    if key < self.new_key() {
+                        let scales = values.cast().offset(self.page.scale(key));
+                        value_scales[i] = [scales.load_l2_x4(0), scales.load_l2_x4(4)];
+                    }
+                    i += 1;
+                }
+            }
         }
-        Fragments { k, v }
+        Fragments {
+            k,
+            v,
+            key_scales,
+            value_scales: math::scales(value_scales),
+        }
     }
 
     /// Waits for the kernel before, then computes the step of every query head.
@@ -248,7 +277,7 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
         let (item, items) = (Self::item(), half / 2);
         let makes_key = self.is_last() && thread_idx_x() < items;
         let makes_value = self.is_last() && thread_idx_x() / Self::ITEMS == 1 && item < items;
-        let (keep, put) = self.value_masks();
+        let masks = self.value_masks();
         // SAFETY: items are elements of a head, the shared places inside the launch's bytes.
         unsafe {
             let angle = self.angle(item);
@@ -274,9 +303,7 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
                         self.put_key(parts, item, key, angle);
                     }
                     if makes_value {
-                        let low = f32_to_bf16x2(value[0], value[1]);
-                        let high = f32_to_bf16x2(value[2], value[3]);
-                        parts.new_v.store_x2(2 * item, [low, high]);
+                        self.put_value(parts, item, value);
                     }
                 }
                 if p.head_dim < Self::PADDED {
@@ -284,17 +311,23 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
                 }
                 // Orders queries, new key and new value in shared memory before the loads of the fragments.
                 sync_threads();
-                if first_head == 0 && self.is_last() {
-                    self.insert_key(&mut fragments.k, parts);
+                let inserts = first_head == 0 && self.is_last();
+                let scales = if INT8 && first_head == 0 && self.new_key() < PAGE {
+                    self.insert_scales(fragments, parts)
+                } else {
+                    [Scale::new(0); 2]
+                };
+                if inserts {
+                    self.insert_key(&mut fragments.k, parts, scales[0]);
                 }
-                self.score(&fragments.k, parts, heads);
-                if first_head == 0 && self.is_last() {
-                    self.insert_value(&mut fragments.v, parts, keep, put);
+                self.score(fragments, parts, heads);
+                if inserts {
+                    self.insert_value(&mut fragments.v, parts, masks, scales[1]);
                 }
                 // Orders every warp's scores before the loads below, and every use of the queries before the next ones.
                 sync_threads();
-                let (max, weights) = self.weights(parts);
-                self.put(&fragments.v, max, weights, first_head, heads, results);
+                let weights = self.weights(fragments, parts);
+                self.put(&fragments.v, weights, first_head, heads, results);
                 first_head += HEADS;
             }
         }
@@ -306,7 +339,7 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
     /// All lanes of the block call this together, after the barrier that follows the stores of the queries.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn score(&self, k: &[[[u32; 4]; CHUNKS]; 2], parts: &Parts, heads: u32) {
+    unsafe fn score(&self, fragments: &Fragments<CHUNKS>, parts: &Parts, heads: u32) {
         let mut d = [[0.0; 4]; 2];
         // SAFETY: the caller's promise.
         unsafe {
@@ -318,16 +351,17 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
                 let w = queries.load_x4(16 * i as u32);
                 // The upper half of the rows stays empty.
                 let q = [[w[0], 0, w[1], 0], [w[2], 0, w[3], 0]];
-                d[0] = math::score(&q, &k[0][i], d[0]);
-                d[1] = math::score(&q, &k[1][i], d[1]);
+                let k = [0, 1].map(|tile| Page::<INT8>::widen_eight(fragments.k[tile][i]));
+                d[0] = math::score(&q, &k[0], d[0]);
+                d[1] = math::score(&q, &k[1], d[1]);
                 i += 1;
             }
             let hide = |tile: usize, element: usize| {
                 let is_seen = self.key(tile, 2 * self.quad + element as u32) <= self.new_key();
-                if is_seen {
-                    d[tile][element]
-                } else {
-                    f32::NEG_INFINITY
+                match () {
+                    () if !is_seen => f32::NEG_INFINITY,
+                    () if INT8 => d[tile][element] * fragments.key_scales[tile][element],
+                    () => d[tile][element],
                 }
             };
             parts
@@ -336,13 +370,13 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
         }
     }
 
-    /// Maximum of row `group`, and the A fragments of the weights of all 64 keys.
+    /// The weights of all 64 keys, of row `group`.
     ///
     /// # Safety
     /// All lanes of the block call this together, after the barrier that follows the stores of the scores.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn weights(&self, parts: &Parts) -> (f32, [[u32; 4]; 4]) {
+    unsafe fn weights(&self, fragments: &Fragments<CHUNKS>, parts: &Parts) -> math::Weights {
         // SAFETY: the caller's promise.
         unsafe {
             let mut s = [[0.0; 2]; 8];
@@ -353,8 +387,7 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
                 s[2 * warp + 1] = [w[2], w[3]];
                 warp += 1;
             }
-            let (max, low) = math::weights(&s);
-            (max, math::fragments(low, [[0; 2]; 4]))
+            math::weights::<INT8>(&s, |tile| fragments.value_scales[tile])
         }
     }
 
@@ -367,8 +400,7 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
     unsafe fn put(
         &self,
         v: &[[[u32; 4]; 2]; CHUNKS],
-        max: f32,
-        weights: [[u32; 4]; 4],
+        weights: math::Weights,
         first_head: u32,
         heads: u32,
         results: &impl Results,
@@ -376,16 +408,21 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
         /// Products whose results registers hold.
         const ROUND: usize = 4;
         let head = first_head + self.group;
+        let fragments = math::fragments(weights.half, [[0; 2]; 4]);
         // SAFETY: all lanes are here; those of empty rows put nothing.
         unsafe {
-            let sum = math::sums(&weights);
+            let sum = if INT8 {
+                weights.sum
+            } else {
+                math::sums(&fragments)[0]
+            };
             let mut first = 0;
             while first < CHUNKS {
                 // All products of a round before its branch, so that their chains overlap.
                 let mut o = [[0.0; 4]; ROUND];
                 let mut n = first;
                 while n < CHUNKS && n < first + ROUND {
-                    o[n - first] = math::values(&weights, &v[n]);
+                    o[n - first] = math::values(&fragments, &v[n].map(Page::<INT8>::widen_eight));
                     n += 1;
                 }
                 if self.group < heads {
@@ -396,7 +433,7 @@ impl<const CHUNKS: usize> Step<CHUNKS> {
                         n += 1;
                     }
                     if first == 0 {
-                        results.put_sums(head, [max, sum[0]]);
+                        results.put_sums(head, [weights.max, sum]);
                     }
                 }
                 first += ROUND;

@@ -204,6 +204,10 @@ impl Parts {
             prompts: prompts.iter().map(asked).collect::<Result<_, ApiError>>()?,
         };
         let salt = fields.text("cache_salt").map_or(0, salt);
+        let mut options = self.options;
+        if mask.is_some() {
+            options.draft_max = options.draft_max.max(FORCED);
+        }
         let request = |prompt: Tokens| Request {
             mask: mask.as_ref().map(|mask| mask.fork()),
             n: self.n,
@@ -211,7 +215,7 @@ impl Parts {
             prompt_logprobs: self.logprobs.filter(|_| self.has_echo),
             priority: self.priority,
             salt,
-            ..Request::new(prompt.ids, self.options.clone())
+            ..Request::new(prompt.ids, options.clone())
         };
         Ok(Job {
             requests: prompts.into_iter().map(request).collect(),
@@ -222,6 +226,10 @@ impl Parts {
         })
     }
 }
+
+/// Tokens that are guessed of an answer with a constraint, at most: what can only be written so, such as the rest of a name, costs one
+/// step then. No token is another one for it.
+const FORCED: usize = 16;
 
 /// How many alternatives a request wants beside each token's log-probability; `None` where it wants neither.
 fn logprobs(fields: &Fields, is_chat: bool) -> Result<Option<usize>, ApiError> {

@@ -2,7 +2,8 @@
 
 mod asking;
 
-use asking::{chat, completion, events, refused};
+use asking::{chat, completion, events, job, refused, server};
+use bitnet_model::schedule::{Event, Request};
 use serde_json::{Value, json};
 
 fn city() -> Value {
@@ -65,6 +66,33 @@ fn a_schema_is_obeyed_at_any_temperature_and_in_streams() {
             "{choice}"
         );
     }
+}
+
+#[test]
+fn guesses_of_what_is_forced_change_no_token() {
+    for seed in 0..3 {
+        let asked = || {
+            let body = body(json!({ "response_format": format(&city()), "temperature": 1.5, "seed": seed }));
+            job("chat", body).unwrap().requests.remove(0)
+        };
+        let tokens = |request: Request| -> Vec<u32> {
+            let events = server().client.stream(request).unwrap();
+            let ids = events.filter_map(|event| match event {
+                Event::Token { id, .. } => Some(id),
+                _ => None,
+            });
+            ids.collect()
+        };
+        let mut plain = asked();
+        assert!(plain.options.draft_max > 0);
+        plain.options.draft_max = 0;
+        assert_eq!(tokens(plain), tokens(asked()));
+    }
+    let free = job("chat", body(json!({}))).unwrap();
+    assert_eq!(
+        free.requests[0].options.draft_max,
+        server().served.defaults.draft_max
+    );
 }
 
 #[test]

@@ -107,6 +107,16 @@ fn late() -> Refusal {
     Refusal::from(ApiError::new(408, "timeout_error", Some("body_timeout"), message)).closing()
 }
 
+/// A refusal that does not depend on the body, once that came: who is still sending it finds the connection as usable as before, or
+/// is told that it is closed.
+pub(crate) async fn refuse(request: Request, refusal: impl Into<Refusal>) -> Refusal {
+    let refusal = refusal.into();
+    let waits = request.headers().contains_key(EXPECT);
+    let mut body = request.into_body();
+    let is_read = body.is_end_stream() || (!waits && skip(&mut body, 0, Instant::now() + TIME).await);
+    if is_read { refusal } else { refusal.closing() }
+}
+
 /// Reads the rest of a body of which `seen` bytes came, and forgets it; whether its end came.
 async fn skip(body: &mut Body, mut seen: usize, until: Instant) -> bool {
     loop {

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use bitnet_api::ApiError;
 use futures_util::FutureExt;
 
-use crate::body::Answer;
+use crate::body::{self, Answer};
 use crate::conn::{Conn, IDLE, Turn};
 use crate::exchange::Exchange;
 use crate::keys;
@@ -61,7 +61,7 @@ pub(crate) async fn gate(Extract(state): Extract<Arc<State>>, mut request: Reque
         response
     } else {
         match admit(&state, &request) {
-            Err(refusal) => refusal.into_response(),
+            Err(refusal) => body::refuse(request, refusal).await.into_response(),
             Ok(holder) => {
                 request.extensions_mut().insert(Arc::clone(&exchange));
                 request.extensions_mut().insert(holder);

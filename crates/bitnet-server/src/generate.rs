@@ -48,7 +48,9 @@ async fn generate(
     request: Request,
     endpoint: Endpoint,
 ) -> Result<Response, Refusal> {
-    state.ready()?;
+    if let Err(refusal) = state.ready() {
+        return Err(body::refuse(request, refusal).await);
+    }
     let body = body::read(&state, request).await?;
     let loaded = state.ready()?;
     let job = read(&state, loaded, &exchange, body, endpoint).await?;

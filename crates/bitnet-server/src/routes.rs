@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::HttpBody;
 use axum::extract::{Request, State as Extract};
+use axum::http::StatusCode;
 use axum::http::header::ALLOW;
-use axum::http::{Method, StatusCode, Uri};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -59,36 +58,31 @@ pub(crate) fn all(state: &Arc<State>) -> Router {
 }
 
 fn only_post(routes: MethodRouter<Arc<State>>) -> MethodRouter<Arc<State>> {
-    routes.fallback(|method: Method| async move { wrong_method(&method, "POST") })
+    routes.fallback(|request: Request| wrong_method(request, "POST"))
 }
 
 fn only_get(routes: MethodRouter<Arc<State>>) -> MethodRouter<Arc<State>> {
-    routes.fallback(|method: Method| async move { wrong_method(&method, "GET, HEAD") })
+    routes.fallback(|request: Request| wrong_method(request, "GET, HEAD"))
 }
 
-fn wrong_method(method: &Method, allowed: &'static str) -> Response {
-    let mut response = Refusal::from(ApiError::method(method.as_str(), allowed)).into_response();
+async fn wrong_method(request: Request, allowed: &'static str) -> Response {
+    let error = ApiError::method(request.method().as_str(), allowed);
+    let mut response = body::refuse(request, error).await.into_response();
     response
         .headers_mut()
         .insert(ALLOW, axum::http::HeaderValue::from_static(allowed));
     response
 }
 
-async fn unknown(uri: Uri) -> Refusal {
-    ApiError::path(uri.path()).into()
+async fn unknown(request: Request) -> Refusal {
+    let error = ApiError::path(request.uri().path());
+    body::refuse(request, error).await
 }
 
 /// `POST /v1/embeddings`
 async fn embeddings(request: Request) -> Refusal {
-    let refusal = Refusal::from(ApiError::not_supported(
-        "this server serves a model that generates text; embeddings are not built yet",
-    ));
-    // A body that nobody reads ends the connection.
-    if request.body().is_end_stream() {
-        refusal
-    } else {
-        refusal.closing()
-    }
+    let message = "this server serves a model that generates text; embeddings are not built yet";
+    body::refuse(request, ApiError::not_supported(message)).await
 }
 
 /// `POST /tokenize`
@@ -112,7 +106,10 @@ async fn compute(
     request: Request,
     what: fn(&Served, Map<String, Value>) -> Result<Value, ApiError>,
 ) -> Result<Response, Refusal> {
-    let served = Arc::clone(&state.ready()?.served);
+    let served = match state.ready() {
+        Ok(loaded) => Arc::clone(&loaded.served),
+        Err(refusal) => return Err(body::refuse(request, refusal).await),
+    };
     let body = body::read(state, request).await?;
     let work = tokio::task::spawn_blocking(move || what(&served, bitnet_api::parse(&body.bytes)?));
     match work.await {

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use bitnet_server::{Cors, ServeOptions};
 use serde_json::json;
 use support::{Client, chat, options, start, wait};
@@ -113,6 +115,38 @@ fn bodies_that_are_refused_leave_the_connection_open() {
     client.write(format!("POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{").as_bytes());
     drop(client);
     assert_eq!(server.chat(&json!({"max_tokens": 2})).status, 200);
+}
+
+#[test]
+fn a_body_that_is_on_its_way_is_waited_for() {
+    let server = start(ServeOptions {
+        keys: vec!["a-key-of-some-length".to_owned()],
+        ..options()
+    });
+    let key = "Authorization: Bearer a-key-of-some-length\r\n";
+    let body = chat(&json!({"max_tokens": 2})).to_string();
+    let mut client = server.client();
+    for (method, path, key, status) in [
+        ("POST", CHAT, "", 401),
+        ("POST", CHAT, "Authorization: Bearer wrong\r\n", 401),
+        ("POST", "/v1/nothing", key, 404),
+        ("PUT", CHAT, key, 405),
+        ("POST", "/v1/models", key, 405),
+        ("POST", "/v1/embeddings", key, 501),
+        ("POST", CHAT, key, 200),
+    ] {
+        let size = body.len();
+        client.write(format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{key}{}: {}\r\nContent-Length: {size}\r\n\r\n", JSON.0, JSON.1).as_bytes());
+        // The answer is known by now, and the body comes in a packet of its own.
+        std::thread::sleep(Duration::from_millis(50));
+        client.write(body.as_bytes());
+        let answer = client.answer();
+        assert_eq!(
+            (answer.status, answer.header("connection")),
+            (status, None),
+            "{method} {path}"
+        );
+    }
 }
 
 #[test]

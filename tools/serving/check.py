@@ -26,7 +26,8 @@ def run(name, *command, timeout=300, cwd=HERE):
     began = time.monotonic()
     done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=timeout)
     if done.returncode:
-        print(done.stdout[-12000:], done.stderr[-4000:], sep="\n")
+        told = "\n".join(line for line in done.stdout.splitlines() if not line.startswith("pass "))
+        print(told[-12000:], done.stderr[-4000:], sep="\n")
         raise SystemExit(f"error: {name} failed")
     last = done.stdout.strip().splitlines()[-1:]
     print(f"   {last[0] if last and not done.stdout.startswith('{') else 'passed'} ({time.monotonic() - began:.0f} s)", flush=True)

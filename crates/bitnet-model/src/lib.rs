@@ -18,8 +18,9 @@
 //! A file may use only files whose `mod` line stands above its own, so the list below is also the reading order.
 #![forbid(unsafe_code)]
 
-mod config;
 mod error;
+
+mod config;
 
 mod weights;
 

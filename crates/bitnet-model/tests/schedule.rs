@@ -339,6 +339,51 @@ fn a_failed_device_ends_those_that_ran_and_no_others() {
 }
 
 #[test]
+fn who_is_held_keeps_nobody_out() {
+    // One place, and pages for one request alone.
+    let mut toy = Toy::new(4, 5, 16, 0);
+    let options = ScheduleOptions {
+        max_running: 1,
+        ..ScheduleOptions::default()
+    };
+    let tokens = |events: &[(bitnet_model::schedule::Id, Event)], id| -> Vec<u32> {
+        let of_id = events.iter().filter(|(own, _)| *own == id);
+        of_id
+            .filter_map(|(_, event)| match event {
+                Event::Token { id, .. } => Some(*id),
+                _ => None,
+            })
+            .collect()
+    };
+    let request = |first| Request::new(vec![first, 2, 3, 4, 6, 7], greedy(10));
+    let mut alone = Vec::new();
+    for first in [1, 8] {
+        let mut scheduler = Scheduler::new(Box::new(&mut toy), None, options.clone());
+        let id = scheduler.submit(request(first)).unwrap();
+        let events: Vec<_> = steps(&mut scheduler).into_iter().flatten().collect();
+        alone.push(tokens(&events, id));
+    }
+    assert_eq!((alone[0].len(), alone[1].len()), (10, 10));
+
+    let mut scheduler = Scheduler::new(Box::new(&mut toy), None, options);
+    let held = scheduler.submit(request(1)).unwrap();
+    let mut events = Vec::new();
+    while tokens(&events, held).len() < 3 {
+        events.extend(scheduler.step());
+    }
+    scheduler.pause(held, true);
+    let other = scheduler.submit(request(8)).unwrap();
+    while !scheduler.is_stalled() {
+        events.extend(scheduler.step());
+    }
+    assert_eq!(tokens(&events, other), alone[1], "it passed the one that is held");
+    assert_eq!(tokens(&events, held), alone[0][..3]);
+    scheduler.pause(held, false);
+    events.extend(steps(&mut scheduler).into_iter().flatten());
+    assert_eq!(tokens(&events, held), alone[0]);
+}
+
+#[test]
 fn priorities_go_first_and_nobody_waits_for_ever() {
     let mut toy = Toy::new(4, 100, 64, 0);
     let options = ScheduleOptions {

@@ -325,7 +325,9 @@ impl<'b> Scheduler<'b> {
             .clamp(1, self.backend.spec().max_seqs.max(1));
         let page = self.pages.page();
         let mut at = 0;
-        while self.running.len() < most && at < self.waiting.len() {
+        // Whoever is held computes nothing: its place is another's meanwhile.
+        let mut busy = self.running.iter().filter(|sequence| !sequence.is_paused).count();
+        while busy < most && at < self.waiting.len() {
             let sequence = &self.waiting[at];
             if sequence.is_paused || self.will_share(sequence) {
                 at += 1;
@@ -337,7 +339,7 @@ impl<'b> Scheduler<'b> {
             // One page for each that runs, so that newcomers are not set back at once.
             if !self.running.is_empty() && self.pages.n_available() < needed + self.running.len() {
                 self.pages.close(pages, false);
-                if self.forget_last() {
+                if self.forget_last() || self.set_back_held() {
                     continue;
                 }
                 return;
@@ -359,7 +361,18 @@ impl<'b> Scheduler<'b> {
             }
             self.waiting.sort_by_key(Sequence::rank);
             self.run(sequence);
+            busy += 1;
         }
+    }
+
+    /// Gives back the pages of the last in rank that is held; false where nobody is.
+    fn set_back_held(&mut self) -> bool {
+        let holders = |sequence: &Sequence| sequence.is_paused && sequence.pages.is_some();
+        let last = self.running.iter().rposition(holders);
+        if let Some(i) = last {
+            self.set_back(i);
+        }
+        last.is_some()
     }
 
     /// Pages for `waiting[at]`, and how much of its text is there: what was computed last, or whole pages of anybody.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bitnet_model::SpecialTokens;
 use bitnet_model::schedule::Request;
@@ -26,6 +27,8 @@ pub struct Job {
     pub is_chat: bool,
     /// Whether the client chose the seed.
     pub is_seeded: bool,
+    /// How long its grammar took to compile, where it has one.
+    pub grammar_time: Option<Duration>,
     pub(crate) plan: Arc<Plan>,
 }
 
@@ -172,7 +175,9 @@ impl Parts {
         prompts: Vec<Tokens>,
         tools: &Toolbox,
     ) -> Result<Job, ApiError> {
+        let begun = Instant::now();
         let mask = structured::mask(served, fields, tools)?;
+        let grammar_time = mask.is_some().then(|| begun.elapsed());
         let long = prompts.iter().find(|prompt| prompt.ids.len() > served.context);
         if let Some(prompt) = long {
             return Err(ApiError::context(Some(param), prompt.ids.len(), served.context));
@@ -222,6 +227,7 @@ impl Parts {
             stream: self.stream,
             is_chat: self.is_chat,
             is_seeded: fields.get("seed").is_some(),
+            grammar_time,
             plan: Arc::new(plan),
         })
     }

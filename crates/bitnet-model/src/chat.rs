@@ -65,6 +65,8 @@ impl Message {
 pub struct ChatTemplate {
     /// Compiled, or why it cannot be used.
     template: Result<Arc<Template>, String>,
+    /// Its text; empty where there is none that could be compiled.
+    source: Arc<str>,
     /// What error messages call the template.
     origin: String,
     special_tokens: BTreeMap<String, String>,
@@ -132,6 +134,7 @@ impl ChatTemplate {
         let template = Template::new(source).map_err(|e| Error::invalid(&origin, describe(&e)))?;
         Ok(Self {
             template: Ok(Arc::new(template)),
+            source: source.into(),
             origin,
             special_tokens,
             built_in: false,
@@ -142,6 +145,7 @@ impl ChatTemplate {
     pub(crate) fn broken(reason: Error) -> Self {
         Self {
             template: Err(reason.to_string()),
+            source: "".into(),
             origin: String::new(),
             special_tokens: BTreeMap::new(),
             built_in: false,
@@ -160,6 +164,12 @@ impl ChatTemplate {
         self.template
             .as_deref()
             .map_err(|reason| Error::Request(reason.clone()))
+    }
+
+    /// Its text, as its file has it.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Whether the folder had no template and the one of BitNet b1.58 2B-4T stands in.

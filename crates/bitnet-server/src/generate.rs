@@ -84,7 +84,13 @@ async fn read(
     let job = job.await;
     state.meters.parse.record(begun.elapsed());
     match job {
-        Ok(job) => Ok(job?),
+        Ok(job) => {
+            let job = job?;
+            if let Some(time) = job.grammar_time {
+                state.meters.grammar.record(time);
+            }
+            Ok(job)
+        }
         Err(error) => {
             tracing::error!(id = exchange.id, %error, "reading a request panicked");
             Err(ApiError::internal(&exchange.id).into())

@@ -91,6 +91,7 @@ pub(crate) async fn props(Extract(state): Shared) -> Result<Response, Refusal> {
         "total_slots": state.options.slots,
         "model_alias": served.name(),
         "model_names": served.names,
+        "chat_template": served.chat_template.as_ref().map(bitnet_model::ChatTemplate::source),
         "n_ctx": served.context,
         "n_vocab": served.vocab,
         "device": client.device(),

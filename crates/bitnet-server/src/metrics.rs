@@ -121,6 +121,7 @@ pub(crate) struct Meters {
     pub(crate) request_prompt: Histogram,
     pub(crate) request_generation: Histogram,
     pub(crate) parse: Histogram,
+    pub(crate) grammar: Histogram,
     step_tokens: [Histogram; 2],
     prefill_step: Histogram,
     decode_step: Histogram,
@@ -208,6 +209,10 @@ impl Meters {
             parse: seconds(
                 "bitnet_request_parse_seconds",
                 "Time to read a request: JSON, template, tokens, grammar.",
+            ),
+            grammar: seconds(
+                "bitnet_grammar_compile_seconds",
+                "Time to compile the grammar that an answer must obey.",
             ),
             step_tokens: [
                 seconds("vllm:iteration_tokens_total", "Tokens of a step of the engine."),

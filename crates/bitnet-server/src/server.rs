@@ -240,15 +240,6 @@ fn begin(state: &Arc<State>, serving: Serving) -> Engine {
     let options = &state.options;
     let spec = client.spec();
     state.meters.describe(spec, options.shares_prompts);
-    tracing::info!(
-        model = served.name(),
-        device = client.device(),
-        context = served.context,
-        slots = options.slots,
-        pages = spec.n_pages,
-        page = spec.page,
-        "ready"
-    );
     let queue = Queue::new(Limits {
         slots: options.slots,
         waiting: options.max_queue,
@@ -256,7 +247,7 @@ fn begin(state: &Arc<State>, serving: Serving) -> Engine {
         per_key: options.max_per_key,
     });
     let loaded = Loaded {
-        client,
+        client: client.clone(),
         served: Arc::new(served),
         queue,
     };
@@ -269,6 +260,15 @@ fn begin(state: &Arc<State>, serving: Serving) -> Engine {
         }
         is_loading
     });
+    tracing::info!(
+        model = options.model,
+        device = client.device(),
+        context = spec.context,
+        slots = options.slots,
+        pages = spec.n_pages,
+        page = spec.page,
+        "ready"
+    );
     notify::ready();
     engine
 }

@@ -184,7 +184,6 @@ const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", Log
 
 /// Runs `bitnet serve`.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    args.model.introduce();
     allow_many_files();
     let mut options = args.device.options(args.cache.ctx_size, args.cache.kv_type);
     options.kv_memory = args.cache.kv_memory.unwrap_or_default();
@@ -196,6 +195,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // A log of JSON has no other lines.
     match args.log.log_format {
         LogFormat::Text => {
+            args.model.introduce();
             say!("listening at {}", server.address());
             for warning in server.warnings() {
                 say!("warning: {warning}");

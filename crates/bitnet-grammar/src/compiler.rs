@@ -56,11 +56,11 @@ impl fmt::Debug for Compiler {
     }
 }
 
-/// What a grammar may cost, in the library's units. The first, third and fourth bound how long it takes to compile, about 100 ms for
+/// What a grammar may cost, in the library's units. The first, third and fourth bound how long it takes to compile, about 200 ms for
 /// the worst; the others how long a mask takes, about 20 ms for the worst, and the memory that a grammar uses, some tens of megabytes.
 fn limits() -> ParserLimits {
     ParserLimits {
-        initial_lexer_fuel: 1_000_000,
+        initial_lexer_fuel: 500_000,
         step_lexer_fuel: 200_000,
         max_grammar_size: 200_000,
         max_items_in_row: 10_000,

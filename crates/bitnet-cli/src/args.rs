@@ -86,11 +86,12 @@ pub(crate) struct DeviceArgs {
     /// Most prompt tokens computed at once; changes speed and memory, never the result
     #[arg(short, long, value_name = "N", default_value = "512", value_parser = at_least_one, help_heading = "Device")]
     batch_size: usize,
-    /// Output head: stored, or int8 (half the bytes of bf16 to read for a token, and logits that differ)
+    /// Output head: stored, certified (the same tokens from about half the bytes, with an 8-bit copy beside it; processor alone), int8
+    /// (half the bytes, and logits that differ), or auto (certified where that pays)
     #[arg(
         long,
         value_name = "TYPE",
-        default_value = "stored",
+        default_value = "auto",
         value_parser = one_of(&LM_HEADS),
         help_heading = "Device"
     )]
@@ -418,7 +419,12 @@ const I2S_LAYOUTS: [(&str, I2sLayout); 3] = [
 
 const ACTIVATIONS: [(&str, ActQuant); 2] = [("int8", ActQuant::Int8), ("float", ActQuant::None)];
 
-const LM_HEADS: [(&str, LmHead); 2] = [("stored", LmHead::Stored), ("int8", LmHead::Int8)];
+const LM_HEADS: [(&str, LmHead); 4] = [
+    ("auto", LmHead::Auto),
+    ("certified", LmHead::Certified),
+    ("stored", LmHead::Stored),
+    ("int8", LmHead::Int8),
+];
 
 /// A value with a name of its own, which completions offer and messages list.
 pub(crate) fn one_of<T: Copy + Send + Sync + 'static>(

@@ -8,13 +8,14 @@ mod head;
 mod tests;
 
 use bitnet_cpu::{
-    Angles, Cpu, DenseMatrix, Heads, KvCache, KvRows, KvShape, KvType, Norm, Places, Queries, Simd, Write,
+    Angles, Ask, Best, Cpu, DenseMatrix, Heads, KvCache, KvRows, KvShape, KvType, Norm, Places, Queries,
+    Simd, Write,
 };
 
-use crate::memory::{KvDemand, KvMemory, available, weight_bytes};
+use crate::memory::{KvDemand, KvMemory, available, head_of, weight_bytes};
 use crate::{
-    Backend, Batch, Config, Error, LayerWeights, LmHead, Result, Spec, Tap, Verbs, Want, WeightSource,
-    transformer,
+    Backend, Batch, CertifiedHead, Config, Error, LayerWeights, LmHead, Result, Spec, Tap, Verbs, Want,
+    WeightSource, transformer,
 };
 use head::{Head, dense};
 use linear::{Input, Linear};
@@ -127,7 +128,9 @@ impl CpuBackend {
             page: options.page,
             page_bytes: shape.page_bytes(options.kv_type),
         };
-        let free = available().map(|free| free.saturating_sub(weight_bytes(&config, options.lm_head)));
+        let free = available();
+        let lm_head = head_of(&config, options.lm_head, free);
+        let free = free.map(|free| free.saturating_sub(weight_bytes(&config, lm_head)));
         shape.n_pages = options.kv_memory.n_pages(demand, free)?;
         let kv = KvCache::new(&cpu, options.kv_type, shape)?;
         let scratch = Scratch::new(&config, &cpu, options.max_batch)?;
@@ -138,7 +141,7 @@ impl CpuBackend {
             .collect::<Result<_>>()?;
         let final_norm = source.final_norm()?;
         check_len("the final norm", final_norm.len(), config.d_model)?;
-        let head = Head::new(&cpu, &config, source, &embedding, &options)?;
+        let head = Head::new(&cpu, &config, source, &embedding, lm_head, options.max_batch)?;
         let threads = cpu.n_threads();
         let plural = if threads == 1 { "" } else { "s" };
         let layer_bytes: u64 = layers.iter().map(Layer::bytes).sum();
@@ -191,6 +194,16 @@ impl Backend for CpuBackend {
 
     fn verbs(&mut self) -> Option<&mut dyn Verbs> {
         Some(self)
+    }
+
+    fn certified(&mut self) -> Option<&mut dyn CertifiedHead> {
+        matches!(self.head, Head::Certified { .. }).then_some(self)
+    }
+}
+
+impl CertifiedHead for CpuBackend {
+    fn best(&mut self, hidden: &[f32], asks: &[Ask<'_>]) -> Result<Vec<Best>> {
+        self.head.best(&self.cpu, &self.embedding, hidden, asks)
     }
 }
 

@@ -102,6 +102,10 @@ impl CudaBackend {
             KvType::Int8 => engine::KvType::Int8,
             KvType::F32 => return refuse("keys and values in f32"),
         };
+        let lm_head = match options.lm_head {
+            LmHead::Certified => return refuse("a certified output head"),
+            lm_head => lm_head,
+        };
         let embedding = source.embedding()?;
         let head = source.head()?;
         let reporting = if options.sync {
@@ -124,10 +128,10 @@ impl CudaBackend {
                 WeightForm::Ternary => WeightKind::Ternary,
                 WeightForm::Bf16 => WeightKind::Bf16,
             },
-            head: match (options.lm_head, &head) {
+            head: match (lm_head, &head) {
                 (LmHead::Int8, _) => HeadKind::Int8,
-                (LmHead::Stored, None) => HeadKind::Embedding,
-                (LmHead::Stored, Some(_)) => HeadKind::Own,
+                (_, None) => HeadKind::Embedding,
+                (_, Some(_)) => HeadKind::Own,
             },
             sub_norms: config.sub_norms,
             frequencies: config.rope_frequencies(),
@@ -154,7 +158,7 @@ impl CudaBackend {
             ..limits
         };
         let mut engine = Engine::new(&gpu, dims, limits).map_err(device)?;
-        let rounds_embedding = options.lm_head == LmHead::Int8 && head.is_none();
+        let rounds_embedding = lm_head == LmHead::Int8 && head.is_none();
         upload(embedding.as_ref(), |start, words| {
             engine.set_embedding(start, words)?;
             if rounds_embedding {

@@ -59,7 +59,7 @@ mod model;
 
 mod engine;
 
-pub use bitnet_cpu::{KvType, Simd};
+pub use bitnet_cpu::{Ask, Best, KvType, Simd};
 #[cfg(feature = "cuda")]
 pub use bitnet_cuda::engine::{Part, PartTime, Profile};
 pub use bitnet_layout::Token;
@@ -78,7 +78,7 @@ pub use logits_file::write_logits;
 pub use memory::KvMemory;
 pub use model::{Device, LoadOptions, Model, open_backend};
 pub use pages::{Batch, Limits, PageCopy, Pages, Run, Seq, Start};
-pub use sampler::{Choice, Chosen, Logprob, Sampler, Sampling};
+pub use sampler::{Choice, Chosen, Logits, Logprob, Need, Sampler, Sampling};
 pub use schedule::{EndedBy, FinishReason, GenerateOptions, Scheduler, Timings};
 pub use score::{Chunking, Perplexity, each_logits, negative_log_likelihood};
 pub use session::Session;
@@ -88,7 +88,7 @@ pub use source::{
     Verification, Watched, convert, convert_to_gguf, inspect, read_file, replace_file, verify,
 };
 pub use tokenizer::Tokenizer;
-pub use transformer::{Backend, Decoder, Spec, Tap, Verbs, Want, transformer};
+pub use transformer::{Backend, CertifiedHead, Decoder, Spec, Tap, Verbs, Want, transformer};
 pub use weights::{
     Dense, DenseDtype, LayerWeights, LmHead, Segment, TernaryTensor, WeightForm, WeightSource,
 };

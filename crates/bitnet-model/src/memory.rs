@@ -1,6 +1,8 @@
 //! How much memory the keys and values of a model get, counted before any is taken: the system promises memory that it
 //! does not have, and ends programs that use it.
 
+use bitnet_cpu::ScreenMatrix;
+
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::weights::LmHead;
@@ -77,12 +79,34 @@ pub(crate) fn weight_bytes(c: &Config, head: LmHead) -> u64 {
     let linear = c.n_layers * (c.d_model * (2 * c.d_q() + 2 * c.d_kv()) + 3 * c.d_model * c.d_ffn);
     let table = c.vocab * c.d_model;
     let copies = match (head, c.tied_head) {
-        (LmHead::Stored, true) => 2,
-        (LmHead::Stored, false) => 4,
+        (LmHead::Auto | LmHead::Stored | LmHead::Certified, true) => 2,
+        (LmHead::Auto | LmHead::Stored | LmHead::Certified, false) => 4,
         // The embedding stays as it is.
-        (_, _) => 3,
+        (LmHead::Int8, _) => 3,
     };
-    (linear / 4 + copies * table) as u64
+    let beside = match head {
+        LmHead::Certified => ScreenMatrix::bytes_of(c.vocab, c.d_model),
+        _ => 0,
+    };
+    (linear / 4 + copies * table) as u64 + beside
+}
+
+/// The head of [`LmHead::Auto`], where the device has `free` bytes before the weights are there.
+pub(crate) fn head_of(c: &Config, asked: LmHead, free: Option<u64>) -> LmHead {
+    /// Of bf16. Smaller ones stay in caches, where a head is no slower than others.
+    const LEAST: usize = 64 << 20;
+    if asked != LmHead::Auto {
+        return asked;
+    }
+    let is_large = 2 * c.vocab * c.d_model >= LEAST && c.d_model <= ScreenMatrix::MAX_COLUMNS;
+    let is_dense = c.has_head && !c.ternary_head;
+    let copy = ScreenMatrix::bytes_of(c.vocab, c.d_model);
+    let has_room = free.is_none_or(|free| copy <= free.saturating_sub(weight_bytes(c, LmHead::Stored)) / 4);
+    if is_large && is_dense && has_room {
+        LmHead::Certified
+    } else {
+        LmHead::Stored
+    }
 }
 
 /// Bytes of memory that this process can still have: the least of what the machine has free and what limits of the
@@ -116,6 +140,7 @@ pub(crate) fn available() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Shape;
 
     const DEMAND: KvDemand = KvDemand {
         context: 100,
@@ -143,6 +168,28 @@ mod tests {
             ),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_head_is_certified_where_it_is_large_and_has_room() {
+        let mut config = Config::new(Shape {
+            d_model: 2560,
+            d_ffn: 6912,
+            n_layers: 30,
+            n_heads: 20,
+            n_kv_heads: 5,
+            head_dim: 128,
+            vocab: 128_256,
+        })
+        .unwrap();
+        let head = |config: &Config, free| head_of(config, LmHead::Auto, free);
+        assert_eq!(head(&config, None), LmHead::Certified);
+        let weights = weight_bytes(&config, LmHead::Stored);
+        assert_eq!(head(&config, Some(weights + (1 << 30))), LmHead::Stored);
+        assert_eq!(head(&config, Some(weights + (2 << 30))), LmHead::Certified);
+        assert_eq!(head_of(&config, LmHead::Certified, Some(0)), LmHead::Certified);
+        config.vocab = 1000;
+        assert_eq!(head(&config, None), LmHead::Stored);
     }
 
     #[test]

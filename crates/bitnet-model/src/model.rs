@@ -103,7 +103,7 @@ impl Default for LoadOptions {
             max_batch: 512,
             kv_type: KvType::Bf16,
             kv_memory: KvMemory::Auto,
-            lm_head: LmHead::Stored,
+            lm_head: LmHead::Auto,
             weights: WeightForm::Ternary,
             source: OpenOptions::default(),
         }

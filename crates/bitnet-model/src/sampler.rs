@@ -229,11 +229,48 @@ impl Logprob {
 fn check_finite(logits: &[f32]) -> Result<()> {
     match logits.iter().position(|logit| !logit.is_finite()) {
         None => Ok(()),
-        Some(id) => Err(Error::Damaged(format!(
-            "the model gave {} as the logit of token {id}: its weights are damaged or a device failed",
-            logits[id]
-        ))),
+        Some(id) => Err(not_finite(id, logits[id])),
     }
+}
+
+fn not_finite(id: usize, logit: f32) -> Error {
+    Error::Damaged(format!(
+        "the model gave {logit} as the logit of token {id}: its weights are damaged or a device failed"
+    ))
+}
+
+/// The logit of a token among those of `ids`, or of all where there are none.
+fn logit_of<'l>(logits: &'l mut [f32], ids: &[u32], id: u32) -> Option<&'l mut f32> {
+    let place = match ids.is_empty() {
+        true => id as usize,
+        false => ids.binary_search(&id).ok()?,
+    };
+    logits.get_mut(place)
+}
+
+/// What a token is chosen from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Logits<'a> {
+    /// The logits of all tokens, (vocab).
+    All(&'a [f32]),
+    /// Those of some tokens of a vocabulary: at least what [`Sampler::need`] says.
+    Some {
+        /// Tokens, ascending.
+        ids: &'a [u32],
+        /// Their logits.
+        logits: &'a [f32],
+        /// Size of the vocabulary.
+        vocab: usize,
+    },
+}
+
+/// The logits that a choice depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// So many of the largest that are not `known`.
+    pub k: usize,
+    /// Tokens whose logits are changed before they are compared, ascending.
+    pub known: Vec<u32>,
 }
 
 /// A token that may be drawn.
@@ -266,6 +303,9 @@ pub struct Sampler {
     text: Vec<u32>,
     draws: u64,
     logits: Vec<f32>,
+    /// Whose they are; none where they are those of all tokens.
+    ids: Vec<u32>,
+    vocab: usize,
     candidates: Vec<Candidate>,
 }
 
@@ -283,6 +323,8 @@ impl Sampler {
             text: Vec::new(),
             draws: 0,
             logits: Vec::new(),
+            ids: Vec::new(),
+            vocab: 0,
             candidates: Vec::new(),
         })
     }
@@ -346,20 +388,75 @@ impl Sampler {
     /// # Errors
     /// As for [`Self::sample`].
     pub fn choose(&mut self, logits: &[f32], choice: &Choice<'_>) -> Result<Chosen> {
-        check_finite(logits)?;
+        self.choose_from(Logits::All(logits), choice)
+    }
+
+    /// Which logits the next choice depends on, if tokens `ahead` are taken before it and `forbidden` ones may be; `None` where it
+    /// is all of them, or so many that it is no use to look for them.
+    #[must_use]
+    pub fn need(&self, vocab: usize, ahead: &[u32], forbidden: &[u32]) -> Option<Need> {
+        /// Most logits that are looked for.
+        const MOST: usize = 256;
+        let s = &self.sampling;
+        let k = if s.temperature == 0.0 { 1 } else { s.top_k };
+        if !(1..vocab.min(MOST + 1)).contains(&k) || s.no_repeat_ngram > 0 {
+            return None;
+        }
+        let mut known = forbidden.to_vec();
+        known.extend(s.logit_bias.iter().map(|(id, _)| id));
+        known.extend(s.bad_words.iter().filter_map(|word| word.last()));
+        if self.penalizes() {
+            known.extend(self.recent.iter().chain(ahead));
+        }
+        known.sort_unstable();
+        known.dedup();
+        Some(Need { k, known })
+    }
+
+    /// As [`Self::choose`], from no more logits than the choice depends on. From any that are at least what [`Self::need`] says it
+    /// chooses as from all.
+    ///
+    /// # Errors
+    /// As for [`Self::sample`], and when log-probabilities are asked for and there are not all logits.
+    pub fn choose_from(&mut self, logits: Logits<'_>, choice: &Choice<'_>) -> Result<Chosen> {
         self.logits.clear();
-        self.logits.extend_from_slice(logits);
+        self.ids.clear();
+        match logits {
+            Logits::All(logits) => {
+                check_finite(logits)?;
+                self.vocab = logits.len();
+                self.logits.extend_from_slice(logits);
+            }
+            Logits::Some { ids, logits, vocab } => {
+                if choice.logprobs.is_some() {
+                    return Err(Error::Request(
+                        "log-probabilities need the logits of all tokens".to_owned(),
+                    ));
+                }
+                if let Some((id, logit)) = ids.iter().zip(logits).find(|(_, logit)| !logit.is_finite()) {
+                    return Err(not_finite(*id as usize, *logit));
+                }
+                if ids.is_empty() {
+                    return Err(all_forbidden());
+                }
+                self.vocab = vocab;
+                self.logits.extend_from_slice(logits);
+                self.ids.extend_from_slice(ids);
+            }
+        }
         self.bias()?;
         self.penalize();
         let likely = choice.logprobs.map(|n| Likely::new(&self.logits, n));
         self.forbid(choice);
         self.obey_rules();
-        let id = self.pick()?;
-        let logprob = likely.map(|likely| likely.of(self.logits[id as usize]));
+        // Tokens ascend with their places, so that what goes first among equals does, too.
+        let place = self.pick()?;
+        let logprob = likely.map(|likely| likely.of(self.logits[place as usize]));
+        let id = self.ids.get(place as usize).copied().unwrap_or(place);
         Ok(Chosen { id, logprob })
     }
 
-    /// Takes the best of `self.logits`, or draws from them.
+    /// Takes the best of `self.logits`, or draws from them: its place among them.
     fn pick(&mut self) -> Result<u32> {
         let s = &self.sampling;
         if s.temperature == 0.0 {
@@ -369,7 +466,7 @@ impl Sampler {
 
         let candidates = &mut self.candidates;
         candidates.clear();
-        if (1..self.logits.len()).contains(&s.top_k) {
+        if (1..self.vocab).contains(&s.top_k) {
             top_k(&self.logits, s.top_k, candidates);
         } else {
             let all = (0..)
@@ -402,24 +499,36 @@ impl Sampler {
 
     fn bias(&mut self) -> Result<()> {
         for &(id, bias) in &self.sampling.logit_bias {
-            let vocab = self.logits.len();
-            let logit = self.logits.get_mut(id as usize).ok_or_else(|| {
-                Error::Request(format!(
+            let vocab = self.vocab;
+            if id as usize >= vocab {
+                return Err(Error::Request(format!(
                     "logit-bias names token {id}, which is not below the vocabulary size {vocab}"
-                ))
-            })?;
-            *logit += bias;
+                )));
+            }
+            if let Some(logit) = logit_of(&mut self.logits, &self.ids, id) {
+                *logit += bias;
+            }
         }
         Ok(())
     }
 
     fn forbid(&mut self, choice: &Choice<'_>) {
         for &id in choice.forbidden {
-            if let Some(logit) = self.logits.get_mut(id as usize) {
+            if let Some(logit) = logit_of(&mut self.logits, &self.ids, id) {
                 *logit = f32::NEG_INFINITY;
             }
         }
-        if let Some(mask) = choice.mask {
+        let Some(mask) = choice.mask else {
+            return;
+        };
+        if !self.ids.is_empty() {
+            for (&id, logit) in self.ids.iter().zip(&mut self.logits) {
+                let word = mask.get(id as usize / 32).copied().unwrap_or(0);
+                if word >> (id % 32) & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        } else {
             for (i, logits) in self.logits.chunks_mut(32).enumerate() {
                 let word = mask.get(i).copied().unwrap_or(0);
                 if word != u32::MAX {
@@ -435,9 +544,9 @@ impl Sampler {
 
     /// Takes out what bad words and repeated n-grams forbid here. What names no token of the vocabulary cannot be chosen anyway.
     fn obey_rules(&mut self) {
-        let (text, logits) = (&self.text, &mut self.logits);
+        let (text, logits, ids) = (&self.text, &mut self.logits, &self.ids);
         let mut forbid = |id: u32| {
-            if let Some(logit) = logits.get_mut(id as usize) {
+            if let Some(logit) = logit_of(logits, ids, id) {
                 *logit = f32::NEG_INFINITY;
             }
         };
@@ -462,7 +571,7 @@ impl Sampler {
         let mut recent: Vec<(u32, bool)> = recent.map(|(i, &id)| (id, i >= prompt)).collect();
         recent.sort_unstable();
         for run in recent.chunk_by(|a, b| a.0 == b.0) {
-            let Some(logit) = self.logits.get_mut(run[0].0 as usize) else {
+            let Some(logit) = logit_of(&mut self.logits, &self.ids, run[0].0) else {
                 continue;
             };
             let s = &self.sampling;

@@ -2,6 +2,8 @@
 
 use std::ops::ControlFlow;
 
+use bitnet_cpu::{Ask, Best};
+
 use crate::error::{Error, Result};
 use crate::pages::{Batch, Pages, Run, Seq};
 use crate::sampler::Sampler;
@@ -65,6 +67,38 @@ impl<'b> Session<'b> {
         self.backend
             .step(&batch, want)
             .inspect_err(|_| seqs.iter().for_each(|seq| pages.rewind(seq, 0)))
+    }
+
+    /// Appends and computes tokens as [`Session::step`] does, and gives the most likely token after each of `rows`, the lowest id of
+    /// equals: without the other logits where the back end has a certified head.
+    ///
+    /// # Errors
+    /// As for [`Session::step`].
+    pub fn most_likely(&mut self, runs: &[(usize, &[u32])], rows: &[usize]) -> Result<Vec<u32>> {
+        let first = |logits: &[f32]| {
+            let best = (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
+            best as u32
+        };
+        if self.backend.certified().is_none() {
+            let vocab = self.spec().config.vocab;
+            let logits = self.step(runs, Want::Logits(rows))?;
+            return Ok(logits.chunks_exact(vocab).map(first).collect());
+        }
+        let hidden = self.step(runs, Want::Hidden(rows))?.to_vec();
+        let ask = Ask {
+            k: 1,
+            known: &[],
+            allowed: None,
+        };
+        let best = match self.backend.certified() {
+            Some(head) => head.best(&hidden, &vec![ask; rows.len()])?,
+            None => Vec::new(),
+        };
+        let id = |best: &Best| {
+            let place = first(&best.products);
+            best.ids.get(place as usize).copied().unwrap_or(place)
+        };
+        Ok(best.iter().map(id).collect())
     }
 
     /// The batch of such a step, which must be run next.

@@ -1,6 +1,6 @@
 //! What a back end is: a device that holds a model and computes batches; and the order of a step over its verbs.
 
-use bitnet_cpu::KvType;
+use bitnet_cpu::{Ask, Best, KvType};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -142,6 +142,21 @@ pub trait Backend: Send {
     fn verbs(&mut self) -> Option<&mut dyn Verbs> {
         None
     }
+
+    /// The best logits without the others, where the output head is kept so that they can be found.
+    fn certified(&mut self) -> Option<&mut dyn CertifiedHead> {
+        None
+    }
+}
+
+/// An output head that finds the best logits without computing all of them.
+pub trait CertifiedHead {
+    /// For each row of `hidden`, as [`Want::Hidden`] gives them, the logits that one of `asks` wants, and others: each has the bits
+    /// that [`Want::Logits`] gives, and all that are not finite are among them.
+    ///
+    /// # Errors
+    /// When there is not one of `asks` for each row, or the device fails.
+    fn best(&mut self, hidden: &[f32], asks: &[Ask<'_>]) -> Result<Vec<Best>>;
 }
 
 /// So that one can be lent to whom else would own it.
@@ -160,6 +175,10 @@ impl<B: Backend + ?Sized> Backend for &mut B {
 
     fn verbs(&mut self) -> Option<&mut dyn Verbs> {
         (**self).verbs()
+    }
+
+    fn certified(&mut self) -> Option<&mut dyn CertifiedHead> {
+        (**self).certified()
     }
 }
 

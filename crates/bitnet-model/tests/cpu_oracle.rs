@@ -2,7 +2,7 @@
 
 mod prompts;
 
-use bitnet_model::{Checkpoint, CpuBackend, CpuOptions, KvType, Session, Simd, Want};
+use bitnet_model::{Backend, Checkpoint, CpuBackend, CpuOptions, KvType, LmHead, Session, Simd, Want};
 use prompts::{FOLDERS, bounds, errors, expected, folder};
 
 fn arg_max(logits: &[f32]) -> u32 {
@@ -56,6 +56,39 @@ fn check(name: &str, simd: Simd, kv_type: KvType) {
             "{name}, {simd}, {kv_type:?}, {}",
             prompt.name
         );
+    }
+}
+
+/// The tokens of every prompt of a folder, from a certified head that every step tries.
+fn check_certified(name: &str, simd: Simd) {
+    let folder = folder(name);
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let options = CpuOptions {
+        simd: Some(simd),
+        context: 512,
+        lm_head: LmHead::Certified,
+        ..CpuOptions::default()
+    };
+    let mut model = CpuBackend::new(&checkpoint, options).unwrap();
+    assert!(model.certified().is_some());
+    for prompt in expected(&folder).into_iter().filter(|p| p.ids.len() <= 32) {
+        let mut session = Session::new(&mut model);
+        let mut ids = prompt.ids.clone();
+        let mut greedy: Vec<u32> = Vec::new();
+        for _ in &prompt.greedy {
+            ids = session.most_likely(&[(0, &ids)], &[ids.len() - 1]).unwrap();
+            greedy.extend(&ids);
+        }
+        assert_eq!(greedy, prompt.greedy, "{name}, {simd}, {}", prompt.name);
+    }
+}
+
+#[test]
+fn tokens_of_a_certified_head_are_those_of_transformers() {
+    for name in FOLDERS {
+        for simd in Simd::available() {
+            check_certified(name, simd);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use bitnet_model::schedule::{
     Drafts, Event, FinishReason, GenerateOptions, Mask, Request, ScheduleOptions, Scheduler,
 };
-use bitnet_model::{Checkpoint, CpuBackend, CpuOptions, Engine, Error, KvMemory, Sampling};
+use bitnet_model::{Checkpoint, CpuBackend, CpuOptions, Engine, Error, KvMemory, LmHead, Sampling};
 use schedules::toy::{Toy, VOCAB};
 use schedules::{Seen, check};
 
@@ -83,6 +83,38 @@ fn on_the_cpu_too() {
     }));
     println!("{seen:?}");
     assert!(std::env::var_os("SCHEDULE_SEED").is_some() || seen.set_back > 0 && seen.cached > 0);
+}
+
+#[test]
+fn a_certified_head_changes_nothing() {
+    let mut n_certified = 0;
+    for name in prompts::FOLDERS {
+        let checkpoint = Checkpoint::open(prompts::folder(name)).unwrap();
+        let cpu = |lm_head, n_seqs, max_batch| {
+            let options = CpuOptions {
+                context: 96,
+                n_seqs,
+                max_batch,
+                kv_memory: KvMemory::Tokens(1600),
+                threads: Some(1),
+                lm_head,
+                ..CpuOptions::default()
+            };
+            CpuBackend::new(&checkpoint, options).unwrap()
+        };
+        for seed in seeds(6) {
+            let mut certified = cpu(LmHead::Certified, 2 + seed as usize % 15, 1 + seed as usize * 9);
+            check(seed, 24, &mut cpu(LmHead::Stored, 4, 64), &mut certified);
+        }
+        let mut certified = cpu(LmHead::Certified, 4, 64);
+        let mut scheduler = Scheduler::new(Box::new(&mut certified), None, ScheduleOptions::default());
+        scheduler.submit(Request::new(vec![1, 2, 3], greedy(20))).unwrap();
+        steps(&mut scheduler);
+        let stats = scheduler.stats();
+        assert_eq!(stats.certified + stats.uncertified, 20, "{name}: {stats:?}");
+        n_certified += stats.certified;
+    }
+    assert!(n_certified > 20, "{n_certified}");
 }
 
 fn greedy(max_tokens: usize) -> GenerateOptions {

@@ -27,9 +27,6 @@ const LARGEST: f32 = (1u64 << 40) as f32;
 /// Half a unit in the last place of 1 in f32: what one rounding is off by at most, as a share.
 const ROUNDING: f64 = 1.0 / (1u64 << 24) as f64;
 
-/// Most columns: what the roundings of their sums come to stays a small share.
-const MAX_COLUMNS: usize = 1 << 16;
-
 /// An 8-bit copy of an (n, k) [`DenseMatrix`], with a bound for what it leaves out of each row: it tells quickly which products
 /// can be among the largest.
 #[derive(Debug)]
@@ -46,13 +43,16 @@ pub struct ScreenMatrix {
 }
 
 impl ScreenMatrix {
+    /// Most columns: what the roundings of their sums come to stays a small share.
+    pub const MAX_COLUMNS: usize = 1 << 16;
+
     /// Copies `w`, on the threads of `cpu`.
     ///
     /// # Errors
     /// When memory cannot be had, or there are more columns than the bounds hold for.
     pub fn new(cpu: &Cpu, w: &DenseMatrix) -> Result<Self> {
         let (n, k) = (w.rows(), w.cols());
-        let past = k.saturating_sub(MAX_COLUMNS);
+        let past = k.saturating_sub(Self::MAX_COLUMNS);
         check_size("columns past those of a certified head", past, 0)?;
         let (n_tiles, n_groups) = (n.div_ceil(ROWS), k.div_ceil(COLUMNS));
         let what = "an 8-bit copy of the head";
@@ -222,7 +222,7 @@ pub(super) fn is_bounded(y: &[f32]) -> bool {
     y.iter().all(|y| y.abs() <= LARGEST)
 }
 
-/// The next f32 that is not below `x`, a number computed in f64 from up to [`MAX_COLUMNS`] positive terms.
+/// The next f32 that is not below `x`, a number computed in f64 from positive terms, up to [`ScreenMatrix::MAX_COLUMNS`].
 fn up(x: f64) -> f32 {
     ((x * (1.0 + 1.0 / (1u64 << 30) as f64)) as f32).next_up()
 }

@@ -1,27 +1,37 @@
 //! Dense matrices: the embedding, and the output head in the forms in which it is kept.
 
-use bitnet_cpu::{Activations, Cpu, DenseMatrix, DenseType, Int8Input, Int8Matrix, Write};
+use bitnet_cpu::{
+    Activations, Ask, Best, Cpu, DenseMatrix, DenseType, Int8Input, Int8Matrix, ScreenMatrix, ScreenRoom,
+    Write,
+};
 
 use super::linear::{Input, Linear};
-use super::{CpuOptions, LmHead, check_len};
-use crate::{Config, Dense, DenseDtype, Result, WeightSource};
+use super::{LmHead, check_len};
+use crate::{Config, Dense, DenseDtype, Error, Result, WeightSource};
 
 /// The output head.
 pub(super) enum Head {
     Embedding,
     Dense(DenseMatrix),
+    /// A matrix, none where it is the embedding, and what finds its best products.
+    Certified {
+        dense: Option<DenseMatrix>,
+        copy: ScreenMatrix,
+        room: Box<ScreenRoom>,
+    },
     Int8(Int8Matrix, Int8Input),
     Ternary(Linear),
 }
 
 impl Head {
-    /// Loads the head, or makes it of the embedding, as `options` ask.
+    /// Loads the head, or makes it of the embedding, as `lm_head` asks.
     pub(super) fn new(
         cpu: &Cpu,
         config: &Config,
         source: &dyn WeightSource,
         embedding: &DenseMatrix,
-        options: &CpuOptions,
+        lm_head: LmHead,
+        max_batch: usize,
     ) -> Result<Self> {
         let shape = (embedding.rows(), embedding.cols());
         if let Some(head) = source.ternary_head()? {
@@ -33,12 +43,22 @@ impl Head {
             None => Self::Embedding,
         };
         let int8 = |w: &DenseMatrix| -> Result<Self> {
-            let input = Int8Input::new(options.max_batch, w.cols())?;
+            let input = Int8Input::new(max_batch, w.cols())?;
             Ok(Self::Int8(Int8Matrix::new(cpu, w)?, input))
         };
-        match (options.lm_head, &head) {
-            (LmHead::Stored, _) => Ok(head),
-            (LmHead::Int8, Self::Dense(w)) => int8(w),
+        match (lm_head, head) {
+            (LmHead::Auto | LmHead::Stored, head) => Ok(head),
+            (LmHead::Certified, head) if !config.has_head => Ok(head),
+            (LmHead::Certified, head) => {
+                let dense = match head {
+                    Self::Dense(w) => Some(w),
+                    _ => None,
+                };
+                let copy = ScreenMatrix::new(cpu, dense.as_ref().unwrap_or(embedding))?;
+                let room = Box::default();
+                Ok(Self::Certified { dense, copy, room })
+            }
+            (LmHead::Int8, Self::Dense(w)) => int8(&w),
             (LmHead::Int8, _) => int8(embedding),
         }
     }
@@ -48,6 +68,9 @@ impl Head {
         match self {
             Self::Embedding => 0,
             Self::Dense(w) => w.bytes(),
+            Self::Certified { dense, copy, room } => {
+                dense.as_ref().map_or(0, DenseMatrix::bytes) + copy.bytes() + room.bytes()
+            }
             Self::Int8(w, input) => w.bytes() + input.bytes(),
             Self::Ternary(w) => w.bytes(),
         }
@@ -66,6 +89,7 @@ impl Head {
         match self {
             Self::Embedding => cpu.dense(embedding, x, logits)?,
             Self::Dense(w) => cpu.dense(w, x, logits)?,
+            Self::Certified { dense, .. } => cpu.dense(dense.as_ref().unwrap_or(embedding), x, logits)?,
             Self::Int8(w, input) => cpu.dense_int8(w, x, input, logits)?,
             Self::Ternary(w) if !x.is_empty() => {
                 let input = Input { x, norm: None };
@@ -74,6 +98,24 @@ impl Head {
             Self::Ternary(_) => {}
         }
         Ok(())
+    }
+
+    /// What `asks` want of the logits of the rows of `x`, (tokens, d_model).
+    pub(super) fn best(
+        &mut self,
+        cpu: &Cpu,
+        embedding: &DenseMatrix,
+        x: &[f32],
+        asks: &[Ask<'_>],
+    ) -> Result<Vec<Best>> {
+        match self {
+            Self::Certified { dense, copy, room } => {
+                Ok(cpu.best(dense.as_ref().unwrap_or(embedding), copy, x, asks, room)?)
+            }
+            _ => Err(Error::Request(
+                "the best logits of a head that is not certified".to_owned(),
+            )),
+        }
     }
 }
 

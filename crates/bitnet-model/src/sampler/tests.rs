@@ -392,3 +392,103 @@ fn each_answer_of_a_request_has_a_seed_of_its_own() {
     assert_eq!(seeds.len(), 64);
     assert_eq!(of(7, 0), 7);
 }
+
+#[test]
+fn the_logits_that_are_needed_are_enough() {
+    let mut n_checked = 0;
+    for seed in 0..400 {
+        let vocab = 50 + seed as usize % 40;
+        let pick = |i: u64, n: usize| (uniform(1000 + seed, i) * n as f64) as usize;
+        // Every third has equals.
+        let mut logits = logits(vocab, seed);
+        if seed % 3 == 0 {
+            logits
+                .iter_mut()
+                .for_each(|logit| *logit = (*logit / 4.0).round());
+        }
+        let sampling = Sampling {
+            temperature: [0.0, 0.7, 1.5][pick(1, 3)],
+            top_k: [1, 5, 20][pick(2, 3)],
+            top_p: [1.0, 0.9][pick(3, 2)],
+            min_p: [0.0, 0.1][pick(4, 2)],
+            repeat_penalty: [1.0, 1.3, 0.8][pick(5, 3)],
+            presence_penalty: [0.0, 0.5, -2.0][pick(6, 3)],
+            penalize_prompt: pick(7, 2) == 0,
+            logit_bias: vec![(3, 4.0), (7, f32::NEG_INFINITY)],
+            bad_words: vec![vec![pick(8, 20) as u32], vec![1, 2]],
+            seed,
+            ..Sampling::default()
+        };
+        let mut all = Sampler::new(sampling).unwrap();
+        (0..10).for_each(|i| all.accept(pick(20 + i, vocab) as u32));
+        all.begin_answer();
+        all.accept(1);
+        let mut some = all.clone();
+        let words = vec![[u32::MAX, 0x5555_5555, 0xffff_0f0f][pick(9, 3)]; vocab.div_ceil(32)];
+        let choice = Choice {
+            mask: (pick(10, 2) == 0).then_some(&words[..]),
+            forbidden: &[11, 13],
+            logprobs: None,
+        };
+        let need = some.need(vocab, &[], choice.forbidden).unwrap();
+        let allowed = |id: u32| {
+            choice
+                .mask
+                .is_none_or(|mask| mask[id as usize / 32] >> (id % 32) & 1 == 1)
+        };
+        let mut ids: Vec<u32> = (0..vocab as u32)
+            .filter(|id| !need.known.contains(id) && allowed(*id))
+            .collect();
+        ids.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+        ids.truncate(need.k);
+        ids.extend(need.known.iter().filter(|&&id| (id as usize) < vocab));
+        // One that nobody needs.
+        ids.push(pick(11, vocab) as u32);
+        ids.sort_unstable();
+        ids.dedup();
+        let best: Vec<f32> = ids.iter().map(|&id| logits[id as usize]).collect();
+        let from = Logits::Some {
+            ids: &ids,
+            logits: &best,
+            vocab,
+        };
+        let expected = all.choose(&logits, &choice);
+        let found = some.choose_from(from, &choice);
+        match (expected, found) {
+            (Ok(expected), Ok(found)) => assert_eq!(expected, found, "seed {seed}"),
+            (expected, found) => assert_eq!(
+                expected.unwrap_err().to_string(),
+                found.unwrap_err().to_string(),
+                "seed {seed}"
+            ),
+        }
+        n_checked += 1;
+    }
+    assert_eq!(n_checked, 400);
+}
+
+#[test]
+fn all_logits_are_needed_where_no_k_bounds_them() {
+    let need = |sampling: Sampling| Sampler::new(sampling).unwrap().need(1000, &[], &[]);
+    assert_eq!(need(Sampling::plain()), None);
+    assert_eq!(
+        need(Sampling {
+            no_repeat_ngram: 3,
+            ..Sampling::greedy()
+        }),
+        None
+    );
+    assert_eq!(need(Sampling::default()).map(|need| need.k), Some(40));
+    assert_eq!(need(Sampling::greedy()).map(|need| need.k), Some(1));
+    let mut sampler = Sampler::new(Sampling::greedy()).unwrap();
+    let from = Logits::Some {
+        ids: &[5, 9],
+        logits: &[1.0, f32::NAN],
+        vocab: 10,
+    };
+    let error = sampler.choose_from(from, &Choice::default()).unwrap_err();
+    assert!(
+        error.to_string().contains("NaN as the logit of token 9"),
+        "{error}"
+    );
+}

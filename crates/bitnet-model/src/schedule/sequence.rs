@@ -9,7 +9,7 @@ use super::speculate::Speculator;
 use crate::detokenizer::{Detokenizer, StopStrings};
 use crate::error::{Error, Result};
 use crate::pages::Seq;
-use crate::sampler::{Choice, Chosen, Logprob, Sampler};
+use crate::sampler::{Choice, Chosen, Logits, Logprob, Need, Sampler};
 use crate::tokenizer::Tokenizer;
 
 /// Where an answer stands on a device that decodes by itself.
@@ -298,14 +298,14 @@ impl Sequence {
     }
 
     /// Chooses its next token, and lets its sampler take note of it; `mask` is what its mask allows.
-    pub(super) fn choose(&mut self, logits: &[f32], mask: Option<&[u32]>) -> Result<Chosen> {
+    pub(super) fn choose(&mut self, logits: Logits<'_>, mask: Option<&[u32]>) -> Result<Chosen> {
         let ends_too_early = self.answered() < self.min_tokens;
         let choice = Choice {
             mask,
             forbidden: if ends_too_early { &self.ends } else { &[] },
             logprobs: self.logprobs,
         };
-        let chosen = self.sampler.choose(logits, &choice)?;
+        let chosen = self.sampler.choose_from(logits, &choice)?;
         self.sampler.accept(chosen.id);
         Ok(chosen)
     }
@@ -322,6 +322,14 @@ impl Sequence {
             return Some((FORCED, forced));
         }
         Some((speculator.confidence()?, speculator.propose(&self.text, most)))
+    }
+
+    /// Which logits its next token depends on, and those after each of `draft`; `None` where it is all of a vocabulary.
+    pub(super) fn need(&self, vocab: usize, draft: &[u32]) -> Option<Need> {
+        let ends_too_early = self.answered() < self.min_tokens;
+        let forbidden = if ends_too_early { &self.ends[..] } else { &[] };
+        let need = self.sampler.need(vocab, draft, forbidden)?;
+        self.logprobs.is_none().then_some(need)
     }
 
     /// Whether its next token depends on nothing but the logits and its sampler, so that a device may choose it.

@@ -29,6 +29,12 @@ pub struct Stats {
     pub drafted: u64,
     /// Those of them that were right.
     pub accepted: u64,
+    /// Rows whose best logits were found without the others, see [`crate::CertifiedHead`].
+    pub certified: u64,
+    /// The logits that were computed for them.
+    pub candidates: u64,
+    /// Rows that all logits were computed for, though the best of them would have been enough: too many could have been among them.
+    pub uncertified: u64,
     /// Times that a running answer was set back for want of pages.
     pub set_back: u64,
     /// Requests that failed since what the model computed for them was no number.

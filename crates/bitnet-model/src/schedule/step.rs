@@ -4,11 +4,14 @@ use std::ops::Range;
 use std::panic::resume_unwind;
 use std::time::Instant;
 
+use bitnet_cpu::{Ask, Best};
+
 use super::sequence::{Sequence, guarded};
 use super::{Drafts, Event, FinishReason, Scheduler};
 use crate::error::Result;
 use crate::pages::Run;
-use crate::transformer::Want;
+use crate::sampler::{Logits, Need};
+use crate::transformer::{Backend, Want};
 
 /// What a step computes of one sequence.
 #[derive(Debug)]
@@ -239,10 +242,11 @@ impl Scheduler<'_> {
         }
         let batch = self.pages.batch(&runs)?;
         drop(runs);
-        let want = if rows.is_empty() {
-            Want::Nothing
-        } else {
-            Want::Logits(&rows)
+        let needs = self.needs(parts);
+        let want = match (rows.is_empty(), &needs) {
+            (true, _) => Want::Nothing,
+            (false, Some(_)) => Want::Hidden(&rows),
+            (false, None) => Want::Logits(&rows),
         };
         let begun = Instant::now();
         let (backend, running) = (&mut self.backend, &mut self.running);
@@ -261,6 +265,21 @@ impl Scheduler<'_> {
             (backend.step(&batch, want), Vec::new())
         };
         let logits = logits?;
+        let (logits, found) = match &needs {
+            Some(needs) if !rows.is_empty() => {
+                let hidden = logits.to_vec();
+                (&[][..], find(backend.as_mut(), &hidden, parts, needs, &allowed)?)
+            }
+            _ => (logits, Vec::new()),
+        };
+        for best in &found {
+            if best.is_whole {
+                self.stats.uncertified += 1;
+            } else {
+                self.stats.certified += 1;
+                self.stats.candidates += best.ids.len() as u64;
+            }
+        }
         let now = Instant::now();
         self.stats.failures = 0;
         if parts.iter().all(|part| part.n == 1 && part.chooses) {
@@ -270,7 +289,7 @@ impl Scheduler<'_> {
         // What was chosen, before anybody is told: an end changes who runs.
         let mut ends = Vec::with_capacity(parts.len());
         let mut allowed = allowed.into_iter();
-        let mut rest = logits;
+        let (mut rest, mut found) = (logits, &found[..]);
         for part in parts {
             let sequence = &mut self.running[part.at];
             let computed_before = sequence.computed;
@@ -282,13 +301,23 @@ impl Scheduler<'_> {
             sequence.advance(part.n, now, &mut self.events);
             let allowed: Allowed = allowed.next().flatten();
             let (scored, others) = rest.split_at(part.scored.len() * vocab);
-            let (mine, others) = others.split_at(part.n_choices() * vocab);
-            rest = others;
+            // Either there are all logits or the best.
+            let (best, later) = found.split_at(part.n_choices().min(found.len()));
+            let (mine, others) = others.split_at((part.n_choices() - best.len()) * vocab);
+            (rest, found) = (others, later);
             let is_scored = sequence.score(scored.chunks_exact(vocab), &mut self.events);
             let end = if let Err(error) = is_scored {
                 Err(error)
             } else if part.chooses {
-                let rows = mine.chunks_exact(vocab);
+                let best = best.iter().map(|best| match best.is_whole {
+                    true => Logits::All(&best.products),
+                    false => Logits::Some {
+                        ids: &best.ids,
+                        logits: &best.products,
+                        vocab,
+                    },
+                });
+                let rows = mine.chunks_exact(vocab).map(Logits::All).chain(best);
                 choose(sequence, part, rows, allowed, now, &mut self.events)
             } else {
                 Ok((0, None))
@@ -321,6 +350,18 @@ impl Scheduler<'_> {
             self.taken(at, end);
         }
         Ok(())
+    }
+
+    /// Which logits the choices of each part depend on, where the back end can find them without the others and nobody needs all.
+    fn needs(&mut self, parts: &[Part]) -> Option<Vec<Option<Need>>> {
+        self.backend.certified()?;
+        let vocab = self.backend.spec().config.vocab;
+        let need = |part: &Part| match (part.scored.is_empty(), part.chooses) {
+            (false, _) => None,
+            (true, false) => Some(None),
+            (true, true) => self.running[part.at].need(vocab, &part.draft).map(Some),
+        };
+        parts.iter().map(need).collect()
     }
 
     /// What follows from a token that `running[i]` has taken.
@@ -367,11 +408,35 @@ fn masks(parts: &[Part], running: &mut [Sequence], vocab: usize) -> Vec<Allowed>
     parts.iter().map(of_part).collect()
 }
 
+/// The logits that the choices of all parts depend on, of the rows that the head multiplies.
+fn find(
+    backend: &mut dyn Backend,
+    hidden: &[f32],
+    parts: &[Part],
+    needs: &[Option<Need>],
+    allowed: &[Allowed],
+) -> Result<Vec<Best>> {
+    let mut asks = Vec::new();
+    for (p, (part, need)) in parts.iter().zip(needs).enumerate() {
+        let Some(need) = need else { continue };
+        let masks = allowed.get(p).and_then(|allowed| allowed.as_ref()?.as_ref().ok());
+        asks.extend((0..part.n_choices()).map(|row| Ask {
+            k: need.k,
+            known: &need.known,
+            allowed: masks.and_then(|masks| masks.get(row)).map(Vec::as_slice),
+        }));
+    }
+    match backend.certified() {
+        Some(head) => head.best(hidden, &asks),
+        None => Ok(Vec::new()),
+    }
+}
+
 /// Chooses after the end of the text, and on while the guesses are what is chosen: how many were, and why it ends.
 fn choose<'l>(
     sequence: &mut Sequence,
     part: &Part,
-    rows: impl Iterator<Item = &'l [f32]>,
+    rows: impl Iterator<Item = Logits<'l>>,
     allowed: Allowed,
     now: Instant,
     events: &mut Vec<(super::Id, Event)>,

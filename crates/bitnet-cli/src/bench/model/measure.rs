@@ -109,15 +109,10 @@ fn prefill(session: &mut Session<'_>, ids: &[u32], seq: usize) -> anyhow::Result
         if (i + 1) * batch < ids.len() {
             session.step(&[(seq, part)], Want::Nothing)?;
         } else {
-            best = arg_max(session.step(&[(seq, part)], Want::Logits(&[part.len() - 1]))?);
+            best = session.most_likely(&[(seq, part)], &[part.len() - 1])?[0];
         }
     }
     Ok(best)
-}
-
-fn arg_max(logits: &[f32]) -> u32 {
-    let best = (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
-    best as u32
 }
 
 /// Runs `test`; `step_bytes` is for the outcome.
@@ -194,14 +189,13 @@ fn decode(
     if session.decode(first, &samplers, n, on_tokens)? {
         return Ok(());
     }
-    let vocab = session.spec().config.vocab;
     let rows: Vec<usize> = (0..first.len()).collect();
     let mut last: Vec<(usize, [u32; 1])> = first.iter().map(|&(seq, id)| (seq, [id])).collect();
     for _ in 0..n {
         let runs: Vec<(usize, &[u32])> = last.iter().map(|(seq, id)| (*seq, &id[..])).collect();
-        let logits = session.step(&runs, Want::Logits(&rows))?;
-        for ((_, id), logits) in last.iter_mut().zip(logits.chunks_exact(vocab)) {
-            id[0] = arg_max(logits);
+        let chosen = session.most_likely(&runs, &rows)?;
+        for ((_, id), chosen) in last.iter_mut().zip(chosen) {
+            id[0] = chosen;
         }
         done();
     }

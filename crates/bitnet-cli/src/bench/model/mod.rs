@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use bitnet_model::{Checkpoint, Config, KvType, LmHead, LoadOptions, WeightForm, WeightSource};
+use bitnet_cpu::ScreenMatrix;
+use bitnet_model::{Backend, Checkpoint, Config, KvType, LmHead, LoadOptions, WeightForm, WeightSource};
 
 pub(super) use measure::{Test, measure};
 use report::{Report, Run};
@@ -98,7 +99,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let loading = Instant::now();
         let mut backend = crate::model::open(&checkpoint, &options)?;
         let load = loading.elapsed();
-        let bytes = weight_bytes(&config, &options);
+        let bytes = weight_bytes(&config, &options, backend.as_mut());
         let mut outcomes = Vec::new();
         for &test in &tests {
             let step_bytes = if test.n_gen > 0 {
@@ -174,16 +175,18 @@ fn parameters(c: &Config) -> u64 {
 }
 
 /// Bytes of weights that a decode step reads: of the linear layers, and of the output head.
-fn weight_bytes(c: &Config, options: &LoadOptions) -> u64 {
+fn weight_bytes(c: &Config, options: &LoadOptions, backend: &mut dyn Backend) -> u64 {
     let linear = match options.weights {
         WeightForm::Ternary => linear(c) / 4,
         WeightForm::Bf16 => linear(c) * 2,
     };
+    let head = (c.vocab * c.d_model) as u64;
     let head = match options.lm_head {
-        LmHead::Stored => 2,
-        LmHead::Int8 => 1,
+        LmHead::Int8 => head,
+        _ if backend.certified().is_some() => ScreenMatrix::bytes_of(c.vocab, c.d_model),
+        _ => 2 * head,
     };
-    linear + (head * c.vocab * c.d_model) as u64
+    linear + head
 }
 
 /// Bytes of keys and values of this many tokens of context.

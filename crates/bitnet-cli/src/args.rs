@@ -84,7 +84,15 @@ pub(crate) struct DeviceArgs {
     #[arg(long, value_name = "PATH", value_parser = simd(), help_heading = "Device")]
     simd: Option<Simd>,
     /// Most prompt tokens computed at once; changes speed and memory, never the result
-    #[arg(short, long, value_name = "N", default_value = "512", value_parser = at_least_one, help_heading = "Device")]
+    #[arg(
+        short,
+        long,
+        visible_alias = "max-num-batched-tokens",
+        value_name = "N",
+        default_value = "512",
+        value_parser = at_least_one,
+        help_heading = "Device"
+    )]
     batch_size: usize,
     /// Output head: stored, certified (the same tokens from about half the bytes, with an 8-bit copy beside it; processor alone), int8
     /// (half the bytes, and logits that differ), or auto (certified where that pays)
@@ -171,7 +179,7 @@ pub(crate) struct CacheArgs {
     pub(crate) kv_type: KvType,
     /// Memory for keys and values, such as 2G or 512M, or 32768t for that many tokens
     /// [default: what the context needs, at most 90 % of what is free]
-    #[arg(long, value_name = "SIZE", value_parser = kv_memory, help_heading = "Device")]
+    #[arg(long, visible_alias = "cache-memory", value_name = "SIZE", value_parser = kv_memory, help_heading = "Device")]
     pub(crate) kv_memory: Option<KvMemory>,
 }
 

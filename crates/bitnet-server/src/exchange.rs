@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use axum::http::{HeaderMap, Method};
 
+use crate::abort::Abort;
 use crate::conn::Conn;
-use crate::metrics::{Abort, Meters};
+use crate::metrics::Meters;
 
 /// A request and its answer. The log line is written when nobody holds it any more.
 #[derive(Debug)]

@@ -11,10 +11,10 @@ use bitnet_api::{Answers, ApiError, Endpoint, Job};
 use bitnet_model::schedule::Event;
 use tokio::time::Instant as Deadline;
 
+use crate::abort::Abort;
 use crate::body;
 use crate::exchange::Exchange;
 use crate::keys::Holder;
-use crate::metrics::Abort;
 use crate::queue::{Full, Place};
 use crate::refusal::{Refusal, json_text};
 use crate::running::{Came, Running, no_engine, of_engine};

@@ -1,6 +1,7 @@
 //! OpenAI's API over HTTP for BitNet b1.58 models.
 #![forbid(unsafe_code)]
 
+mod abort;
 mod conn;
 mod keys;
 mod logs;
@@ -11,6 +12,7 @@ mod queue;
 mod refusal;
 mod signals;
 
+mod bound;
 mod metrics;
 mod origin;
 mod page;

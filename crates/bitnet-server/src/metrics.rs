@@ -8,6 +8,7 @@ use bitnet_model::{Health, KvType, Spec};
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusRecorder};
 
+use crate::abort::Abort;
 use crate::process;
 
 /// Seconds of whole requests, to the first token and to its turn: vLLM's.
@@ -25,6 +26,12 @@ const TOKENS: [f64; 18] = [
     1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
     32768.0, 65536.0, 131_072.0,
 ];
+
+/// The counter of refusals, and its help text. Its series appear with the first refusal of their kind, the usual ones at once.
+const REJECTED: (&str, &str) = (
+    "bitnet_requests_rejected_total",
+    "Requests refused, by the code of the error.",
+);
 
 /// Which buckets a histogram has.
 const BUCKETS: [(&str, &[f64]); 16] = [
@@ -45,42 +52,6 @@ const BUCKETS: [(&str, &[f64]); 16] = [
     ("bitnet_request_parse_seconds", &TOKEN_SECONDS),
     ("bitnet_grammar_compile_seconds", &TOKEN_SECONDS),
 ];
-
-/// Why a request that was begun was not answered to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Abort {
-    /// The client went away.
-    Disconnect,
-    /// The client did not read.
-    SlowClient,
-    /// It took longer than it may.
-    Timeout,
-    /// The server ended.
-    Shutdown,
-    /// The engine failed.
-    Error,
-}
-
-impl Abort {
-    const ALL: [Self; 5] = [
-        Self::Disconnect,
-        Self::SlowClient,
-        Self::Timeout,
-        Self::Shutdown,
-        Self::Error,
-    ];
-
-    /// Its name in metrics and logs.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Disconnect => "disconnect",
-            Self::SlowClient => "slow_client",
-            Self::Timeout => "timeout",
-            Self::Shutdown => "shutdown",
-            Self::Error => "error",
-        }
-    }
-}
 
 /// The element type of the cache, and its bytes: keys and values, each (heads, head), for every token and layer. A scale of f32
 /// stands beside each head of int8.
@@ -167,6 +138,9 @@ impl Meters {
             let help = "Requests answered to their end.";
             make.counter("vllm:request_success_total", &[("finished_reason", reason)], help)
         };
+        for cause in ["queue_full", "queue_timeout", "loading", "shutting_down"] {
+            let _ = make.counter(REJECTED.0, &[("cause", cause)], REJECTED.1);
+        }
         // No request is both aborted and answered; the series is there for dashboards that add the reasons up.
         let _ = success("abort");
         Self {
@@ -286,12 +260,11 @@ impl Meters {
 
     /// A request was refused.
     pub(crate) fn was_rejected(&self, cause: &'static str) {
-        let help = "Requests refused, by the code of the error.";
         let make = Make {
             recorder: &self.recorder,
             model: Vec::new(),
         };
-        make.counter("bitnet_requests_rejected_total", &[("cause", cause)], help)
+        make.counter(REJECTED.0, &[("cause", cause)], REJECTED.1)
             .increment(1);
     }
 

@@ -12,7 +12,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use crate::listen::{self, Bound};
+use crate::bound::Bound;
+use crate::listen;
 use crate::notify;
 use crate::options::ServeOptions;
 use crate::queue::{Limits, Queue};
@@ -23,7 +24,7 @@ use crate::state::{Loaded, Stage, State};
 /// Threads for what takes its time, such as long prompts and grammars; more wait.
 const BLOCKING_THREADS: usize = 8;
 /// How long the last words of answers that were cut may take.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A server that listens, and whose requests wait until [`Server::run`].
 #[derive(Debug)]

@@ -16,8 +16,8 @@ use serde_json::Value;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::abort::Abort;
 use crate::exchange::Exchange;
-use crate::metrics::Abort;
 use crate::queue::Place;
 use crate::refusal::Refusal;
 use crate::running::{Came, Running, no_engine, of_engine};

@@ -92,10 +92,8 @@ pub(super) const TABLE: &[(&str, Here)] = &[
         See(DEVICE),
     ),
     (
-        "--gpu-memory-utilization --cache-memory",
-        See(
-            "-c and --parallel set how much is kept of keys and values, and --kv-memory its bytes on a processor",
-        ),
+        "--gpu-memory-utilization",
+        See("--kv-memory sets the bytes of keys and values, by default at most 90 % of what is free"),
     ),
     (
         "--block-size",

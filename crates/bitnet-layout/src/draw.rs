@@ -30,6 +30,37 @@ pub fn exp(x: f64) -> f64 {
     sum * f64::from_bits(((1023 + n as i64) as u64) << 52)
 }
 
+/// The [`weight`]s of several logits, bit for bit: the same operations side by side, of which a compiler makes vector instructions.
+/// A kernel weighs few logits and leaves [`exp`] early where it may; a host without top-k weighs the whole vocabulary for each token.
+#[inline]
+#[must_use]
+pub fn weights<const N: usize>(logits: [f32; N], max: f32, temperature: f32) -> [f64; N] {
+    const MAGIC: f64 = 6_755_399_441_055_744.0;
+    let x = logits.map(|logit| (f64::from(logit) - f64::from(max)) / f64::from(temperature));
+    let n = x.map(|x| (x * core::f64::consts::LOG2_E + MAGIC) - MAGIC);
+    let mut r = [0.0; N];
+    for ((r, x), n) in r.iter_mut().zip(&x).zip(&n) {
+        *r = (x - n * 6.931_471_803_691_238e-1) - n * 1.908_214_929_270_587_7e-10;
+    }
+    let mut sums = [1.0; N];
+    let mut i = 13u8;
+    while i > 0 {
+        for (sum, r) in sums.iter_mut().zip(&r) {
+            *sum = 1.0 + *sum * r / f64::from(i);
+        }
+        i -= 1;
+    }
+    for ((sum, x), n) in sums.iter_mut().zip(&x).zip(&n) {
+        // Below -700 the exponent field would not hold `n`, and what was computed for infinity is no number.
+        *sum = if *x < -700.0 {
+            0.0
+        } else {
+            *sum * f64::from_bits(((1023 + *n as i64) as u64) << 52)
+        };
+    }
+    sums
+}
+
 /// The `index`-th draw of `seed`, in [0, 1): SplitMix64 of a counter (Steele, Lea and Flood 2014).
 #[inline]
 #[must_use]
@@ -62,6 +93,20 @@ mod tests {
                 "exp({x}) = {ours}, not {theirs}"
             );
         }
+        for i in 0..50_000u32 {
+            let logits = [0.0, 0.37, 1.0, 31.0]
+                .map(|step| 20.0 - step * (f64::from(i) / 50_000.0).powi(2) as f32 * 30.0);
+            let several = weights(logits, 20.0, 0.7);
+            assert_eq!(
+                several,
+                logits.map(|logit| weight(logit, 20.0, 0.7)),
+                "{logits:?}"
+            );
+        }
+        assert_eq!(
+            weights([f32::NEG_INFINITY, -1e30, 3.0], 3.0, 0.5),
+            [0.0, 0.0, 1.0]
+        );
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(f64::NEG_INFINITY), 0.0);
     }

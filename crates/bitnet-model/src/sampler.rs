@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use bitnet_layout::draw::{uniform, weight};
+use bitnet_layout::draw::{uniform, weight, weights};
 
 use crate::{Error, Result};
 
@@ -307,6 +307,7 @@ pub struct Sampler {
     ids: Vec<u32>,
     vocab: usize,
     candidates: Vec<Candidate>,
+    weights: Vec<f64>,
 }
 
 impl Sampler {
@@ -326,6 +327,7 @@ impl Sampler {
             ids: Vec::new(),
             vocab: 0,
             candidates: Vec::new(),
+            weights: Vec::new(),
         })
     }
 
@@ -478,15 +480,20 @@ impl Sampler {
         let Some(max) = candidates.iter().map(|c| c.logit).reduce(f32::max) else {
             return Err(all_forbidden());
         };
+        let buffer = &mut self.weights;
         if s.top_p < 1.0 {
-            top_p(candidates, max, s.top_p);
+            weigh(candidates, max, 1.0, buffer);
+            top_p(candidates, buffer.iter().sum(), max, s.top_p);
         }
         if s.min_p > 0.0 {
-            candidates.retain(|c| weight(c.logit, max, 1.0) >= f64::from(s.min_p));
+            weigh(candidates, max, 1.0, buffer);
+            let mut weights = buffer.iter();
+            candidates.retain(|_| weights.next().is_some_and(|&weight| weight >= f64::from(s.min_p)));
         }
+        weigh(candidates, max, s.temperature, buffer);
         let uniform = uniform(s.seed, self.draws);
         self.draws += 1;
-        Ok(draw(candidates, max, s.temperature, uniform))
+        Ok(draw(candidates, buffer, uniform))
     }
 
     /// Whether penalties can change a logit.
@@ -695,9 +702,18 @@ fn top_k(logits: &[f32], k: usize, out: &mut Vec<Candidate>) {
     out.truncate(k);
 }
 
-/// Keeps the fewest best candidates whose probability reaches `p`, sorted; at least one.
-fn top_p(candidates: &mut Vec<Candidate>, max: f32, p: f32) {
-    let total: f64 = candidates.iter().map(|c| weight(c.logit, max, 1.0)).sum();
+/// The weight of each candidate at `temperature`.
+fn weigh(candidates: &[Candidate], max: f32, temperature: f32, out: &mut Vec<f64>) {
+    out.clear();
+    let (chunks, rest) = candidates.as_chunks::<8>();
+    for chunk in chunks {
+        out.extend(weights(chunk.map(|c| c.logit), max, temperature));
+    }
+    out.extend(rest.iter().map(|c| weight(c.logit, max, temperature)));
+}
+
+/// Keeps the fewest best candidates whose part of `total` reaches `p`, sorted; at least one.
+fn top_p(candidates: &mut Vec<Candidate>, total: f64, max: f32, p: f32) {
     let goal = total * f64::from(p);
     // The nucleus is nearly always small: sort a growing head instead of everything.
     let (mut sorted, mut mass) = (0, 0.0);
@@ -719,12 +735,11 @@ fn top_p(candidates: &mut Vec<Candidate>, max: f32, p: f32) {
     }
 }
 
-/// The candidate at `uniform` (in [0, 1)) of the distribution at `temperature`.
-fn draw(candidates: &[Candidate], max: f32, temperature: f32, uniform: f64) -> u32 {
-    let weights = || candidates.iter().map(|c| weight(c.logit, max, temperature));
-    let total: f64 = weights().sum();
+/// The candidate at `uniform` (in [0, 1)) of the distribution that `weights` are.
+fn draw(candidates: &[Candidate], weights: &[f64], uniform: f64) -> u32 {
+    let total: f64 = weights.iter().sum();
     let (goal, mut mass) = (uniform * total, 0.0);
-    for (candidate, weight) in candidates.iter().zip(weights()) {
+    for (candidate, weight) in candidates.iter().zip(weights) {
         mass += weight;
         if mass > goal {
             return candidate.id;

@@ -233,7 +233,8 @@ proptest! {
 
         let max = sorted[0].logit;
         let mut nucleus = all();
-        top_p(&mut nucleus, max, p);
+        let total = nucleus.iter().map(|c| weight(c.logit, max, 1.0)).sum();
+        top_p(&mut nucleus, total, max, p);
         prop_assert_eq!(ids(&nucleus), ids(&sorted[..nucleus.len()]));
         let mass = |c: &[Candidate]| c.iter().map(|c| weight(c.logit, max, 1.0)).sum::<f64>() / mass_of(&sorted, max);
         prop_assert!(mass(&nucleus) >= f64::from(p) - 1e-12);

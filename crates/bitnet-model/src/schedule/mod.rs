@@ -11,6 +11,9 @@ mod stats;
 mod sequence;
 
 mod device;
+
+mod choose;
+
 mod step;
 
 use std::time::Instant;

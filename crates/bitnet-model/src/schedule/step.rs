@@ -1,42 +1,15 @@
 //! One step of the host: which tokens of whom, their logits, and what is chosen from them.
 
-use std::ops::Range;
 use std::panic::resume_unwind;
 use std::time::Instant;
 
-use bitnet_cpu::{Ask, Best};
-
-use super::sequence::{Sequence, guarded};
-use super::{Drafts, Event, FinishReason, Scheduler};
+use super::choose::{Allowed, Part, choose, choose_first, find, masks};
+use super::sequence::Sequence;
+use super::{Drafts, FinishReason, Scheduler};
 use crate::error::Result;
 use crate::pages::Run;
 use crate::sampler::{Logits, Need};
-use crate::transformer::{Backend, Want};
-
-/// What a step computes of one sequence.
-#[derive(Debug)]
-struct Part {
-    /// Its place among those that run.
-    at: usize,
-    /// The next tokens of its text.
-    n: usize,
-    /// What is guessed to follow on them.
-    draft: Vec<u32>,
-    /// Those of the next tokens whose logits say how likely the prompt was.
-    scored: Range<usize>,
-    /// Whether the last of them is the end of the text, so that a token is chosen after it, and after each guess.
-    chooses: bool,
-}
-
-impl Part {
-    /// Rows of logits that tokens are chosen from.
-    fn n_choices(&self) -> usize {
-        if self.chooses { 1 + self.draft.len() } else { 0 }
-    }
-}
-
-/// What a mask allows at each row of a part; none where there is no mask.
-type Allowed = Option<Result<Vec<Vec<u32>>>>;
+use crate::transformer::Want;
 
 impl Scheduler<'_> {
     /// Computes prompts, and tokens of those that the device does not decode by itself.
@@ -287,6 +260,7 @@ impl Scheduler<'_> {
         }
 
         // What was chosen, before anybody is told: an end changes who runs.
+        let mut firsts = choose_first(parts, &mut self.running, logits, &allowed, vocab).into_iter();
         let mut ends = Vec::with_capacity(parts.len());
         let mut allowed = allowed.into_iter();
         let (mut rest, mut found) = (logits, &found[..]);
@@ -300,6 +274,7 @@ impl Scheduler<'_> {
             self.report.batch += part.n + part.draft.len();
             sequence.advance(part.n, now, &mut self.events);
             let allowed: Allowed = allowed.next().flatten();
+            let first = firsts.next().flatten();
             let (scored, others) = rest.split_at(part.scored.len() * vocab);
             // Either there are all logits or the best.
             let (best, later) = found.split_at(part.n_choices().min(found.len()));
@@ -318,7 +293,7 @@ impl Scheduler<'_> {
                     },
                 });
                 let rows = mine.chunks_exact(vocab).map(Logits::All).chain(best);
-                choose(sequence, part, rows, allowed, now, &mut self.events)
+                choose(sequence, part, rows, allowed, first, now, &mut self.events)
             } else {
                 Ok((0, None))
             };
@@ -377,85 +352,4 @@ impl Scheduler<'_> {
             }
         }
     }
-}
-
-/// What the masks allow at every row: before each guess is known to be right, as if it were.
-fn masks(parts: &[Part], running: &mut [Sequence], vocab: usize) -> Vec<Allowed> {
-    let of_part = |part: &Part| {
-        let mask = running[part.at].mask.as_mut().filter(|_| part.chooses)?;
-        let walk = || -> Result<Vec<Vec<u32>>> {
-            let mut all: Vec<Vec<u32>> = Vec::with_capacity(part.n_choices());
-            let mut taken = 0;
-            for row in 0..part.n_choices() {
-                let mut bits = vec![0u32; vocab.div_ceil(32)];
-                mask.allowed(&mut bits)?;
-                let guess = part.draft.get(row).copied();
-                let goes_on = guess.is_some_and(|id| bits[id as usize / 32] >> (id % 32) & 1 == 1);
-                all.push(bits);
-                let Some(id) = guess.filter(|_| goes_on) else {
-                    break;
-                };
-                taken += 1;
-                if mask.accept(id)? {
-                    break;
-                }
-            }
-            mask.rollback(taken)?;
-            Ok(all)
-        };
-        Some(guarded(walk))
-    };
-    parts.iter().map(of_part).collect()
-}
-
-/// The logits that the choices of all parts depend on, of the rows that the head multiplies.
-fn find(
-    backend: &mut dyn Backend,
-    hidden: &[f32],
-    parts: &[Part],
-    needs: &[Option<Need>],
-    allowed: &[Allowed],
-) -> Result<Vec<Best>> {
-    let mut asks = Vec::new();
-    for (p, (part, need)) in parts.iter().zip(needs).enumerate() {
-        let Some(need) = need else { continue };
-        let masks = allowed.get(p).and_then(|allowed| allowed.as_ref()?.as_ref().ok());
-        asks.extend((0..part.n_choices()).map(|row| Ask {
-            k: need.k,
-            known: &need.known,
-            allowed: masks.and_then(|masks| masks.get(row)).map(Vec::as_slice),
-        }));
-    }
-    match backend.certified() {
-        Some(head) => head.best(hidden, &asks),
-        None => Ok(Vec::new()),
-    }
-}
-
-/// Chooses after the end of the text, and on while the guesses are what is chosen: how many were, and why it ends.
-fn choose<'l>(
-    sequence: &mut Sequence,
-    part: &Part,
-    rows: impl Iterator<Item = Logits<'l>>,
-    allowed: Allowed,
-    now: Instant,
-    events: &mut Vec<(super::Id, Event)>,
-) -> Result<(usize, Option<FinishReason>)> {
-    let allowed = allowed.transpose()?;
-    let mut accepted = 0;
-    for (row, logits) in rows.enumerate() {
-        let bits = allowed.as_ref().and_then(|rows| rows.get(row));
-        let chosen = sequence.choose(logits, bits.map(Vec::as_slice))?;
-        let end = sequence.take(chosen.id, chosen.logprob, now, events)?;
-        let is_right = part.draft.get(row) == Some(&chosen.id);
-        if let Some(end) = end {
-            // The last token is not needed in the cache, though it may be there.
-            return Ok((accepted, Some(end)));
-        }
-        if !is_right {
-            break;
-        }
-        accepted += 1;
-    }
-    Ok((accepted, None))
 }

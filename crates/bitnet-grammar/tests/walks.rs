@@ -54,8 +54,11 @@ fn obeys(value: &Value, schema: &Value) -> bool {
     }
     match (schema["type"].as_str().unwrap(), value) {
         ("null", Value::Null) | ("boolean", Value::Bool(_)) => true,
-        ("integer", Value::Number(n)) => n.as_i64().is_some_and(|n| {
-            n >= schema["minimum"].as_i64().unwrap() && n <= schema["maximum"].as_i64().unwrap()
+        // -0 is an integer, too, though it is read as a float.
+        ("integer", Value::Number(n)) => n.as_f64().is_some_and(|n| {
+            n.fract() == 0.0
+                && n >= schema["minimum"].as_f64().unwrap()
+                && n <= schema["maximum"].as_f64().unwrap()
         }),
         ("number", Value::Number(n)) => n.as_f64().is_some_and(|n| (-1.0..2.5).contains(&n)),
         ("string", Value::String(text)) => within(text.chars().count(), "minLength", "maxLength"),

@@ -121,8 +121,10 @@ impl Pool {
         self.tree.get(&(parent, Arc::from(tokens))).copied()
     }
 
-    /// Makes a page findable, at a place that is empty.
+    /// Makes a page findable, at a place that is empty. It may have been findable after a page that is forgotten by now, and of which
+    /// another one had the same content.
     pub(super) fn publish(&mut self, page: u32, parent: Parent, tokens: &[u32]) {
+        self.forget(page);
         let place = (parent, Arc::from(tokens));
         let number = self.n_nodes;
         self.n_nodes += 1;

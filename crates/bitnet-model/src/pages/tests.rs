@@ -224,6 +224,34 @@ proptest! {
     }
 }
 
+#[test]
+fn a_page_that_followed_on_a_discarded_one_is_found_after_its_own() {
+    let mut pages = Pages::new(limits(20));
+    let go_on = |pages: &mut Pages, seq: &Seq, ids: &[u32]| {
+        assert_rules(&pages.batch(&[Run { seq, ids }]).unwrap());
+        pages.check().unwrap();
+    };
+    let (wrong, _) = pages.open(&[], 0);
+    let (switches, _) = pages.open(&[], 0);
+    go_on(&mut pages, &wrong, &[0, 1, 2, 3]);
+    go_on(&mut pages, &switches, &[0, 1, 2, 3, 20, 21, 22, 23]);
+    let fork = pages.fork(&switches);
+    // The first page of `wrong` is found, and `switches` goes on with it; their second page is found after that one.
+    go_on(&mut pages, &wrong, &[9]);
+    go_on(&mut pages, &switches, &[8]);
+    pages.discard(wrong);
+    pages.check().unwrap();
+    // The fork never had that page.
+    go_on(&mut pages, &fork, &[7]);
+    let (other, found) = pages.open(&[0, 1, 2, 3, 20, 21, 22, 23, 5], 0);
+    assert_eq!(found, 8);
+    for seq in [switches, fork, other] {
+        pages.close(seq, true);
+        pages.check().unwrap();
+    }
+    assert_eq!(pages.n_available(), 20);
+}
+
 /// Computes `ids` in a sequence of their own; how many were found.
 fn compute(pages: &mut Pages, ids: &[u32], salt: u64) -> usize {
     let (seq, found) = pages.open(ids, salt);

@@ -132,6 +132,9 @@ impl ScreenMatrix {
     }
 }
 
+/// Weights that are rounded side by side.
+const LANES: usize = 8;
+
 /// Rounds a row, filled up with zeros to whole groups, to row `r` of a tile; its bounds as in [`Bounds`], infinite where it has none.
 fn put_row(row: &[f32], r: usize, tile: &mut [Group]) -> (f32, f32) {
     let is_bounded = row.iter().all(|w| w.abs() <= LARGEST);
@@ -144,20 +147,26 @@ fn put_row(row: &[f32], r: usize, tile: &mut [Group]) -> (f32, f32) {
         let max = w.iter().fold(0.0_f32, |max, w| max.max(w.abs()));
         let scale = (max / 127.0).max(LEAST_UNIT);
         group.scales[r] = scale;
-        let (mut squares, mut misses) = ([0.0_f64; 2], [0.0_f64; 2]);
-        for (pair, w) in group.pairs.iter_mut().zip(w.as_chunks::<2>().0) {
-            for c in 0..2 {
-                let q = round_ties_even(w[c] / scale).clamp(-127.0, 127.0);
-                pair[r][c] = q as i8;
-                let miss = f64::from(w[c]) - f64::from(scale) * f64::from(q);
+        // What is left out is measured, so the nearest integer need not be found: a product will do where a division is slow.
+        let inverse = 1.0 / scale;
+        let (mut squares, mut misses) = ([0.0_f64; LANES], [0.0_f64; LANES]);
+        let pairs = group.pairs.as_chunks_mut::<{ LANES / 2 }>().0;
+        for (pairs, w) in pairs.iter_mut().zip(w.as_chunks::<LANES>().0) {
+            let q = w.map(|w| round_ties_even(w * inverse).clamp(-127.0, 127.0));
+            for c in 0..LANES {
+                let miss = f64::from(w[c]) - f64::from(scale) * f64::from(q[c]);
                 misses[c] += miss * miss;
                 squares[c] += f64::from(w[c]) * f64::from(w[c]);
             }
+            let q = q.map(|q| q as i32 as i8);
+            for (pair, q) in pairs.iter_mut().zip(q.as_chunks::<2>().0) {
+                pair[r] = *q;
+            }
         }
-        let misses = misses[0] + misses[1];
+        let (misses, squares) = (misses.iter().sum::<f64>(), squares.iter().sum::<f64>());
         ratio = ratio.max(misses.sqrt() / f64::from(scale));
         left_out += misses;
-        length += squares[0] + squares[1];
+        length += squares;
     }
     if !is_bounded {
         return (0.0, f32::INFINITY);

@@ -30,12 +30,20 @@ pub(crate) struct Gate {
     fails: AtomicBool,
     /// Steps that were begun.
     pub(crate) steps: AtomicU64,
+    /// The number of the step that holds itself and those after it; 0 is none.
+    holds_at: AtomicU64,
 }
 
 impl Gate {
     /// No step ends from now on.
     pub(crate) fn hold(&self) {
         *self.is_held.lock().unwrap() = true;
+    }
+
+    /// No step ends after `n` more.
+    pub(crate) fn hold_after(&self, n: u64) {
+        let begun = self.steps.load(Ordering::SeqCst);
+        self.holds_at.store(begun + n + 1, Ordering::SeqCst);
     }
 
     /// Steps go on.
@@ -50,8 +58,9 @@ impl Gate {
     }
 
     fn pass(&self) -> bitnet_model::Result<()> {
-        self.steps.fetch_add(1, Ordering::SeqCst);
+        let number = self.steps.fetch_add(1, Ordering::SeqCst) + 1;
         let mut is_held = self.is_held.lock().unwrap();
+        *is_held |= number == self.holds_at.load(Ordering::SeqCst);
         while *is_held {
             is_held = self.changed.wait(is_held).unwrap();
         }

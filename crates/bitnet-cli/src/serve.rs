@@ -102,7 +102,7 @@ struct AccessArgs {
     /// Key that /metrics asks for [default: none is needed there]
     #[arg(long, value_name = "KEY", value_parser = filled, hide_env_values = true, help_heading = "Access")]
     metrics_key: Option<String>,
-    /// Web pages that may read answers: localhost, * for all, or origins such as https://chat.example separated by commas
+    /// Web pages that may read answers: localhost, * for all, or origins such as `https://chat.example` separated by commas
     #[arg(long, value_name = "ORIGINS", default_value = "localhost", value_parser = cors, help_heading = "Access")]
     cors_origins: Cors,
 }

@@ -18,7 +18,7 @@ kernels! {
     ///
     /// - Shapes: `qkv` (batch, n_heads + 2 n_kv_heads, head_dim) f32; `positions`, `places` (batch); `cos`, `sin`
     ///   (context, head_dim / 2); `q` (batch, n_heads, padded) bfloat16; caches as [`crate::cache`] says.
-    /// - Launch: [`RopeAppend::launch`]; a block owns one head of 32 tokens.
+    /// - Launch: [`RopeAppendBf16::launch`]; a block owns one head of 32 tokens.
     /// - Moves: `qkv` once, half of its bytes out; keys of 8-bit integers twice, from L1 the second time.
     /// - Bound: L2; values pass through shared memory so that both sides move whole sectors.
     ///

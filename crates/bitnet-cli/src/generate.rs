@@ -11,7 +11,7 @@ use crate::args::{self, CacheArgs, DeviceArgs, ModelArgs, PromptArgs, SamplingAr
 use crate::constraint::{Constraint, ConstraintArgs};
 use crate::failure::hinted;
 use crate::report::{self, Facts};
-use crate::terminal::{Terminal, say};
+use crate::terminal::Terminal;
 use crate::{interrupt, model, repl};
 
 /// For those who gave none at a terminal.
@@ -234,12 +234,7 @@ impl TextArgs {
             )),
             Some(template) => {
                 template.check()?;
-                if template.is_built_in() {
-                    say!(
-                        "warning: the model has no chat template; using the one of BitNet b1.58 2B-4T \
-                         (--chat-template-file names another)"
-                    );
-                }
+                model::warn_built_in(template);
                 Ok(())
             }
         }

@@ -1,6 +1,6 @@
 //! What the commands that look at logits share: token ids, and a back end that holds them.
 
-use bitnet_model::{Backend, Checkpoint, Config, Device, KvType, Tokenizer, WeightSource};
+use bitnet_model::{Backend, Checkpoint, Config, Device, KvType, LmHead, Tokenizer, WeightSource};
 
 use crate::args::{self, DeviceArgs, ModelArgs, PromptArgs};
 use crate::model;
@@ -77,6 +77,10 @@ impl MeasureArgs {
             (None, Device::Cuda(_)) => KvType::Bf16,
             (None, _) => KvType::F32,
         };
+        if options.lm_head == LmHead::Auto {
+            // All logits are looked at: what finds the best ones would be made for nothing.
+            options.lm_head = LmHead::Stored;
+        }
         Ok(Subject {
             backend: model::open(&checkpoint, &options)?,
             ids,

@@ -1,6 +1,8 @@
 //! Loading a model the way every subcommand does.
 
-use bitnet_model::{Backend, Checkpoint, Config, Files, LoadOptions, Model, Watched, open_backend};
+use bitnet_model::{
+    Backend, ChatTemplate, Checkpoint, Config, Files, LoadOptions, Model, Watched, open_backend,
+};
 
 use crate::failure::hinted;
 use crate::progress::Bar;
@@ -55,6 +57,16 @@ pub(crate) fn warn_past_training(context: usize, config: &Config) {
     if context > trained {
         say!(
             "warning: the model was trained for {trained} tokens of context; beyond them it may write nonsense"
+        );
+    }
+}
+
+/// Says so when a model is asked in a template that is not its own.
+pub(crate) fn warn_built_in(template: &ChatTemplate) {
+    if template.is_built_in() {
+        say!(
+            "warning: the model has no chat template; using the one of BitNet b1.58 2B-4T \
+             (--chat-template-file names another)"
         );
     }
 }

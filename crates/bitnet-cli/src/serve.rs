@@ -286,16 +286,10 @@ fn check_template(model: &bitnet_model::Model) {
         None => say!(
             "warning: the model has no chat template: /v1/chat/completions refuses messages; --chat-template-file names one"
         ),
-        Some(template) => {
-            if let Err(error) = template.check() {
-                say!("warning: {error}");
-            } else if template.is_built_in() {
-                say!(
-                    "warning: the model has no chat template; using the one of BitNet b1.58 2B-4T (--chat-template-file names \
-                     another)"
-                );
-            }
-        }
+        Some(template) => match template.check() {
+            Ok(()) => model::warn_built_in(template),
+            Err(error) => say!("warning: {error}"),
+        },
     }
 }
 

@@ -669,7 +669,7 @@ fn all_forbidden() -> Error {
 }
 
 /// The lowest id of the largest logit.
-fn best(logits: &[f32]) -> Option<u32> {
+pub(crate) fn best(logits: &[f32]) -> Option<u32> {
     let mut best = (0, *logits.first()?);
     for (id, &logit) in (0..).zip(logits) {
         if logit > best.1 {

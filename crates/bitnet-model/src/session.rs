@@ -6,7 +6,7 @@ use bitnet_cpu::{Ask, Best};
 
 use crate::error::{Error, Result};
 use crate::pages::{Batch, Pages, Run, Seq};
-use crate::sampler::Sampler;
+use crate::sampler::{Sampler, best};
 use crate::transformer::{Backend, Spec, Want};
 
 /// Sequences of a back end, each by its number, from 0; all of them are empty at first.
@@ -75,10 +75,7 @@ impl<'b> Session<'b> {
     /// # Errors
     /// As for [`Session::step`].
     pub fn most_likely(&mut self, runs: &[(usize, &[u32])], rows: &[usize]) -> Result<Vec<u32>> {
-        let first = |logits: &[f32]| {
-            let best = (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
-            best as u32
-        };
+        let first = |logits: &[f32]| best(logits).unwrap_or(0);
         if self.backend.certified().is_none() {
             let vocab = self.spec().config.vocab;
             let logits = self.step(runs, Want::Logits(rows))?;
@@ -90,15 +87,15 @@ impl<'b> Session<'b> {
             known: &[],
             allowed: None,
         };
-        let best = match self.backend.certified() {
+        let found = match self.backend.certified() {
             Some(head) => head.best(&hidden, &vec![ask; rows.len()])?,
             None => Vec::new(),
         };
-        let id = |best: &Best| {
-            let place = first(&best.products);
-            best.ids.get(place as usize).copied().unwrap_or(place)
+        let id = |found: &Best| {
+            let place = first(&found.products);
+            found.ids.get(place as usize).copied().unwrap_or(place)
         };
-        Ok(best.iter().map(id).collect())
+        Ok(found.iter().map(id).collect())
     }
 
     /// The batch of such a step, which must be run next.

@@ -2,10 +2,7 @@
 
 use bitnet_layout::words;
 
-use crate::{
-    ActQuant, Activation, Config, Dense, DenseDtype, LayerWeights, Result, Segment, TernaryTensor,
-    WeightSource,
-};
+use crate::{Config, Dense, DenseDtype, LayerWeights, Result, Segment, Shape, TernaryTensor, WeightSource};
 
 /// A model of random weights, made as it is read.
 pub(super) struct Random {
@@ -16,7 +13,7 @@ pub(super) struct Random {
 pub(super) struct RandomDense<'a>(pub(super) &'a Random, pub(super) u64);
 
 pub(super) fn config() -> Config {
-    Config {
+    let shape = Shape {
         d_model: 64,
         d_ffn: 112,
         n_layers: 2,
@@ -24,20 +21,10 @@ pub(super) fn config() -> Config {
         n_kv_heads: 2,
         head_dim: 32,
         vocab: 50,
-        max_context: 64,
-        rms_eps: 1e-5,
-        rope_theta: 10_000.0,
-        activation: Activation::Relu2,
-        sub_norms: true,
-        qk_norms: false,
-        linear_norm_eps: None,
-        act_quant: ActQuant::Int8,
-        tied_head: true,
-        has_head: true,
-        ternary_head: false,
-        bos: None,
-        eos: Vec::new(),
-    }
+    };
+    let mut config = Config::new(shape).unwrap();
+    (config.max_context, config.rope_theta) = (64, 10_000.0);
+    config
 }
 
 pub(super) fn model(change: impl FnOnce(&mut Config)) -> Random {

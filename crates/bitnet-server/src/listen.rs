@@ -108,7 +108,13 @@ pub(crate) async fn accept(
 /// Ends the connection that has been silent for the longest.
 fn make_room(open: &Mutex<Open>) {
     let open = open.lock().unwrap_or_else(PoisonError::into_inner);
-    let idle = open.conns.values().filter_map(|conn| Some((conn.idle()?, conn)));
+    // Of several that are silent for as long, the last of these, which is the oldest: the newest is likely to have just sent a request
+    // that nobody has read.
+    let idle = open
+        .conns
+        .values()
+        .rev()
+        .filter_map(|conn| Some((conn.idle()?, conn)));
     if let Some((_, conn)) = idle.max_by_key(|(time, _)| *time) {
         conn.close();
     }

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bitnet_server::{Cors, ServeOptions};
@@ -324,11 +325,18 @@ fn with_all_connections_taken_a_silent_one_makes_room() {
         max_connections: 3,
         ..options()
     });
+    let steps = server.gate.steps.load(Ordering::SeqCst);
     server.gate.hold();
     let mut busy = server.client();
     busy.ask_json(CHAT, &chat(&json!({})));
-    let mut silent: Vec<Client> = (0..2).map(|_| server.client()).collect();
+    // The server knows from here on that this one works, and before each of the others is opened, that those before it are silent:
+    // a request that has not been read yet does not show.
+    wait("the request is under way", || {
+        server.gate.steps.load(Ordering::SeqCst) > steps
+    });
+    let mut silent = vec![server.client()];
     assert_eq!(silent[0].send("GET", "/health", &[], "").status, 200);
+    silent.push(server.client());
     for _ in 0..5 {
         assert_eq!(server.get("/health").status, 200);
     }

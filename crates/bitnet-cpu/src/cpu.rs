@@ -5,7 +5,6 @@ use bitnet_layout::words::CODES_PER_WORD;
 use crate::activations::{self, Activations, Norm, Precision};
 use crate::error::check_size;
 use crate::float::{Float, TOKENS};
-use crate::gemm;
 use crate::integer::{Integer, TOKEN_STEP};
 use crate::matrix::DenseMatrix;
 use crate::pool::{Pool, Shards};
@@ -129,52 +128,47 @@ impl Cpu {
         );
         let width = k.next_multiple_of(CODES_PER_WORD);
         (a.n_tokens, a.k) = (n_tokens, width);
-        a.packed = a.precision == Precision::Int8 && n_tokens >= gemm::MIN_TOKENS;
+        a.packed = a.precision == Precision::Int8 && n_tokens > 1;
         let (n_steps, max_steps) = (activations::steps(k), activations::steps(a.max_k));
         let (precision, packed, max_k) = (a.precision, a.packed, a.max_k);
         let (rows, q) = (Shards::new(&mut a.x), Shards::new(&mut a.q));
         let (inverse, sum) = (Shards::new(&mut a.inverse), Shards::new(&mut a.sum));
         let row = Shards::new(&mut a.row);
-        // Packed rows of one step share pieces, so one call quantizes them all.
-        let tokens_at_once = if packed { TOKEN_STEP } else { 1 };
-        self.pool
-            .run(n_tokens.div_ceil(tokens_at_once), &|chunk, thread| {
-                let tokens = chunk * tokens_at_once..n_tokens.min((chunk + 1) * tokens_at_once);
-                for token in tokens {
-                    let first = match precision {
-                        Precision::Int8 => thread * max_k,
-                        Precision::F32 => token * width,
-                    };
-                    // SAFETY: rows differ between tokens, and threads between calls that run at one time.
-                    let floats = unsafe { rows.get(first, width) };
-                    let (floats, padding) = floats.split_at_mut(k);
-                    padding.fill(0.0);
-                    floats.copy_from_slice(&x[token * k..][..k]);
-                    for norm in norms {
-                        (self.float.rms_norm)(floats, norm.weight, norm.eps);
-                    }
-                    if precision == Precision::F32 {
-                        continue;
-                    }
-                    // SAFETY: as above.
-                    let (inverse, sum) = unsafe { (inverse.get(token, 1), sum.get(token, 1)) };
-                    let row = match packed {
-                        // SAFETY: as above.
-                        true => unsafe { row.get(thread * max_steps, n_steps) },
-                        // SAFETY: as above.
-                        false => unsafe { q.get(token * n_steps, n_steps) },
-                    };
-                    let (values, padding) = row.as_flattened_mut().split_at_mut(k);
-                    (inverse[0], sum[0]) = (self.float.quantize)(floats, values);
-                    padding.fill(0);
-                    if packed {
-                        let n_columns = TOKEN_STEP * n_steps;
-                        // SAFETY: the pieces of a step of rows belong to one call.
-                        let pieces = unsafe { q.get(chunk * n_columns, n_columns) };
-                        gemm::put_row(row, pieces.as_chunks_mut().0, token);
-                    }
+        self.pool.run(n_tokens, &|token, thread| {
+            let first = match precision {
+                Precision::Int8 => thread * max_k,
+                Precision::F32 => token * width,
+            };
+            // SAFETY: rows differ between tokens, and threads between calls that run at one time.
+            let floats = unsafe { rows.get(first, width) };
+            let (floats, padding) = floats.split_at_mut(k);
+            padding.fill(0.0);
+            floats.copy_from_slice(&x[token * k..][..k]);
+            for norm in norms {
+                (self.float.rms_norm)(floats, norm.weight, norm.eps);
+            }
+            if precision == Precision::F32 {
+                return;
+            }
+            // SAFETY: as above.
+            let (inverse, sum) = unsafe { (inverse.get(token, 1), sum.get(token, 1)) };
+            let row = match packed {
+                // SAFETY: as above.
+                true => unsafe { row.get(thread * max_steps, n_steps) },
+                // SAFETY: as above.
+                false => unsafe { q.get(token * n_steps, n_steps) },
+            };
+            let (values, padding) = row.as_flattened_mut().split_at_mut(k);
+            (inverse[0], sum[0]) = (self.float.quantize)(floats, values);
+            padding.fill(0);
+            if packed {
+                let first = token / TOKEN_STEP * TOKEN_STEP * n_steps + token % TOKEN_STEP;
+                for (piece, columns) in row.iter().enumerate() {
+                    // SAFETY: a row of a piece belongs to one token.
+                    unsafe { q.get(first + TOKEN_STEP * piece, 1)[0] = *columns };
                 }
-            });
+            }
+        });
     }
 
     /// Rotates heads by the angles of their token: elements i and i + dim / 2 of a head are a pair.

@@ -19,9 +19,6 @@ pub(crate) const PANEL: usize = 12;
 /// Rows of activations of a panel.
 pub(crate) const TOKENS: usize = 512;
 
-/// Fewest rows of activations for which unpacking pays.
-pub(crate) const MIN_TOKENS: usize = 8;
-
 /// What the kernels write between their loops, for each thread.
 #[derive(Debug)]
 pub(crate) struct Scratch {
@@ -105,13 +102,6 @@ pub(crate) fn panel(
     padded
 }
 
-/// Puts row `token` of the activations, padded to whole steps of columns, into the pieces of its step of rows.
-pub(crate) fn put_row(row: &[[i8; COLUMN_STEP]], pieces: &mut [Piece], token: usize) {
-    for (piece, columns) in pieces.iter_mut().zip(row) {
-        piece[token % TOKEN_STEP] = *columns;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use bitnet_layout::random::Random;
@@ -161,7 +151,9 @@ mod tests {
         for (i, x) in x.chunks_exact(k).enumerate() {
             let mut row = vec![[0; COLUMN_STEP]; stride];
             row.as_flattened_mut()[..k].copy_from_slice(x);
-            put_row(&row, &mut pieces[i / TOKEN_STEP * stride..][..stride], i);
+            for (piece, columns) in pieces[i / TOKEN_STEP * stride..].iter_mut().zip(row) {
+                piece[i % TOKEN_STEP] = columns;
+            }
         }
         for simd in Simd::available() {
             let kernels = Integer::new(simd).unwrap();

@@ -5,11 +5,12 @@ use std::ops::Range;
 use bitnet_layout::Activation;
 use bitnet_layout::row_tiles::{Group, ROWS};
 
+use crate::Simd;
 use crate::activations::{self, Activations, Precision};
 use crate::cpu::{Cpu, claim_bytes};
 use crate::float::{Finish, Sums, Write};
 use crate::gemm::{self, PANEL, Workspace};
-use crate::integer::{Stream, TILES, TOKEN_STEP};
+use crate::integer::{Few, Stream, TILES, TOKEN_STEP};
 use crate::matrix::TernaryMatrix;
 use crate::pool::Shards;
 
@@ -128,7 +129,7 @@ impl Cpu {
         );
         match a.precision {
             Precision::F32 => self.float_tiles(w, a, target),
-            Precision::Int8 if a.packed => self.panels(w, a, target),
+            Precision::Int8 if a.n_tokens >= self.min_panel() => self.panels(w, a, target),
             Precision::Int8 => self.streams(w, a, target),
         }
     }
@@ -155,7 +156,16 @@ impl Cpu {
         });
     }
 
-    /// A stream over the weights for each row of activations.
+    /// Fewest rows of activations for which unpacking into memory pays, rather than into registers time and again.
+    fn min_panel(&self) -> usize {
+        match self.simd() {
+            Simd::Amx => 8,
+            Simd::Avx512Vnni | Simd::AvxVnni | Simd::NeonDotprod => TOKEN_STEP + 1,
+            Simd::Avx2 | Simd::Neon | Simd::Scalar => TOKEN_STEP / 2 + 1,
+        }
+    }
+
+    /// One stream over the weights for all rows of activations, at most [`TOKEN_STEP`] of them.
     fn streams(&self, w: &TernaryMatrix, a: &Activations, target: &Target<'_>) {
         let n_tiles = target.n.div_ceil(ROWS);
         let width = target.width(TILES);
@@ -173,30 +183,42 @@ impl Cpu {
                 w.tile(half * n_tiles + first + i % n).0
             })
         };
-        let stride = activations::steps(a.k);
+        let (n_tokens, n_steps) = (a.n_tokens, activations::steps(a.k));
         self.pool.run(n_units.div_ceil(units_at_once), &|chunk, _| {
             let first = chunk * units_at_once;
             for unit in first..n_units.min(first + units_at_once) {
                 let columns = unit * width..n_tiles.min((unit + 1) * width);
                 let (tiles, next) = (tiles(unit), tiles(unit + 1));
-                for token in 0..a.n_tokens {
-                    let x = &a.q[token * stride..][..stride].as_flattened()[..a.k];
-                    let mut sums = [[0; ROWS]; TILES];
-                    let x = x.as_chunks().0;
-                    (self.integer.dot)(&Stream { tiles, next, x }, &mut sums);
-                    let job = Sums {
-                        sums: &sums,
-                        stride: 1,
-                        sum: &a.sum[token..],
-                        inverse: &a.inverse[token..],
-                        scales: &w.scales()[columns.clone()],
-                        gated: target.gated(w, &columns),
-                        finish: target.finish,
+                let mut sums = [[0; ROWS]; TILES * TOKEN_STEP];
+                let sums = &mut sums[..TILES * n_tokens];
+                if let Some(sums) = sums.as_mut_array() {
+                    let x = a.q[..n_steps].as_flattened()[..a.k].as_chunks().0;
+                    (self.integer.dot)(&Stream { tiles, next, x }, sums);
+                } else {
+                    let x = &a.q.as_chunks().0[..n_steps];
+                    let job = Few {
+                        tiles,
+                        next,
+                        x,
+                        n_tokens,
                     };
-                    // SAFETY: each tile is in one chunk, and each token in one step of its loop.
-                    let out = unsafe { target.get(columns.start, columns.len(), token) };
-                    (self.float.finish)(&job, &mut [out]);
+                    (self.integer.few)(&job, sums);
                 }
+                let job = Sums {
+                    sums,
+                    stride: n_tokens,
+                    sum: &a.sum,
+                    inverse: &a.inverse,
+                    scales: &w.scales()[columns.clone()],
+                    gated: target.gated(w, &columns),
+                    finish: target.finish,
+                };
+                let mut rows: [&mut [f32]; TOKEN_STEP] = Default::default();
+                for (token, row) in rows[..n_tokens].iter_mut().enumerate() {
+                    // SAFETY: each tile is in one chunk, and each token in one step of its loop.
+                    *row = unsafe { target.get(columns.start, columns.len(), token) };
+                }
+                (self.float.finish)(&job, &mut rows[..n_tokens]);
             }
         });
     }
@@ -251,5 +273,74 @@ impl Cpu {
                 (self.float.finish)(&job, &mut rows[..n]);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitnet_layout::random::Random;
+    use bitnet_layout::words;
+
+    use super::*;
+    use crate::Simd;
+
+    /// One token at a time by the portable path, and by every path, with one thread and several, all together.
+    #[test]
+    fn company_changes_nothing() {
+        let mut random = Random::new(5);
+        for (n, k) in [(16, 16), (144, 80), (80, 528), (352, 64)] {
+            let t: Vec<i8> = (0..n * k).map(|_| (random.word() % 3) as i8 - 1).collect();
+            let mut packed = vec![0; n * k / words::CODES_PER_WORD];
+            words::pack_row(&t, &mut packed);
+            let w = TernaryMatrix::new(n, k, &packed, &[(n / 2, 0.5), (n / 2, 0.3)]).unwrap();
+            let x: Vec<f32> = (0..40 * k)
+                .map(|_| (random.word() >> 8) as f32 / 8_388_608.0 - 1.0)
+                .collect();
+            let alone: Vec<Products> = {
+                let cpu = Cpu::new(Some(Simd::Scalar), Some(1)).unwrap();
+                x.chunks_exact(k).map(|x| products(&cpu, &w, x)).collect()
+            };
+            for simd in Simd::available() {
+                for threads in [1, 3] {
+                    let cpu = Cpu::new(Some(simd), Some(threads)).unwrap();
+                    for n_tokens in 1..=40 {
+                        let together = products(&cpu, &w, &x[..n_tokens * k]);
+                        for (token, alone) in alone[..n_tokens].iter().enumerate() {
+                            let about = format!("{simd}, {n} x {k}, token {token} of {n_tokens}");
+                            assert_eq!(together[0][token], alone[0][0], "{about}");
+                            assert_eq!(together[1][token], alone[1][0], "{about}, gated");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// By token, the bits of its products, plain and gated.
+    type Products = [Vec<Vec<u32>>; 2];
+
+    fn products(cpu: &Cpu, w: &TernaryMatrix, x: &[f32]) -> Products {
+        let (n, n_tokens) = (w.n(), x.len() / w.k());
+        let mut a = Activations::new(Precision::Int8, cpu.n_threads(), n_tokens, w.k()).unwrap();
+        cpu.prepare(x, w.k(), &[], &mut a);
+        let mut plain = vec![f32::NAN; n_tokens * n];
+        let output = Output {
+            data: &mut plain,
+            stride: n,
+            first: 0,
+            write: Write::Replace,
+        };
+        cpu.matmul(w, &mut a, output);
+        let half = n / 2;
+        let mut gated = vec![f32::NAN; n_tokens * half];
+        if half.is_multiple_of(ROWS) {
+            cpu.matmul_gated(w, &mut a, Activation::Relu2, &mut gated);
+        }
+        let rows = |y: Vec<f32>, n| {
+            y.chunks_exact(n)
+                .map(|y| y.iter().map(|y| y.to_bits()).collect())
+                .collect()
+        };
+        [rows(plain, n), rows(gated, half)]
     }
 }

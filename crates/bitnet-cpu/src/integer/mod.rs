@@ -10,6 +10,8 @@ mod block;
 mod dot;
 mod spin;
 
+mod few;
+
 #[cfg(target_arch = "x86_64")]
 mod amx;
 
@@ -17,6 +19,7 @@ use bitnet_layout::row_tiles::Group;
 
 pub(crate) use block::{Block, COLUMN_STEP, Piece, TOKEN_STEP};
 pub(crate) use dot::{AHEAD, Stream, TILES};
+pub(crate) use few::Few;
 pub(crate) use isa::Quad;
 pub(crate) use spin::Spun;
 
@@ -93,6 +96,8 @@ macro_rules! functions {
 functions! {
     /// `out[i][r] = sum over k of codes[i][r][k] * x[k]` for the 16 rows r of each tile.
     dot = dot::dot: (stream: &Stream<'_>, out: &mut [[i32; 16]; TILES]);
+    /// `out[i n + t][r] = sum over k of codes[i][r][k] * x[t][k]` for the 16 rows r of each tile and n rows of activations.
+    few = few::few: (job: &Few<'_>, out: &mut [[i32; 16]]);
     /// Unpacks groups into four quads each; zeros for quads left over.
     unpack = block::unpack: (groups: &[Group], quads: &mut [Quad]);
     /// `sums[i][t] += codes[i] x[t]`, or `=` at the first columns.

@@ -97,7 +97,10 @@ pub(super) fn path(simd: Simd) -> ScreenFn {
         Simd::Amx | Simd::Avx512Vnni => |job, out| unsafe { x86::avx512(job, out) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Simd::AvxVnni | Simd::Avx2 => |job, out| unsafe { x86::avx2(job, out) },
+        Simd::AvxVnni => |job, out| unsafe { x86::avx_vnni(job, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Simd::Avx2 => |job, out| unsafe { x86::avx2(job, out) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
         Simd::Neon | Simd::NeonDotprod => |job, out| unsafe { arm::neon(job, out) },
@@ -148,6 +151,7 @@ fn screen<I: Isa>(isa: I, job: &Job<'_>, out: &mut [Interval]) {
             // Weights come from memory for the first rows of activations, and from the cache for the others.
             let (x, out, is_first) = (&x[t..], &mut out[t * TILES..], t == 0);
             t += match n - t {
+                8.. if I::SUMS >= 16 => rows::<I, 8>(isa, job, g, x, is_first, out),
                 4.. if I::SUMS >= 4 => rows::<I, 4>(isa, job, g, x, is_first, out),
                 2.. if I::SUMS >= 2 => rows::<I, 2>(isa, job, g, x, is_first, out),
                 _ => rows::<I, 1>(isa, job, g, x, is_first, out),
@@ -212,19 +216,16 @@ fn tiles<I: Isa, const T: usize, const W: usize>(
     }
     let mut sums = [[isa.zero(); T]; W];
     for c in 0..PAIRS {
-        let mut lanes = [isa.lane([0; 2]); T];
-        for t in 0..T {
-            lanes[t] = isa.lane(x[t].x[c]);
-        }
-        for w in 0..W {
-            if is_first && c % 2 == 0 {
+        if is_first && c % 2 == 0 {
+            for w in 0..W {
                 isa.prefetch(later[w].wrapping_add(c));
             }
-            let weights = isa.widen(&groups[w].pairs[c]);
-            for t in 0..T {
-                sums[w][t] = isa.add(sums[w][t], weights, lanes[t]);
-            }
         }
+        let mut pairs = [&groups[0].pairs[c]; W];
+        for w in 1..W {
+            pairs[w] = &groups[w].pairs[c];
+        }
+        sums = add_pair(isa, sums, pairs, x, c);
     }
     for w in 0..W {
         let scales = &groups[w].scales;
@@ -238,6 +239,28 @@ fn tiles<I: Isa, const T: usize, const W: usize>(
             }
         }
     }
+}
+
+/// Adds the products of pair `c` of columns of each tile. By value, because sums behind a reference would leave the registers.
+#[inline(always)]
+fn add_pair<I: Isa, const T: usize, const W: usize>(
+    isa: I,
+    mut sums: [[I::Sums; T]; W],
+    pairs: [&Pair; W],
+    x: &[Column; T],
+    c: usize,
+) -> [[I::Sums; T]; W] {
+    let mut weights = [isa.widen(pairs[0]); W];
+    for w in 1..W {
+        weights[w] = isa.widen(pairs[w]);
+    }
+    for t in 0..T {
+        let lane = isa.lane(x[t].x[c]);
+        for w in 0..W {
+            sums[w][t] = isa.add(sums[w][t], weights[w], lane);
+        }
+    }
+    sums
 }
 
 /// Portable Rust.
@@ -289,6 +312,11 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     pub(super) fn avx512(job: &Job<'_>, out: &mut [Interval]) {
         screen(Avx512(()), job, out);
+    }
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub(super) fn avx_vnni(job: &Job<'_>, out: &mut [Interval]) {
+        screen(AvxVnni(()), job, out);
     }
 
     #[target_feature(enable = "avx2")]
@@ -351,39 +379,62 @@ mod x86 {
         }
     }
 
+    /// What needs no products, for pairs of 256-bit vectors.
+    macro_rules! pairs_of_vectors {
+        () => {
+            type Weights = [__m256i; 2];
+            type Lane = __m256i;
+            type Sums = [__m256i; 2];
+            const SUMS: usize = 4;
+
+            #[inline(always)]
+            fn widen(self, pair: &Pair) -> [__m256i; 2] {
+                // SAFETY: `self` proves AVX2, and a pair of columns of 16 rows is 32 readable bytes.
+                unsafe {
+                    let rows = pair.as_ptr().cast::<__m128i>();
+                    [
+                        _mm256_cvtepi8_epi16(_mm_loadu_si128(rows)),
+                        _mm256_cvtepi8_epi16(_mm_loadu_si128(rows.add(1))),
+                    ]
+                }
+            }
+
+            #[inline(always)]
+            fn lane(self, x: [i16; 2]) -> __m256i {
+                // SAFETY: `self` proves AVX2.
+                unsafe { _mm256_set1_epi32(value(x)) }
+            }
+
+            #[inline(always)]
+            fn zero(self) -> [__m256i; 2] {
+                // SAFETY: `self` proves AVX2.
+                unsafe { [_mm256_setzero_si256(); 2] }
+            }
+
+            #[inline(always)]
+            fn store(self, sums: [__m256i; 2]) -> [i32; ROWS] {
+                let mut out = [0; ROWS];
+                for (sums, out) in sums.into_iter().zip(out.as_chunks_mut::<8>().0) {
+                    // SAFETY: `self` proves AVX2, and `out` is 32 writable bytes.
+                    unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), sums) };
+                }
+                out
+            }
+
+            #[inline(always)]
+            fn prefetch(self, line: *const Pair) {
+                // SAFETY: a prefetch reads nothing that the program sees and does not fault, whatever the address.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+            }
+        };
+    }
+
     /// AVX2; only [`avx2`], which is compiled for it, makes one.
     #[derive(Clone, Copy)]
     struct Avx2(());
 
     impl Isa for Avx2 {
-        type Weights = [__m256i; 2];
-        type Lane = __m256i;
-        type Sums = [__m256i; 2];
-        const SUMS: usize = 4;
-
-        #[inline(always)]
-        fn widen(self, pair: &Pair) -> [__m256i; 2] {
-            // SAFETY: `self` proves AVX2, and a pair of columns of 16 rows is 32 readable bytes.
-            unsafe {
-                let rows = pair.as_ptr().cast::<__m128i>();
-                [
-                    _mm256_cvtepi8_epi16(_mm_loadu_si128(rows)),
-                    _mm256_cvtepi8_epi16(_mm_loadu_si128(rows.add(1))),
-                ]
-            }
-        }
-
-        #[inline(always)]
-        fn lane(self, x: [i16; 2]) -> __m256i {
-            // SAFETY: `self` proves AVX2.
-            unsafe { _mm256_set1_epi32(value(x)) }
-        }
-
-        #[inline(always)]
-        fn zero(self) -> [__m256i; 2] {
-            // SAFETY: `self` proves AVX2.
-            unsafe { [_mm256_setzero_si256(); 2] }
-        }
+        pairs_of_vectors!();
 
         #[inline(always)]
         fn add(self, sums: [__m256i; 2], weights: [__m256i; 2], x: __m256i) -> [__m256i; 2] {
@@ -395,21 +446,24 @@ mod x86 {
                 ]
             }
         }
+    }
+
+    /// AVX-VNNI; only [`avx_vnni`], which is compiled for it, makes one.
+    #[derive(Clone, Copy)]
+    struct AvxVnni(());
+
+    impl Isa for AvxVnni {
+        pairs_of_vectors!();
 
         #[inline(always)]
-        fn store(self, sums: [__m256i; 2]) -> [i32; ROWS] {
-            let mut out = [0; ROWS];
-            for (sums, out) in sums.into_iter().zip(out.as_chunks_mut::<8>().0) {
-                // SAFETY: `self` proves AVX2, and `out` is 32 writable bytes.
-                unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), sums) };
+        fn add(self, sums: [__m256i; 2], weights: [__m256i; 2], x: __m256i) -> [__m256i; 2] {
+            // SAFETY: `self` proves AVX-VNNI.
+            unsafe {
+                [
+                    _mm256_dpwssd_avx_epi32(sums[0], weights[0], x),
+                    _mm256_dpwssd_avx_epi32(sums[1], weights[1], x),
+                ]
             }
-            out
-        }
-
-        #[inline(always)]
-        fn prefetch(self, line: *const Pair) {
-            // SAFETY: a prefetch reads nothing that the program sees and does not fault, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
         }
     }
 }

@@ -147,18 +147,27 @@ async def kill_under_load(url, victim, other, count=32, parallel=8):
         assert not any(end.startswith("cut") for end in ends.values()), ends
 
 
+@contextlib.contextmanager
+def smg(program, workers, policy):
+    """The address of a gateway before some replicas."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with process(program, "launch", "--worker-urls", *workers, "--policy", policy, "--host", "127.0.0.1", "--port", port,
+                 "--prometheus-port", free_port(), "--cors-allowed-origins", "http://localhost:3000"):
+        wait(lambda: models(url), "smg's list of models")
+        time.sleep(1)  # For the second replica.
+        yield url
+
+
 def behind_smg(args, binary):
     print("== smg", flush=True)
     with Server(binary) as one, Server(binary) as two:
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        with process(args.smg, "launch", "--worker-urls", one.url, two.url, "--policy", "cache_aware", "--host", "127.0.0.1", "--port", port,
-                     "--prometheus-port", free_port(), "--cors-allowed-origins", "http://localhost:3000"):
-            wait(lambda: models(url), "smg's list of models")
-            time.sleep(1)  # For the second replica.
+        workers = one.url, two.url
+        with smg(args.smg, workers, "cache_aware") as url:
             run("conformance through smg", sys.executable, "conformance.py", "--url", url, "--ctx", 1024, *[x for p in OF_SMG for x in ("--skip", p)])
             run("load through smg", sys.executable, "load.py", "--url", url, "--verify", "--cancel", "0.2", "--concurrency", "8", "--requests", "96", "--output-tokens", "32")
-
+        # By turns: where prompts that begin alike are sent to one replica, it can be that one has them all.
+        with smg(args.smg, workers, "round_robin") as url:
             print("-- kill -9 of one replica behind smg", flush=True)
             asyncio.run(kill_under_load(url, one.process.pid, two.process.pid))
 

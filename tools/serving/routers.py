@@ -153,7 +153,7 @@ def smg(program, workers, policy):
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with process(program, "launch", "--worker-urls", *workers, "--policy", policy, "--host", "127.0.0.1", "--port", port,
-                 "--prometheus-port", free_port(), "--cors-allowed-origins", "http://localhost:3000"):
+                 "--worker-overload-token-usage", 1, "--prometheus-port", free_port(), "--cors-allowed-origins", "http://localhost:3000"):
         wait(lambda: models(url), "smg's list of models")
         time.sleep(1)  # For the second replica.
         yield url

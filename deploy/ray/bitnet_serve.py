@@ -81,10 +81,13 @@ class Bitnet:
         headers = {name: value for name, value in request.headers.items() if name not in HOP}
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         body = await request.body() or None
-        for _ in range(2):
-            # Of what was not answered yet nothing is lost: it is asked again. Refusing at once would draw all requests here.
+        for _ in range(3):
+            # Of what was not answered yet nothing is lost: it is asked again, also of a server that was started again and is not ready.
+            # Refusing at once would draw all requests here.
             with contextlib.suppress(aiohttp.ClientError):
                 answer = await self.connection().request(request.method, path, headers=headers, data=body, allow_redirects=False)
+                if answer.status == 503 and is_loading(await answer.read()) and await self.answering():
+                    continue
                 kept = {name: value for name, value in answer.headers.items() if name.lower() not in HOP}
                 if answer.content_type == "text/event-stream":
                     return StreamingResponse(pieces(answer), answer.status, kept)
@@ -102,6 +105,13 @@ class Bitnet:
             self.process.send_signal(signal.SIGTERM)
             await asyncio.to_thread(self.process.wait)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def is_loading(body):
+    """Whether a server says so that its model is not there yet."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return json.loads(body)["error"]["code"] == "loading"
+    return False
 
 
 async def pieces(answer):

@@ -8,7 +8,7 @@ use anyhow::Context;
 use bitnet_cpu::Cpu;
 use bitnet_model::{
     ActQuant, Device, Files, I2sLayout, KvMemory, KvType, LmHead, LoadOptions, OpenOptions, Sampling, Simd,
-    read_file,
+    SkipZeros, read_file,
 };
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
@@ -104,6 +104,16 @@ pub(crate) struct DeviceArgs {
         help_heading = "Device"
     )]
     lm_head: LmHead,
+    /// Leave out what squared ReLU makes zero when one token is computed: the same bits from less reading, with copies of two thirds of
+    /// the feed-forward weights beside them (on, off, or auto: where that pays; processor alone)
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "auto",
+        value_parser = one_of(&SKIP_ZEROS),
+        help_heading = "Device"
+    )]
+    skip_zeros: SkipZeros,
     #[command(flatten)]
     source: SourceArgs,
 }
@@ -119,6 +129,7 @@ impl DeviceArgs {
             max_batch: self.batch_size,
             kv_type,
             lm_head: self.lm_head,
+            skip_zeros: self.skip_zeros,
             source: self.source.options(),
             ..LoadOptions::default()
         }
@@ -432,6 +443,12 @@ const LM_HEADS: [(&str, LmHead); 4] = [
     ("certified", LmHead::Certified),
     ("stored", LmHead::Stored),
     ("int8", LmHead::Int8),
+];
+
+const SKIP_ZEROS: [(&str, SkipZeros); 3] = [
+    ("auto", SkipZeros::Auto),
+    ("on", SkipZeros::On),
+    ("off", SkipZeros::Off),
 ];
 
 /// A value with a name of its own, which completions offer and messages list.

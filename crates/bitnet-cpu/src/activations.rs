@@ -3,7 +3,7 @@
 use bitnet_layout::words::CODES_PER_WORD;
 
 use crate::gemm;
-use crate::integer::{COLUMN_STEP, TOKEN_STEP};
+use crate::integer::{COLUMN_STEP, Line, TOKEN_STEP};
 use crate::memory::{Buffer, Pages};
 use crate::{Error, Result};
 
@@ -49,10 +49,38 @@ pub struct Activations {
     pub(crate) sum: Vec<i32>,
     /// For products of many rows.
     pub(crate) scratch: gemm::Scratch,
+    /// For products that leave zeros out.
+    pub(crate) zeros: ZeroRoom,
 }
 
 /// 8-bit values of as many columns as a kernel takes in one step.
 pub(crate) type Columns = [i8; COLUMN_STEP];
+
+impl ZeroCounts {
+    /// Those since `earlier` ones.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            rows: self.rows - earlier.rows,
+            of_rows: self.of_rows - earlier.of_rows,
+            columns: self.columns - earlier.columns,
+            of_columns: self.of_columns - earlier.of_columns,
+        }
+    }
+
+    /// The share of the rows, and of the columns, that was left out; none where nothing could be.
+    #[must_use]
+    pub fn shares(self) -> Option<(f64, f64)> {
+        let share = |n: u64, of: u64| 1.0 - n as f64 / of as f64;
+        let counted = self.of_rows > 0 && self.of_columns > 0;
+        counted.then(|| {
+            (
+                share(self.rows, self.of_rows),
+                share(self.columns, self.of_columns),
+            )
+        })
+    }
+}
 
 impl Activations {
     /// Room for `max_tokens` rows of `max_k` columns, to be filled by `n_threads` threads. Columns are filled up to whole words of
@@ -88,6 +116,7 @@ impl Activations {
             inverse: vec![0.0; q_rows],
             sum: vec![0; q_rows],
             scratch: gemm::Scratch::new(n_threads, q_rows)?,
+            zeros: ZeroRoom::default(),
         })
     }
 
@@ -96,9 +125,53 @@ impl Activations {
     pub fn bytes(&self) -> u64 {
         self.x.bytes() + self.q.bytes() + (self.sum.len() * 8) as u64 + self.scratch.bytes()
     }
+
+    /// How much products left out so far, because it was zero.
+    #[must_use]
+    pub fn zeros(&self) -> ZeroCounts {
+        self.zeros.counts
+    }
 }
 
 /// Steps of columns of a row of `k`.
 pub(crate) fn steps(k: usize) -> usize {
     k.div_ceil(COLUMN_STEP)
+}
+
+/// How much was left out of products with one row of activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ZeroCounts {
+    /// Rows that were multiplied.
+    pub rows: u64,
+    /// Rows that there were.
+    pub of_rows: u64,
+    /// Columns that were read.
+    pub columns: u64,
+    /// Columns that there were.
+    pub of_columns: u64,
+}
+
+/// What products without zeros write, grown as it is needed; and how they went.
+#[derive(Debug, Default)]
+pub(crate) struct ZeroRoom {
+    /// Activations, as [`crate::integer::SomeRows::x`].
+    pub(crate) x: Vec<[Line; 4]>,
+    /// By thread, sums of its columns; zeros between products.
+    pub(crate) sums: Vec<[i32; 16]>,
+    /// Whether `sums` are something else, because a product did not end.
+    pub(crate) is_dirty: bool,
+    pub(crate) counts: ZeroCounts,
+}
+
+impl ZeroRoom {
+    /// Puts the activations where the rows of weights want them.
+    pub(crate) fn spread(&mut self, q: &[i8], width: usize) {
+        self.x.clear();
+        self.x.resize(width, [[0; 16]; 4]);
+        for (i, columns) in q.as_chunks::<CODES_PER_WORD>().0.iter().enumerate() {
+            for (p, four) in columns.as_chunks::<4>().0.iter().enumerate() {
+                self.x[i / 16][p][i % 16] = u32::from_le_bytes(four.map(|x| x as u8));
+            }
+        }
+    }
 }

@@ -46,7 +46,9 @@ mod limits;
 mod matmul;
 mod screen;
 
-pub use activations::{Activations, Norm, Precision};
+mod zeros;
+
+pub use activations::{Activations, Norm, Precision, ZeroCounts};
 pub use bitnet_layout::Activation;
 pub use cpu::{Angles, Cpu, Heads};
 pub use error::{Error, Result};
@@ -58,3 +60,4 @@ pub use matrix::{DenseMatrix, DenseType, TernaryMatrix};
 pub use memory::Rows;
 pub use screen::{Ask, Best, ScreenCounts, ScreenMatrix, ScreenRoom};
 pub use simd::{Simd, UnknownSimd};
+pub use zeros::{TernaryColumns, TernaryRows};

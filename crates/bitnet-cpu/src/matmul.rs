@@ -28,15 +28,27 @@ pub struct Output<'a> {
 }
 
 /// An output that chunks of a loop share, `n` columns of rows.
-struct Target<'a> {
+pub(crate) struct Target<'a> {
     n: usize,
     data: Shards<'a, f32>,
     stride: usize,
     first: usize,
-    finish: Finish,
+    pub(crate) finish: Finish,
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
+    /// The output of a matrix of `n` rows.
+    pub(crate) fn new(n: usize, output: Output<'a>) -> Self {
+        assert!(output.first + n <= output.stride, "columns of the output");
+        Self {
+            n,
+            data: Shards::new(output.data),
+            stride: output.stride,
+            first: output.first,
+            finish: Finish::Write(output.write),
+        }
+    }
+
     /// Of `n_tiles` multiplied together, those that have columns of the output: a gate has as many beside them.
     fn width(&self, n_tiles: usize) -> usize {
         match self.finish {
@@ -58,7 +70,7 @@ impl Target<'_> {
     /// # Safety
     /// - No two calls whose results live at the same time have the same token and a column in common.
     #[allow(clippy::mut_from_ref, reason = "disjoint by the contract above")]
-    unsafe fn get(&self, i: usize, n_tiles: usize, token: usize) -> &mut [f32] {
+    pub(crate) unsafe fn get(&self, i: usize, n_tiles: usize, token: usize) -> &mut [f32] {
         let rows = (self.n - 16 * i).min(16 * n_tiles);
         // SAFETY: the columns of tiles in the row of a token, which no other call has.
         unsafe { self.data.get(token * self.stride + self.first + 16 * i, rows) }
@@ -71,14 +83,7 @@ impl Cpu {
     /// # Panics
     /// When the columns of `w` are not those of the activations, or the output is too small.
     pub fn matmul(&self, w: &TernaryMatrix, activations: &mut Activations, output: Output<'_>) {
-        assert!(output.first + w.n() <= output.stride, "columns of the output");
-        let target = Target {
-            n: w.n(),
-            data: Shards::new(output.data),
-            stride: output.stride,
-            first: output.first,
-            finish: Finish::Write(output.write),
-        };
+        let target = Target::new(w.n(), output);
         self.multiply(w, activations, &target);
     }
 

@@ -9,16 +9,16 @@ mod tests;
 
 use bitnet_cpu::{
     Angles, Ask, Best, Cpu, DenseMatrix, Heads, KvCache, KvRows, KvShape, KvType, Norm, Places, Queries,
-    Simd, Write,
+    Simd, Write, ZeroCounts,
 };
 
-use crate::memory::{KvDemand, KvMemory, available, head_of, weight_bytes};
+use crate::memory::{KvDemand, KvMemory, available, head_of, weight_bytes, zeros_bytes};
 use crate::{
-    Backend, Batch, CertifiedHead, Config, Error, LayerWeights, LmHead, Result, Spec, Tap, Verbs, Want,
-    WeightSource, transformer,
+    Backend, Batch, CertifiedHead, Config, Error, LayerWeights, LmHead, Result, SkipZeros, Spec, Tap, Verbs,
+    Want, WeightSource, transformer,
 };
 use head::{Head, dense};
-use linear::{Input, Linear};
+use linear::{Input, Linear, Skip};
 use scratch::Scratch;
 
 /// Positions of a page.
@@ -45,6 +45,8 @@ pub struct CpuOptions {
     pub page: usize,
     /// How the output head is kept.
     pub lm_head: LmHead,
+    /// Whether what squared ReLU makes zero is left out.
+    pub skip_zeros: SkipZeros,
 }
 
 impl Default for CpuOptions {
@@ -59,6 +61,7 @@ impl Default for CpuOptions {
             kv_memory: KvMemory::default(),
             page: PAGE,
             lm_head: LmHead::default(),
+            skip_zeros: SkipZeros::default(),
         }
     }
 }
@@ -131,13 +134,15 @@ impl CpuBackend {
         let free = available();
         let lm_head = head_of(&config, options.lm_head, free);
         let free = free.map(|free| free.saturating_sub(weight_bytes(&config, lm_head)));
+        let zeros_bytes = zeros_bytes(&config, options.skip_zeros, free);
+        let free = free.map(|free| free.saturating_sub(zeros_bytes));
         shape.n_pages = options.kv_memory.n_pages(demand, free)?;
         let kv = KvCache::new(&cpu, options.kv_type, shape)?;
         let scratch = Scratch::new(&config, &cpu, options.max_batch)?;
         let expected = (config.vocab, config.d_model);
         let embedding = dense(&*source.embedding()?, "the embedding", expected)?;
         let layers: Vec<_> = (0..config.n_layers)
-            .map(|index| Layer::new(&config, index, source.layer(index)?))
+            .map(|index| Layer::new(&cpu, &config, index, source.layer(index)?, zeros_bytes > 0))
             .collect::<Result<_>>()?;
         let final_norm = source.final_norm()?;
         check_len("the final norm", final_norm.len(), config.d_model)?;
@@ -194,6 +199,10 @@ impl Backend for CpuBackend {
 
     fn verbs(&mut self) -> Option<&mut dyn Verbs> {
         Some(self)
+    }
+
+    fn zeros(&self) -> ZeroCounts {
+        self.scratch.activations.zeros()
     }
 
     fn certified(&mut self) -> Option<&mut dyn CertifiedHead> {
@@ -411,7 +420,7 @@ impl Verbs for CpuBackend {
 }
 
 impl Layer {
-    fn new(c: &Config, index: usize, w: LayerWeights) -> Result<Self> {
+    fn new(cpu: &Cpu, c: &Config, index: usize, w: LayerWeights, skip_zeros: bool) -> Result<Self> {
         let name = |part: &str| format!("{part} of layer {index}");
         check_len(&name("attn_norm"), w.attn_norm.len(), c.d_model)?;
         check_len(&name("ffn_norm"), w.ffn_norm.len(), c.d_model)?;
@@ -425,12 +434,16 @@ impl Layer {
                 check_len(&name(part), norm.len(), k)?;
             }
         }
-        let linear = |part: &str, tensor, n, k| Linear::new(c, &name(part), tensor, (n, k));
+        let linear = |part: &str, tensor, n, k, skip| Linear::new(cpu, c, &name(part), tensor, (n, k), skip);
+        let (gated, input) = match skip_zeros {
+            true => (Skip::Gated, Skip::Input),
+            false => (Skip::Nothing, Skip::Nothing),
+        };
         Ok(Self {
-            qkv: linear("q, k, v", w.qkv, c.d_q() + 2 * c.d_kv(), c.d_model)?,
-            o: linear("o", w.o, c.d_model, c.d_q())?,
-            gate_up: linear("gate, up", w.gate_up, 2 * c.d_ffn, c.d_model)?,
-            down: linear("down", w.down, c.d_model, c.d_ffn)?,
+            qkv: linear("q, k, v", w.qkv, c.d_q() + 2 * c.d_kv(), c.d_model, Skip::Nothing)?,
+            o: linear("o", w.o, c.d_model, c.d_q(), Skip::Nothing)?,
+            gate_up: linear("gate, up", w.gate_up, 2 * c.d_ffn, c.d_model, gated)?,
+            down: linear("down", w.down, c.d_model, c.d_ffn, input)?,
             attn_norm: w.attn_norm,
             q_norm: w.q_norm,
             k_norm: w.k_norm,

@@ -59,7 +59,7 @@ mod model;
 
 mod engine;
 
-pub use bitnet_cpu::{Ask, Best, KvType, Simd};
+pub use bitnet_cpu::{Ask, Best, KvType, Simd, ZeroCounts};
 #[cfg(feature = "cuda")]
 pub use bitnet_cuda::engine::{Part, PartTime, Profile};
 pub use bitnet_layout::Token;
@@ -90,5 +90,5 @@ pub use source::{
 pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, CertifiedHead, Decoder, Spec, Tap, Verbs, Want, transformer};
 pub use weights::{
-    Dense, DenseDtype, LayerWeights, LmHead, Segment, TernaryTensor, WeightForm, WeightSource,
+    Dense, DenseDtype, LayerWeights, LmHead, Segment, SkipZeros, TernaryTensor, WeightForm, WeightSource,
 };

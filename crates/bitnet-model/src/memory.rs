@@ -1,11 +1,13 @@
 //! How much memory the keys and values of a model get, counted before any is taken: the system promises memory that it
 //! does not have, and ends programs that use it.
 
-use bitnet_cpu::ScreenMatrix;
+use bitnet_cpu::{ScreenMatrix, TernaryColumns, TernaryRows};
+use bitnet_layout::Activation;
+use bitnet_layout::words::CODES_PER_WORD;
 
-use crate::config::Config;
+use crate::config::{ActQuant, Config};
 use crate::error::{Error, Result};
-use crate::weights::LmHead;
+use crate::weights::{LmHead, SkipZeros};
 
 /// Memory for keys and values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,6 +108,24 @@ pub(crate) fn head_of(c: &Config, asked: LmHead, free: Option<u64>) -> LmHead {
         LmHead::Certified
     } else {
         LmHead::Stored
+    }
+}
+
+/// What the copies take with which zeros are left out, and 0 where they are not: where that is not asked for, the model has no such
+/// zeros, or [`SkipZeros::Auto`] finds that it would not pay with `free` bytes left beside the weights.
+pub(crate) fn zeros_bytes(c: &Config, asked: SkipZeros, free: Option<u64>) -> u64 {
+    /// Smaller ones stay in caches, where reading all is no slower.
+    const LEAST: u64 = 64 << 20;
+    let k = |k: usize| k.next_multiple_of(CODES_PER_WORD);
+    let layer =
+        TernaryRows::bytes_of(c.d_ffn, k(c.d_model)) + TernaryColumns::bytes_of(c.d_model, k(c.d_ffn));
+    let bytes = c.n_layers as u64 * layer;
+    let has_zeros = c.activation == Activation::Relu2 && c.act_quant == ActQuant::Int8;
+    let pays = bytes >= LEAST && free.is_none_or(|free| bytes <= free / 4);
+    match asked {
+        SkipZeros::On if has_zeros => bytes,
+        SkipZeros::Auto if has_zeros && pays => bytes,
+        _ => 0,
     }
 }
 

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use crate::schedule::{ScheduleOptions, Scheduler};
 use crate::{
     Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, Files, GenerateOptions,
-    GenerationConfig, Generator, KvMemory, KvType, LmHead, OpenOptions, Pooling, Result, Simd, Tokenizer,
-    Watched, WeightForm, WeightSource, embed,
+    GenerationConfig, Generator, KvMemory, KvType, LmHead, OpenOptions, Pooling, Result, Simd, SkipZeros,
+    Tokenizer, Watched, WeightForm, WeightSource, embed,
 };
 
 /// Tokens of context where neither the caller nor a smaller limit of the model says otherwise.
@@ -86,6 +86,8 @@ pub struct LoadOptions {
     pub kv_memory: KvMemory,
     /// How the output head is kept.
     pub lm_head: LmHead,
+    /// Whether what squared ReLU makes zero is left out, on a processor.
+    pub skip_zeros: SkipZeros,
     /// How the weights of linear layers are kept.
     pub weights: WeightForm,
     /// What the model's files leave open.
@@ -104,6 +106,7 @@ impl Default for LoadOptions {
             kv_type: KvType::Bf16,
             kv_memory: KvMemory::Auto,
             lm_head: LmHead::Auto,
+            skip_zeros: SkipZeros::Auto,
             weights: WeightForm::Ternary,
             source: OpenOptions::default(),
         }
@@ -355,6 +358,7 @@ pub fn open_backend(source: &dyn WeightSource, options: impl Into<LoadOptions>) 
                 kv_type: options.kv_type,
                 kv_memory: options.kv_memory,
                 lm_head: options.lm_head,
+                skip_zeros: options.skip_zeros,
                 ..CpuOptions::default()
             };
             Ok(Box::new(CpuBackend::new(source, options)?))

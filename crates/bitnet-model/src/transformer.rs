@@ -1,6 +1,6 @@
 //! What a back end is: a device that holds a model and computes batches; and the order of a step over its verbs.
 
-use bitnet_cpu::{Ask, Best, KvType};
+use bitnet_cpu::{Ask, Best, KvType, ZeroCounts};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -147,6 +147,11 @@ pub trait Backend: Send {
     fn certified(&mut self) -> Option<&mut dyn CertifiedHead> {
         None
     }
+
+    /// What it left out so far because it was zero.
+    fn zeros(&self) -> ZeroCounts {
+        ZeroCounts::default()
+    }
 }
 
 /// An output head that finds the best logits without computing all of them.
@@ -179,6 +184,10 @@ impl<B: Backend + ?Sized> Backend for &mut B {
 
     fn certified(&mut self) -> Option<&mut dyn CertifiedHead> {
         (**self).certified()
+    }
+
+    fn zeros(&self) -> ZeroCounts {
+        (**self).zeros()
     }
 }
 

@@ -76,7 +76,8 @@ fn gated<I: Isa>(isa: I, gate: Activation, gates: I::Lanes, ups: I::Lanes) -> I:
     match gate {
         Activation::Relu2 => {
             let gates = isa.relu(gates);
-            isa.mul(isa.mul(gates, gates), ups)
+            // A zero is positive, whatever it gates: those are not always multiplied.
+            isa.add(isa.mul(isa.mul(gates, gates), ups), isa.splat(0.0))
         }
         Activation::Silu => {
             let mut lanes = [0.0; 16];

@@ -11,6 +11,7 @@ mod dot;
 mod spin;
 
 mod few;
+mod zeros;
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -22,6 +23,7 @@ pub(crate) use dot::{AHEAD, Stream, TILES};
 pub(crate) use few::Few;
 pub(crate) use isa::Quad;
 pub(crate) use spin::Spun;
+pub(crate) use zeros::{Line, OUTPUTS, SomeColumns, SomeRows};
 
 use crate::Simd;
 
@@ -98,6 +100,10 @@ functions! {
     dot = dot::dot: (stream: &Stream<'_>, out: &mut [[i32; 16]; TILES]);
     /// `out[i n + t][r] = sum over k of codes[i][r][k] * x[t][k]` for the 16 rows r of each tile and n rows of activations.
     few = few::few: (job: &Few<'_>, out: &mut [[i32; 16]]);
+    /// `out[i] = sum over k of codes[r][k] * x[k]` for some rows, r the i-th of them.
+    some_rows = zeros::some_rows: (job: &SomeRows<'_>, out: &mut [i32]);
+    /// `sums[o] += sum over some columns j of codes[o][j] * x[j]`.
+    some_columns = zeros::some_columns: (job: &SomeColumns<'_>, sums: &mut [[i32; 16]]);
     /// Unpacks groups into four quads each; zeros for quads left over.
     unpack = block::unpack: (groups: &[Group], quads: &mut [Quad]);
     /// `sums[i][t] += codes[i] x[t]`, or `=` at the first columns.

@@ -5,7 +5,7 @@ use bitnet_cpu::{
     Write,
 };
 
-use super::linear::{Input, Linear};
+use super::linear::{Input, Linear, Skip};
 use super::{LmHead, check_len};
 use crate::{Config, Dense, DenseDtype, Error, Result, WeightSource};
 
@@ -36,7 +36,8 @@ impl Head {
         let shape = (embedding.rows(), embedding.cols());
         if let Some(head) = source.ternary_head()? {
             // It is smaller than one of 8-bit integers.
-            return Linear::new(config, "the output head", head, shape).map(Self::Ternary);
+            return Linear::new(cpu, config, "the output head", head, shape, Skip::Nothing)
+                .map(Self::Ternary);
         }
         let head = match source.head()? {
             Some(head) => Self::Dense(dense(&*head, "the output head", shape)?),

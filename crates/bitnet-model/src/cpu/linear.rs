@@ -1,6 +1,6 @@
 //! Ternary projections: norm, quantize, multiply.
 
-use bitnet_cpu::{Activations, Cpu, Norm, Output, TernaryMatrix, Write};
+use bitnet_cpu::{Activations, Cpu, Norm, Output, TernaryColumns, TernaryMatrix, TernaryRows, Write};
 
 use super::check_len;
 use crate::{Config, Error, Result, TernaryTensor};
@@ -11,6 +11,26 @@ pub(super) struct Linear {
     /// Inputs; those of the matrices are filled up to whole words.
     k: usize,
     parts: Vec<Part>,
+    /// What one token needs to leave zeros out.
+    zeros: Zeros,
+}
+
+/// Copies of a matrix in which a part can be read alone.
+enum Zeros {
+    None,
+    /// Of the rows that are gated.
+    Rows(TernaryRows),
+    Columns(TernaryColumns),
+}
+
+/// Which zeros a layer can leave out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Skip {
+    Nothing,
+    /// Of what its second half of rows is multiplied with.
+    Gated,
+    /// Of its input.
+    Input,
 }
 
 pub(super) struct Part {
@@ -26,7 +46,14 @@ pub(super) struct Input<'a> {
 }
 
 impl Linear {
-    pub(super) fn new(c: &Config, name: &str, w: TernaryTensor, (n, k): (usize, usize)) -> Result<Self> {
+    pub(super) fn new(
+        cpu: &Cpu,
+        c: &Config,
+        name: &str,
+        w: TernaryTensor,
+        (n, k): (usize, usize),
+        skip: Skip,
+    ) -> Result<Self> {
         check_len(&format!("rows of {name}"), w.n, n)?;
         check_len(&format!("columns of {name}"), w.k, k.next_multiple_of(16))?;
         let per_row = w.k / 16;
@@ -34,8 +61,20 @@ impl Linear {
             TernaryMatrix::new(rows, w.k, words, segments)
                 .map_err(|error| Error::Device(format!("{name}: {error}")))
         };
+        let is_whole = w.segments.iter().all(|segment| segment.input_norm.is_none());
+        let device = |error| Error::Device(format!("{name}: {error}"));
+        let zeros = match skip {
+            Skip::Gated if is_whole && (n / 2).is_multiple_of(16) => {
+                let words = &w.words[n / 2 * per_row..];
+                Zeros::Rows(TernaryRows::new(n / 2, w.k, words).map_err(device)?)
+            }
+            Skip::Input if is_whole => {
+                Zeros::Columns(TernaryColumns::new(cpu, n, w.k, &w.words).map_err(device)?)
+            }
+            _ => Zeros::None,
+        };
         let mut parts = Vec::new();
-        if w.segments.iter().all(|segment| segment.input_norm.is_none()) {
+        if is_whole {
             let segments: Vec<_> = w.segments.iter().map(|s| (s.rows, s.scale)).collect();
             parts.push(Part {
                 first_row: 0,
@@ -66,12 +105,17 @@ impl Linear {
             }
             check_len(&format!("rows of the projections of {name}"), first_row, n)?;
         }
-        Ok(Self { n, k, parts })
+        Ok(Self { n, k, parts, zeros })
     }
 
     /// Size in memory.
     pub(super) fn bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.matrix.bytes()).sum()
+        let zeros = match &self.zeros {
+            Zeros::None => 0,
+            Zeros::Rows(rows) => rows.bytes(),
+            Zeros::Columns(columns) => columns.bytes(),
+        };
+        zeros + self.parts.iter().map(|part| part.matrix.bytes()).sum::<u64>()
     }
 
     /// Norms, quantizes and multiplies the rows of `input` into `rows`, (tokens, n).
@@ -92,7 +136,12 @@ impl Linear {
                 first: part.first_row,
                 write,
             };
-            cpu.matmul(&part.matrix, activations, output);
+            match &self.zeros {
+                Zeros::Columns(columns) if input.x.len() == self.k => {
+                    cpu.matmul_some(&part.matrix, columns, activations, output);
+                }
+                _ => cpu.matmul(&part.matrix, activations, output),
+            }
         }
     }
 
@@ -112,7 +161,12 @@ impl Linear {
             && !self.is_split()
         {
             part.prepare(cpu, c, self.k, activations, &input);
-            cpu.matmul_gated(&part.matrix, activations, gate, gated);
+            match &self.zeros {
+                Zeros::Rows(up) if input.x.len() == self.k => {
+                    cpu.matmul_gated_some(&part.matrix, up, activations, gated);
+                }
+                _ => cpu.matmul_gated(&part.matrix, activations, gate, gated),
+            }
         } else {
             self.apply(cpu, c, activations, input, rows, Write::Replace);
             cpu.gate(gate, rows, self.n / 2, gated);

@@ -50,6 +50,8 @@ pub(in super::super) struct Outcome {
     pub(in super::super) between: Vec<Duration>,
     /// Bytes a decode step must move, in the middle of the test; 0 for a prompt, which is not bound by that.
     pub(in super::super) step_bytes: u64,
+    /// Shares of rows and of columns that were left out, because they are zero; `None` where all were read.
+    pub(in super::super) zeros: Option<(f64, f64)>,
 }
 
 impl Outcome {
@@ -139,6 +141,7 @@ pub(in super::super) fn measure(
         first: Vec::new(),
         between: Vec::new(),
         step_bytes,
+        zeros: None,
     };
     if n_prompt == 0 {
         for seq in 0..sequences {

@@ -73,6 +73,18 @@ impl Report {
         if let Some(products) = self.limits.g_products_per_s {
             let _ = write!(out, "; plain 8-bit multiplies: {products:.0} G/s");
         }
+        for (run, o) in self.rows() {
+            if let Some((rows, columns)) = o.zeros {
+                let _ = write!(
+                    out,
+                    "\n- {} {}: {:.0} % of the rows that are gated and {:.0} % of the columns after them are zero, and not read",
+                    name(run.weights),
+                    o.test.name(),
+                    100.0 * rows,
+                    100.0 * columns
+                );
+            }
+        }
         out += "\n\n";
         out += "| model | size | params | backend | weights | test | t/s | speedup | GB/s | of plain read | first ms | p50 ms | \
                 p99 ms |\n|---|---:|---:|---|---|---|---:|---:|---:|---:|---:|---:|---:|\n";
@@ -113,6 +125,8 @@ impl Report {
                 "stddev_ts": o.deviation(),
                 "samples_ts": o.rates,
                 "speedup": self.speedup(run, o),
+                "zero_rows_pct": o.zeros.map(|(rows, _)| 100.0 * rows),
+                "zero_columns_pct": o.zeros.map(|(_, columns)| 100.0 * columns),
                 "eff_gbps": o.gb_per_s(),
                 "pct_peak": self.share(o).map(|share| share * 100.0),
                 "ttft_ms": o.first_ms(),
@@ -186,6 +200,7 @@ mod tests {
             first: vec![Duration::from_millis(3)],
             between: vec![Duration::from_millis(2)],
             step_bytes: 4_000_000_000,
+            zeros: None,
         };
         let run = |weights, rate| Run {
             weights,

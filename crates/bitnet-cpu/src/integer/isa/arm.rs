@@ -43,6 +43,32 @@ macro_rules! quadruples_of_vectors {
             // SAFETY: `self` proves NEON.
             unsafe { vreinterpretq_s8_s32(vdupq_n_s32(x)) }
         }
+
+        #[inline(always)]
+        fn interleave(self, [a, b, c, d]: [[uint8x16_t; 4]; 4]) -> [[uint8x16_t; 4]; 4] {
+            let mut quads = [a; 4];
+            for q in 0..4 {
+                // SAFETY: `self` proves NEON.
+                unsafe {
+                    let wide = |x| vreinterpretq_u16_u8(x);
+                    let narrow = |x| vreinterpretq_u8_u16(x);
+                    let (a, b, c, d) = (a[q], b[q], c[q], d[q]);
+                    let (ab, cd) = (wide(vzip1q_u8(a, b)), wide(vzip1q_u8(c, d)));
+                    quads[0][q] = narrow(vzip1q_u16(ab, cd));
+                    quads[1][q] = narrow(vzip2q_u16(ab, cd));
+                    let (ab, cd) = (wide(vzip2q_u8(a, b)), wide(vzip2q_u8(c, d)));
+                    quads[2][q] = narrow(vzip1q_u16(ab, cd));
+                    quads[3][q] = narrow(vzip2q_u16(ab, cd));
+                }
+            }
+            quads
+        }
+
+        #[inline(always)]
+        fn add(self, sums: Self::Sums, quad: [uint8x16_t; 4], x: int8x16_t) -> Self::Sums {
+            // SAFETY: `self` proves NEON.
+            self.add_lanes(sums, quad, [unsafe { vreinterpretq_u8_s8(x) }; 4])
+        }
     };
 }
 
@@ -86,11 +112,11 @@ impl Isa for Neon {
     }
 
     #[inline(always)]
-    fn add(self, mut sums: Self::Sums, quad: [uint8x16_t; 4], x: int8x16_t) -> Self::Sums {
-        for ([low, high], codes) in sums.iter_mut().zip(quad) {
+    fn add_lanes(self, mut sums: Self::Sums, quad: [uint8x16_t; 4], x: [uint8x16_t; 4]) -> Self::Sums {
+        for (([low, high], codes), x) in sums.iter_mut().zip(quad).zip(x) {
             // SAFETY: `self` proves NEON.
             unsafe {
-                let codes = vreinterpretq_s8_u8(codes);
+                let (codes, x) = (vreinterpretq_s8_u8(codes), vreinterpretq_s8_u8(x));
                 *low = vmlal_s8(*low, vget_low_s8(codes), vget_low_s8(x));
                 *high = vmlal_high_s8(*high, codes, x);
             }
@@ -135,8 +161,13 @@ impl Isa for NeonDotprod {
 
     /// The intrinsic (`vdotq_s32`) is not stable yet.
     #[inline(always)]
-    fn add(self, mut sums: [int32x4_t; 4], quad: [uint8x16_t; 4], x: int8x16_t) -> [int32x4_t; 4] {
-        for (sum, codes) in sums.iter_mut().zip(quad) {
+    fn add_lanes(
+        self,
+        mut sums: [int32x4_t; 4],
+        quad: [uint8x16_t; 4],
+        x: [uint8x16_t; 4],
+    ) -> [int32x4_t; 4] {
+        for ((sum, codes), x) in sums.iter_mut().zip(quad).zip(x) {
             // SAFETY: `self` proves the extension, and the instruction reads and writes only the registers named.
             unsafe {
                 asm!("sdot {sum:v}.4s, {codes:v}.16b, {x:v}.16b", sum = inout(vreg) *sum, codes = in(vreg) codes,

@@ -40,12 +40,22 @@ pub(super) trait Isa: Copy {
     fn zero(self) -> Self::Sums;
     /// `sums[r] + quad[r] . x`.
     fn add(self, sums: Self::Sums, quad: Self::Words, x: Self::Four) -> Self::Sums;
+    /// `sums[r] + quad[r] . x[r]`: four activations of its own for each of 16 lanes.
+    fn add_lanes(self, sums: Self::Sums, quad: Self::Words, x: Self::Words) -> Self::Sums;
+    /// Turns bytes of four lines into quads: lane l of the v-th has byte `16 (l / 4) + 4 v + l % 4` of each line.
+    fn interleave(self, lines: [Self::Words; 4]) -> [Self::Words; 4];
     /// Adds the sums to `to`.
     fn flush(self, sums: Self::Sums, to: &mut [i32; 16]);
 
     /// Asks for the cache line at `line`, where the instruction set can.
     #[inline(always)]
     fn prefetch(self, line: *const Quad) {
+        let _ = line;
+    }
+
+    /// The same for a second-level cache, which has more such requests on their way at a time.
+    #[inline(always)]
+    fn prefetch_far(self, line: *const Quad) {
         let _ = line;
     }
 }

@@ -54,6 +54,27 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    fn add_lanes(self, mut sums: [i32; 16], quad: [u32; 16], x: [u32; 16]) -> [i32; 16] {
+        for ((sum, codes), x) in sums.iter_mut().zip(quad).zip(x) {
+            for (code, x) in codes.to_le_bytes().into_iter().zip(x.to_le_bytes()) {
+                *sum += i32::from(code) * i32::from(x as i8);
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn interleave(self, lines: [[u32; 16]; 4]) -> [[u32; 16]; 4] {
+        let byte = |line: &[u32; 16], at: usize| (line[at / 4] >> (8 * (at % 4))) as u8;
+        std::array::from_fn(|v| {
+            std::array::from_fn(|l| {
+                let at = 16 * (l / 4) + 4 * v + l % 4;
+                u32::from_le_bytes(std::array::from_fn(|i| byte(&lines[i], at)))
+            })
+        })
+    }
+
+    #[inline(always)]
     fn flush(self, sums: [i32; 16], to: &mut [i32; 16]) {
         for (to, sum) in to.iter_mut().zip(sums) {
             *to += sum;

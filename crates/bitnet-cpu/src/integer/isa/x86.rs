@@ -67,9 +67,33 @@ macro_rules! pairs_of_vectors {
         }
 
         #[inline(always)]
+        fn interleave(self, [a, b, c, d]: [[__m256i; 2]; 4]) -> [[__m256i; 2]; 4] {
+            let mut quads = [a; 4];
+            for half in 0..2 {
+                // SAFETY: `self` proves AVX2.
+                unsafe {
+                    let (a, b, c, d) = (a[half], b[half], c[half], d[half]);
+                    let (ab, cd) = (_mm256_unpacklo_epi8(a, b), _mm256_unpacklo_epi8(c, d));
+                    quads[0][half] = _mm256_unpacklo_epi16(ab, cd);
+                    quads[1][half] = _mm256_unpackhi_epi16(ab, cd);
+                    let (ab, cd) = (_mm256_unpackhi_epi8(a, b), _mm256_unpackhi_epi8(c, d));
+                    quads[2][half] = _mm256_unpacklo_epi16(ab, cd);
+                    quads[3][half] = _mm256_unpackhi_epi16(ab, cd);
+                }
+            }
+            quads
+        }
+
+        #[inline(always)]
         fn prefetch(self, line: *const Quad) {
             // SAFETY: a prefetch reads nothing that the program sees and does not fault, whatever the address.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+        }
+
+        #[inline(always)]
+        fn prefetch_far(self, line: *const Quad) {
+            // SAFETY: a prefetch reads nothing that the program sees and does not fault, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
         }
     };
 }
@@ -110,11 +134,16 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn add(self, sums: [__m256i; 2], quad: [__m256i; 2], x: __m256i) -> [__m256i; 2] {
+        self.add_lanes(sums, quad, [x; 2])
+    }
+
+    #[inline(always)]
+    fn add_lanes(self, sums: [__m256i; 2], quad: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
         // SAFETY: `self` proves AVX2.
         unsafe {
             [
-                _mm256_add_epi16(sums[0], _mm256_maddubs_epi16(quad[0], x)),
-                _mm256_add_epi16(sums[1], _mm256_maddubs_epi16(quad[1], x)),
+                _mm256_add_epi16(sums[0], _mm256_maddubs_epi16(quad[0], x[0])),
+                _mm256_add_epi16(sums[1], _mm256_maddubs_epi16(quad[1], x[1])),
             ]
         }
     }
@@ -150,11 +179,16 @@ impl Isa for AvxVnni {
 
     #[inline(always)]
     fn add(self, sums: [__m256i; 2], quad: [__m256i; 2], x: __m256i) -> [__m256i; 2] {
+        self.add_lanes(sums, quad, [x; 2])
+    }
+
+    #[inline(always)]
+    fn add_lanes(self, sums: [__m256i; 2], quad: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
         // SAFETY: `self` proves AVX-VNNI.
         unsafe {
             [
-                _mm256_dpbusd_avx_epi32(sums[0], quad[0], x),
-                _mm256_dpbusd_avx_epi32(sums[1], quad[1], x),
+                _mm256_dpbusd_avx_epi32(sums[0], quad[0], x[0]),
+                _mm256_dpbusd_avx_epi32(sums[1], quad[1], x[1]),
             ]
         }
     }
@@ -230,6 +264,26 @@ impl Isa for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn add_lanes(self, sums: __m512i, quad: __m512i, x: __m512i) -> __m512i {
+        self.add(sums, quad, x)
+    }
+
+    #[inline(always)]
+    fn interleave(self, [a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+        // SAFETY: `self` proves AVX-512 BW.
+        unsafe {
+            let (ab, cd) = (_mm512_unpacklo_epi8(a, b), _mm512_unpacklo_epi8(c, d));
+            let (low, high) = (_mm512_unpackhi_epi8(a, b), _mm512_unpackhi_epi8(c, d));
+            [
+                _mm512_unpacklo_epi16(ab, cd),
+                _mm512_unpackhi_epi16(ab, cd),
+                _mm512_unpacklo_epi16(low, high),
+                _mm512_unpackhi_epi16(low, high),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn flush(self, sums: __m512i, to: &mut [i32; 16]) {
         // SAFETY: `self` proves AVX-512 F, and `to` is 64 readable and writable bytes.
         unsafe {
@@ -242,5 +296,11 @@ impl Isa for Avx512Vnni {
     fn prefetch(self, line: *const Quad) {
         // SAFETY: a prefetch reads nothing that the program sees and does not fault, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+
+    #[inline(always)]
+    fn prefetch_far(self, line: *const Quad) {
+        // SAFETY: a prefetch reads nothing that the program sees and does not fault, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
 }

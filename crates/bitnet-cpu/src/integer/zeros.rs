@@ -1,0 +1,176 @@
+//! Products that leave out what is known to be zero: some rows of a matrix, or some of its columns.
+#![allow(
+    clippy::needless_range_loop,
+    reason = "counted loops over arrays are what becomes registers"
+)]
+
+use super::isa::Isa;
+
+/// 256 codes: four planes of 64 bytes, as words or as bytes.
+pub(crate) type Line = [u32; 16];
+
+/// Rows that are read side by side.
+const ROWS_AT_ONCE: usize = 4;
+
+/// Rows that are asked for ahead of their use.
+const ROWS_AHEAD: usize = 16;
+
+/// Fours of columns whose sums stay in registers; the next so many are asked for meanwhile.
+const QUADS_AT_ONCE: usize = 6;
+
+/// Outputs of a line of a column.
+pub(crate) const OUTPUTS: usize = 256;
+
+/// Some rows of a matrix, and the activations.
+#[derive(Clone, Copy)]
+pub(crate) struct SomeRows<'a> {
+    /// All rows, in words of 16 columns, line by line.
+    pub(crate) lines: &'a [Line],
+    /// Numbers of the rows.
+    pub(crate) rows: &'a [u32],
+    /// Activations by line of a row, then plane: lane l of plane p has those of columns `16 l + 4 p ..` of the line.
+    pub(crate) x: &'a [[Line; 4]],
+}
+
+/// `out[i] = sum over k of codes[rows[i]][k] * x[k]`.
+///
+/// # Panics
+/// When there are not as many rows as results, or one is not there.
+#[inline(always)]
+pub(super) fn some_rows<I: Isa>(isa: I, job: &SomeRows<'_>, out: &mut [i32]) {
+    assert_eq!(job.rows.len(), out.len(), "rows and results");
+    let width = job.x.len();
+    for &row in job.rows.iter().take(ROWS_AHEAD) {
+        for c in 0..width {
+            isa.prefetch_far(job.lines.as_ptr().wrapping_add(row as usize * width + c));
+        }
+    }
+    for (i, out) in out.chunks_mut(ROWS_AT_ONCE).enumerate() {
+        // In the place of rows past the last stands the last.
+        let (mut rows, mut next) = ([&[][..]; ROWS_AT_ONCE], [std::ptr::null::<Line>(); ROWS_AT_ONCE]);
+        for r in 0..ROWS_AT_ONCE {
+            let at = ROWS_AT_ONCE * i + r;
+            rows[r] = &job.lines[job.rows[at.min(job.rows.len() - 1)] as usize * width..][..width];
+            let ahead = job.rows[(at + ROWS_AHEAD).min(job.rows.len() - 1)] as usize;
+            next[r] = job.lines.as_ptr().wrapping_add(ahead * width);
+        }
+        let products = four_rows(isa, rows, next, job.x);
+        out.copy_from_slice(&products[..out.len()]);
+    }
+}
+
+#[inline(always)]
+fn four_rows<I: Isa>(
+    isa: I,
+    rows: [&[Line]; ROWS_AT_ONCE],
+    next: [*const Line; ROWS_AT_ONCE],
+    x: &[[Line; 4]],
+) -> [i32; ROWS_AT_ONCE] {
+    let mut out = [0; ROWS_AT_ONCE];
+    let run = const { I::RUN / 4 };
+    let mut first = 0;
+    while first < x.len() {
+        let end = x.len().min(first.saturating_add(run));
+        let mut sums = [isa.zero(); ROWS_AT_ONCE];
+        for c in first..end {
+            for r in 0..ROWS_AT_ONCE {
+                isa.prefetch_far(next[r].wrapping_add(c));
+                let mut words = isa.load(&rows[r][c]);
+                for p in 0..4 {
+                    sums[r] = isa.add_lanes(sums[r], isa.plane(words), isa.load(&x[c][p]));
+                    words = isa.next(words);
+                }
+            }
+        }
+        for r in 0..ROWS_AT_ONCE {
+            let mut lanes = [0; 16];
+            isa.flush(sums[r], &mut lanes);
+            out[r] += lanes.iter().sum::<i32>();
+        }
+        first = end;
+    }
+    out
+}
+
+/// Some columns of a matrix, four at a time, and their activations.
+#[derive(Clone, Copy)]
+pub(crate) struct SomeColumns<'a> {
+    /// All columns, line by line of [`OUTPUTS`] outputs: the code of output o of a line is at bits `2 p` of byte
+    /// `16 (l / 4) + 4 v + l % 4`, where `o = 64 v + 16 p + l`.
+    pub(crate) lines: &'a [Line],
+    /// Lines of a column.
+    pub(crate) width: usize,
+    /// Numbers of the columns.
+    pub(crate) quads: &'a [[u32; 4]],
+    /// What they are multiplied with.
+    pub(crate) x: &'a [[i8; 4]],
+}
+
+/// `sums[o] += sum over the columns j of codes[o][j] * x[j]`, 16 outputs after 16.
+///
+/// # Panics
+/// When there are not as many activations as columns, not as many sums as outputs, or a column is not there.
+#[inline(always)]
+pub(super) fn some_columns<I: Isa>(isa: I, job: &SomeColumns<'_>, sums: &mut [[i32; 16]]) {
+    const { assert!(QUADS_AT_ONCE <= I::RUN) };
+    assert!(
+        job.x.len() == job.quads.len() && sums.len() == 16 * job.width,
+        "columns and outputs"
+    );
+    for &column in job.quads.iter().take(QUADS_AT_ONCE).flatten() {
+        for b in 0..job.width {
+            isa.prefetch_far(job.lines.as_ptr().wrapping_add(column as usize * job.width + b));
+        }
+    }
+    for (i, x) in job.x.chunks(QUADS_AT_ONCE).enumerate() {
+        let (quads, next) = job.quads[QUADS_AT_ONCE * i..].split_at(x.len());
+        for (b, sums) in sums.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            if const { I::BLOCK.0 * I::BLOCK.1 >= 16 } {
+                in_line::<I, 4>(isa, job, (quads, x, next), b, 0, sums);
+            } else {
+                for v in 0..4 {
+                    let next = if v == 0 { next } else { &[] };
+                    in_line::<I, 1>(isa, job, (quads, x, next), b, v, sums);
+                }
+            }
+        }
+    }
+}
+
+/// Line `b` of some columns, `V` times 64 outputs from `64 v` on, while columns that come next are asked for.
+#[inline(always)]
+fn in_line<I: Isa, const V: usize>(
+    isa: I,
+    job: &SomeColumns<'_>,
+    (quads, x, next): (&[[u32; 4]], &[[i8; 4]], &[[u32; 4]]),
+    b: usize,
+    v: usize,
+    out: &mut [[i32; 16]; 16],
+) {
+    let mut sums = [[isa.zero(); 4]; V];
+    for (i, (quad, &x)) in quads.iter().zip(x).enumerate() {
+        let mut lines = [isa.load(&job.lines[quad[0] as usize * job.width + b]); 4];
+        for j in 1..4 {
+            lines[j] = isa.load(&job.lines[quad[j] as usize * job.width + b]);
+        }
+        if let Some(next) = next.get(i) {
+            for &column in next {
+                isa.prefetch_far(job.lines.as_ptr().wrapping_add(column as usize * job.width + b));
+            }
+        }
+        let quads = isa.interleave(lines);
+        let x = isa.four(x);
+        for i in 0..V {
+            let mut words = quads[v + i];
+            for p in 0..4 {
+                sums[i][p] = isa.add(sums[i][p], isa.plane(words), x);
+                words = isa.next(words);
+            }
+        }
+    }
+    for i in 0..V {
+        for p in 0..4 {
+            isa.flush(sums[i][p], &mut out[4 * (v + i) + p]);
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! The zeros of squared ReLU, left out exactly. Where a gate is not positive its output is zero whatever it gates, so that row need
+//! not be multiplied; where an activation is zero, the column of weights that it meets need not be read. For one token at a
+//! time: the rows, and the columns, lie one by one in memory, beside the tiles that products of more tokens read.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bitnet_layout::Activation;
+use bitnet_layout::row_tiles::{Group, ROWS};
+use bitnet_layout::words::{self, CODES_PER_WORD};
+
+use crate::activations::{self, Activations, Precision};
+use crate::cpu::{Cpu, claim_bytes};
+use crate::error::check_size;
+use crate::float::{Finish, Sums, Write};
+use crate::integer::{Line, OUTPUTS, SomeColumns, SomeRows, Stream, TILES};
+use crate::matmul::{Output, Target};
+use crate::matrix::TernaryMatrix;
+use crate::memory::{Buffer, Pages};
+use crate::pool::Shards;
+use crate::{Error, Result};
+
+/// Codes of a line.
+const CODES: usize = 16 * size_of::<Line>() / 4;
+
+/// Columns whose activations a thread looks through at a time.
+const SPAN: usize = 512;
+
+/// Rows of a ternary matrix, one after the other.
+#[derive(Debug)]
+pub struct TernaryRows {
+    n: usize,
+    k: usize,
+    /// Lines of a row.
+    width: usize,
+    lines: Buffer<Line>,
+}
+
+impl TernaryRows {
+    /// Takes `n` rows of `k` columns in the canonical layout of [`bitnet_layout::words`].
+    ///
+    /// # Errors
+    /// When the sizes do not fit each other, or memory cannot be had.
+    pub fn new(n: usize, k: usize, words: &[u32]) -> Result<Self> {
+        let (per_row, width) = check(n, k, words)?;
+        let mut lines = lines(n, width)?;
+        if per_row > 0 {
+            for (row, lines) in words.chunks_exact(per_row).zip(lines.chunks_exact_mut(width)) {
+                lines.as_flattened_mut()[..per_row].copy_from_slice(row);
+            }
+        }
+        Ok(Self { n, k, width, lines })
+    }
+
+    /// What `n` rows of `k` columns take.
+    #[must_use]
+    pub fn bytes_of(n: usize, k: usize) -> u64 {
+        (n * k.div_ceil(CODES) * size_of::<Line>()) as u64
+    }
+
+    /// Size in memory.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.lines.bytes()
+    }
+
+    fn rows(&self, first: usize, n: usize) -> &[Line] {
+        &self.lines[first * self.width..][..n * self.width]
+    }
+}
+
+/// Columns of a ternary matrix, one after the other.
+#[derive(Debug)]
+pub struct TernaryColumns {
+    n: usize,
+    k: usize,
+    /// Lines of a column.
+    width: usize,
+    /// As [`SomeColumns::lines`].
+    lines: Buffer<Line>,
+}
+
+impl TernaryColumns {
+    /// Takes `n` rows of `k` columns in the canonical layout of [`bitnet_layout::words`].
+    ///
+    /// # Errors
+    /// When the sizes do not fit each other, or memory cannot be had.
+    pub fn new(cpu: &Cpu, n: usize, k: usize, words: &[u32]) -> Result<Self> {
+        let (per_row, _) = check(n, k, words)?;
+        let width = n.div_ceil(OUTPUTS);
+        let mut lines = lines(k, width)?;
+        // The columns of a word, one word of every row.
+        let shared = Shards::new(&mut lines);
+        cpu.pool.run(per_row, &|c, _| {
+            // SAFETY: each word of a row has columns of its own.
+            let columns = unsafe { shared.get(c * CODES_PER_WORD * width, CODES_PER_WORD * width) };
+            let word = |row: usize| if row < n { words[row * per_row + c] } else { 0 };
+            for (b, v, l) in (0..width).flat_map(|b| (0..64).map(move |i| (b, i / 16, i % 16))) {
+                let planes: [u32; 4] = std::array::from_fn(|p| word(OUTPUTS * b + 64 * v + 16 * p + l));
+                let at = 16 * (l / 4) + 4 * v + l % 4;
+                for four in 0..4 {
+                    let codes = |p: usize| (planes[p] >> (2 * four)) & 0x0303_0303;
+                    let bytes = codes(0) | codes(1) << 2 | codes(2) << 4 | codes(3) << 6;
+                    for (e, byte) in bytes.to_le_bytes().into_iter().enumerate() {
+                        columns[(4 * four + e) * width + b][at / 4] |= u32::from(byte) << (8 * (at % 4));
+                    }
+                }
+            }
+        });
+        Ok(Self { n, k, width, lines })
+    }
+
+    /// What `n` rows of `k` columns take.
+    #[must_use]
+    pub fn bytes_of(n: usize, k: usize) -> u64 {
+        (k * n.div_ceil(OUTPUTS) * size_of::<Line>()) as u64
+    }
+
+    /// Size in memory.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.lines.bytes()
+    }
+}
+
+/// Words and lines of a row.
+fn check(n: usize, k: usize, words: &[u32]) -> Result<(usize, usize)> {
+    check_size("columns past a multiple of 16", k % CODES_PER_WORD, 0)?;
+    let shape = words::Shape::new(n.max(1), k.max(CODES_PER_WORD));
+    let (what, bytes) = ("a weight matrix", usize::MAX);
+    shape.map_err(|_| Error::Memory { what, bytes })?;
+    check_size("words of a weight matrix", words.len(), n * (k / CODES_PER_WORD))?;
+    Ok((k / CODES_PER_WORD, k.div_ceil(CODES)))
+}
+
+fn lines(n: usize, width: usize) -> Result<Buffer<Line>> {
+    let (what, bytes) = ("a weight matrix", usize::MAX);
+    let len = n.checked_mul(width).ok_or(Error::Memory { what, bytes })?;
+    Buffer::zeroed(what, len, Pages::Huge)
+}
+
+impl Cpu {
+    /// As [`Cpu::matmul_gated`] with squared ReLU, for one row of activations of 8 bits; `up` has the second half of the rows of
+    /// `w`, and only those are multiplied whose gate is positive.
+    ///
+    /// # Panics
+    /// As [`Cpu::matmul_gated`]; when there is not one row of activations of 8 bits, or `up` is not of that shape.
+    pub fn matmul_gated_some(
+        &self,
+        w: &TernaryMatrix,
+        up: &TernaryRows,
+        a: &mut Activations,
+        out: &mut [f32],
+    ) {
+        let n = w.n() / 2;
+        assert!(w.n() == 2 * n && n.is_multiple_of(ROWS), "{} rows", w.n());
+        assert!(
+            (up.n, up.k) == (n, w.k()) && a.k == w.k(),
+            "rows and columns that are gated"
+        );
+        assert!(a.n_tokens == 1 && a.precision == Precision::Int8);
+        assert_eq!(out.len(), n, "size of the output");
+        let x = &a.q[..activations::steps(a.k)].as_flattened()[..a.k];
+        a.zeros.spread(x, up.width);
+        let (x, lines) = (x.as_chunks().0, &a.zeros.x[..]);
+        let n_tiles = n / ROWS;
+        let n_units = n_tiles.div_ceil(TILES);
+        let unit_bytes = TILES * ROWS * w.k() / 4;
+        let units_at_once = (claim_bytes(n_units * unit_bytes, self.n_threads()) / unit_bytes).max(1);
+        let tiles = |unit: usize| -> [&[Group]; TILES] {
+            let first = unit.min(n_units - 1) * TILES;
+            std::array::from_fn(|i| w.tile((first + i).min(n_tiles - 1)).0)
+        };
+        // No sum of products is larger, not even of codes.
+        let most = (2 * 128 * a.k) as f32 * a.inverse[0];
+        let n_rows = AtomicU64::new(0);
+        let out = Shards::new(out);
+        self.pool.run(n_units.div_ceil(units_at_once), &|chunk, _| {
+            let first = chunk * units_at_once;
+            for unit in first..n_units.min(first + units_at_once) {
+                let columns = unit * TILES..n_tiles.min((unit + 1) * TILES);
+                let mut sums = [[0; ROWS]; 2 * TILES];
+                let mut of_gates = [[0; ROWS]; TILES];
+                let (tiles, next) = (tiles(unit), tiles(unit + 1));
+                (self.integer.dot)(&Stream { tiles, next, x }, &mut of_gates);
+                sums[..columns.len()].copy_from_slice(&of_gates[..columns.len()]);
+                let job = Sums {
+                    sums: &of_gates,
+                    stride: 1,
+                    sum: &a.sum,
+                    inverse: &a.inverse,
+                    scales: &w.scales()[columns.clone()],
+                    gated: &w.scales()[n_tiles..][columns.clone()],
+                    finish: Finish::Write(Write::Replace),
+                };
+                let mut gates = [0.0; TILES * ROWS];
+                let gates = &mut gates[..columns.len() * ROWS];
+                (self.float.finish)(&job, &mut [&mut *gates]);
+                // Zero times what is not finite would not be zero.
+                let is_safe = job
+                    .gated
+                    .as_flattened()
+                    .iter()
+                    .all(|scale| (scale * most).is_finite());
+                let (mut rows, mut n) = ([0; TILES * ROWS], 0);
+                for (row, gate) in (0..).zip(gates.iter()) {
+                    rows[n] = row;
+                    // A gate that is no number counts too.
+                    n += usize::from(!is_safe || !matches!(gate.partial_cmp(&0.0), Some(c) if c.is_le()));
+                }
+                let n_gates = columns.len() * ROWS;
+                n_rows.fetch_add(n as u64, Ordering::Relaxed);
+                let some = SomeRows {
+                    lines: up.rows(unit * TILES * ROWS, n_gates),
+                    rows: &rows[..n],
+                    x: lines,
+                };
+                let mut products = [0; TILES * ROWS];
+                (self.integer.some_rows)(&some, &mut products[..n]);
+                for (&row, product) in rows[..n].iter().zip(products) {
+                    sums.as_flattened_mut()[n_gates + row as usize] = product;
+                }
+                let job = Sums {
+                    sums: &sums,
+                    finish: Finish::Gate(Activation::Relu2),
+                    ..job
+                };
+                // SAFETY: each tile is in one chunk.
+                let out = unsafe { out.get(columns.start * ROWS, n_gates) };
+                (self.float.finish)(&job, &mut [out]);
+            }
+        });
+        a.zeros.counts.rows += n_rows.into_inner();
+        a.zeros.counts.of_rows += n as u64;
+    }
+
+    /// As [`Cpu::matmul`], for one row of activations of 8 bits: `columns` has those of `w`, and those of zeros are not read.
+    ///
+    /// # Panics
+    /// As [`Cpu::matmul`]; when there is not one row of activations of 8 bits, or `columns` is not of the shape of `w`.
+    pub fn matmul_some(
+        &self,
+        w: &TernaryMatrix,
+        columns: &TernaryColumns,
+        a: &mut Activations,
+        output: Output<'_>,
+    ) {
+        assert!(
+            (columns.n, columns.k) == (w.n(), w.k()) && a.k == w.k(),
+            "shape of the columns"
+        );
+        assert!(a.n_tokens == 1 && a.precision == Precision::Int8);
+        let target = Target::new(w.n(), output);
+        let n_threads = self.n_threads();
+        let per_thread = columns.width * OUTPUTS / ROWS;
+        let room = &mut a.zeros;
+        if room.is_dirty || room.sums.len() != n_threads * per_thread {
+            room.sums.clear();
+            room.sums.resize(n_threads * per_thread, [0; ROWS]);
+        }
+        room.is_dirty = true;
+        let q = &a.q[..activations::steps(a.k)].as_flattened()[..a.k];
+        let span = a.k.div_ceil(4 * n_threads).clamp(64, SPAN);
+        let n_columns = AtomicU64::new(0);
+        let sums = Shards::new(&mut room.sums);
+        self.pool.run(a.k.div_ceil(span), &|chunk, thread| {
+            let first = chunk * span;
+            let (mut ids, mut values, mut n) = ([0_u32; SPAN + 4], [0_i8; SPAN + 4], 0);
+            for (i, &value) in q[first..a.k.min(first + span)].iter().enumerate() {
+                (ids[n], values[n]) = ((first + i) as u32, value);
+                n += usize::from(value != 0);
+            }
+            n_columns.fetch_add(n as u64, Ordering::Relaxed);
+            // Up to a whole number of fours, zeros times some column.
+            ids[n..n + 4].fill(first as u32);
+            values[n..n + 4].fill(0);
+            let n = n.next_multiple_of(4);
+            let (quads, x) = (ids[..n].as_chunks().0, values[..n].as_chunks().0);
+            // SAFETY: `thread` differs between calls that run at one time.
+            let sums = unsafe { sums.get(thread * per_thread, per_thread) };
+            let some = SomeColumns {
+                lines: &columns.lines,
+                width: columns.width,
+                quads,
+                x,
+            };
+            (self.integer.some_columns)(&some, sums);
+        });
+        let n_tiles = w.n().div_ceil(ROWS);
+        let at_once = n_tiles.div_ceil(n_threads).max(TILES);
+        self.pool.run(n_tiles.div_ceil(at_once), &|chunk, _| {
+            let tiles = chunk * at_once..n_tiles.min((chunk + 1) * at_once);
+            let mut all = [[0; ROWS]; TILES];
+            for first in tiles.clone().step_by(TILES) {
+                let part = first..tiles.end.min(first + TILES);
+                all.fill([0; ROWS]);
+                for thread in 0..n_threads {
+                    // SAFETY: each tile is in one chunk.
+                    let sums = unsafe { sums.get(thread * per_thread + part.start, part.len()) };
+                    for (all, sums) in all.as_flattened_mut().iter_mut().zip(sums.as_flattened_mut()) {
+                        *all += std::mem::take(sums);
+                    }
+                }
+                let job = Sums {
+                    sums: &all,
+                    stride: 1,
+                    sum: &a.sum,
+                    inverse: &a.inverse,
+                    scales: &w.scales()[part.clone()],
+                    gated: &[],
+                    finish: target.finish,
+                };
+                // SAFETY: as above.
+                let out = unsafe { target.get(part.start, part.len(), 0) };
+                (self.float.finish)(&job, &mut [out]);
+            }
+        });
+        let room = &mut a.zeros;
+        room.is_dirty = false;
+        room.counts.columns += n_columns.into_inner();
+        room.counts.of_columns += a.k as u64;
+    }
+}

@@ -1,0 +1,139 @@
+//! Products without zeros against the whole products: on every path, bit by bit.
+
+use bitnet_layout::random::Random;
+
+use super::*;
+use crate::Simd;
+
+/// Words of an (n, k) matrix of random ternary values.
+fn matrix(random: &mut Random, n: usize, k: usize) -> Vec<u32> {
+    let t: Vec<i8> = (0..n * k).map(|_| (random.word() % 3) as i8 - 1).collect();
+    let mut packed = vec![0; n * k / CODES_PER_WORD];
+    for (t, row) in t.chunks_exact(k).zip(packed.chunks_exact_mut(k / CODES_PER_WORD)) {
+        words::pack_row(t, row);
+    }
+    packed
+}
+
+/// A row of activations, of which one in `one_in` is not zero; 0 for none.
+fn activations(random: &mut Random, k: usize, one_in: u32) -> Vec<f32> {
+    let mut value = || match one_in > 0 && random.word().is_multiple_of(one_in) {
+        true => (random.word() >> 8) as f32 / 8_388_608.0 - 1.0,
+        false => 0.0,
+    };
+    (0..k).map(|_| value()).collect()
+}
+
+/// What `f` gives for `x` as activations, by every path, with one thread and several.
+fn each(x: &[f32], f: impl Fn(&Cpu, &mut Activations, &str)) {
+    for simd in Simd::available() {
+        for threads in [1, 3] {
+            let cpu = Cpu::new(Some(simd), Some(threads)).unwrap();
+            let mut a = Activations::new(Precision::Int8, threads, 1, x.len()).unwrap();
+            cpu.prepare(x, x.len(), &[], &mut a);
+            f(
+                &cpu,
+                &mut a,
+                &format!("{simd}, {threads} threads, {} columns", x.len()),
+            );
+        }
+    }
+}
+
+fn bits(y: &[f32]) -> Vec<u32> {
+    y.iter().map(|y| y.to_bits()).collect()
+}
+
+#[test]
+fn columns_of_zeros_change_nothing() {
+    let mut random = Random::new(8);
+    for (n, k) in [(1, 16), (40, 80), (256, 272), (272, 1040), (700, 96)] {
+        let packed = matrix(&mut random, n, k);
+        let w = TernaryMatrix::new(n, k, &packed, &[(n, 0.7)]).unwrap();
+        for one_in in [0, 1, 2, 9, 200] {
+            let x = activations(&mut random, k, one_in);
+            let start = activations(&mut random, n, 1);
+            each(&x, |cpu, a, about| {
+                let columns = TernaryColumns::new(cpu, n, k, &packed).unwrap();
+                assert_eq!(columns.bytes(), TernaryColumns::bytes_of(n, k));
+                for write in [Write::Replace, Write::Add] {
+                    let output = |data| Output {
+                        data,
+                        stride: n,
+                        first: 0,
+                        write,
+                    };
+                    let (mut whole, mut some) = (start.clone(), start.clone());
+                    cpu.matmul(&w, a, output(&mut whole));
+                    cpu.matmul_some(&w, &columns, a, output(&mut some));
+                    assert_eq!(bits(&some), bits(&whole), "{about}, {n} rows, one in {one_in}");
+                }
+                let read = x.iter().filter(|&&x| x != 0.0).count() as u64;
+                let counts = a.zeros();
+                assert_eq!(counts.of_columns, 2 * k as u64);
+                // Small numbers are rounded to zero.
+                assert!(
+                    counts.columns <= 2 * read && counts.columns >= read,
+                    "{counts:?} {read}"
+                );
+            });
+        }
+    }
+}
+
+#[test]
+fn rows_with_gates_of_zero_change_nothing() {
+    let mut random = Random::new(9);
+    for (n, k) in [(16, 16), (64, 80), (80, 256), (208, 528), (48, 2560)] {
+        let packed = matrix(&mut random, 2 * n, k);
+        let (gates, ups) = packed.split_at(n * k / CODES_PER_WORD);
+        let x = activations(&mut random, k, 1);
+        // Gates as they come, none and all that are above zero, and products that are no numbers.
+        let ones = vec![0xaaaa_aaaa; gates.len()];
+        let cases = [
+            (gates, (0.5, 0.25)),
+            (gates, (-0.5, 0.25)),
+            (&ones[..], (1.0, -1.0)),
+            (&ones[..], (-1.0, 1.0)),
+            (gates, (0.5, f32::MAX)),
+            (gates, (f32::NAN, 1.0)),
+        ];
+        for (gates, (of_gates, of_ups)) in cases {
+            let packed = [gates, ups].concat();
+            let w = TernaryMatrix::new(2 * n, k, &packed, &[(n, of_gates), (n, of_ups)]).unwrap();
+            let up = TernaryRows::new(n, k, ups).unwrap();
+            assert_eq!(up.bytes(), TernaryRows::bytes_of(n, k));
+            for x in [x.clone(), x.iter().map(|x| 300.0 * x.abs()).collect()] {
+                each(&x, |cpu, a, about| {
+                    let (mut whole, mut some) = (vec![0.0; n], vec![f32::NAN; n]);
+                    cpu.matmul_gated(&w, a, Activation::Relu2, &mut whole);
+                    cpu.matmul_gated_some(&w, &up, a, &mut some);
+                    assert_eq!(
+                        bits(&some),
+                        bits(&whole),
+                        "{about}, {n} rows, {of_gates} {of_ups}"
+                    );
+                    let counts = a.zeros();
+                    let zero = whole.iter().filter(|&&y| y == 0.0).count() as u64;
+                    assert!(counts.of_rows == n as u64 && counts.rows <= n as u64);
+                    if of_ups.abs() <= 1.0 {
+                        assert!(
+                            n as u64 - counts.rows <= zero,
+                            "{about}: {counts:?}, {zero} zeros"
+                        );
+                    }
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_errors() {
+    let cpu = Cpu::new(None, Some(1)).unwrap();
+    for (n, k, len) in [(2, 24, 3), (2, 32, 3), (2, 32, 5), (usize::MAX / 2, 32, 4)] {
+        let words = vec![0; len];
+        assert!(TernaryRows::new(n, k, &words).is_err(), "{n} x {k}");
+        assert!(TernaryColumns::new(&cpu, n, k, &words).is_err(), "{n} x {k}");
+    }
+}

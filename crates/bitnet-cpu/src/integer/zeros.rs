@@ -124,17 +124,27 @@ pub(super) fn some_columns<I: Isa>(isa: I, job: &SomeColumns<'_>, sums: &mut [[i
     }
     for (i, x) in job.x.chunks(QUADS_AT_ONCE).enumerate() {
         let (quads, next) = job.quads[QUADS_AT_ONCE * i..].split_at(x.len());
+        let part = Part { quads, x, next };
         for (b, sums) in sums.as_chunks_mut::<16>().0.iter_mut().enumerate() {
             if const { I::BLOCK.0 * I::BLOCK.1 >= 16 } {
-                in_line::<I, 4>(isa, job, (quads, x, next), b, 0, sums);
+                in_line::<I, 4>(isa, job, part, b, 0, sums);
             } else {
                 for v in 0..4 {
                     let next = if v == 0 { next } else { &[] };
-                    in_line::<I, 1>(isa, job, (quads, x, next), b, v, sums);
+                    in_line::<I, 1>(isa, job, Part { next, ..part }, b, v, sums);
                 }
             }
         }
     }
+}
+
+/// Columns whose sums stay in registers.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    quads: &'a [[u32; 4]],
+    x: &'a [[i8; 4]],
+    /// Those that come next.
+    next: &'a [[u32; 4]],
 }
 
 /// Line `b` of some columns, `V` times 64 outputs from `64 v` on, while columns that come next are asked for.
@@ -142,18 +152,18 @@ pub(super) fn some_columns<I: Isa>(isa: I, job: &SomeColumns<'_>, sums: &mut [[i
 fn in_line<I: Isa, const V: usize>(
     isa: I,
     job: &SomeColumns<'_>,
-    (quads, x, next): (&[[u32; 4]], &[[i8; 4]], &[[u32; 4]]),
+    part: Part<'_>,
     b: usize,
     v: usize,
     out: &mut [[i32; 16]; 16],
 ) {
     let mut sums = [[isa.zero(); 4]; V];
-    for (i, (quad, &x)) in quads.iter().zip(x).enumerate() {
+    for (i, (quad, &x)) in part.quads.iter().zip(part.x).enumerate() {
         let mut lines = [isa.load(&job.lines[quad[0] as usize * job.width + b]); 4];
         for j in 1..4 {
             lines[j] = isa.load(&job.lines[quad[j] as usize * job.width + b]);
         }
-        if let Some(next) = next.get(i) {
+        if let Some(next) = part.next.get(i) {
             for &column in next {
                 isa.prefetch_far(job.lines.as_ptr().wrapping_add(column as usize * job.width + b));
             }

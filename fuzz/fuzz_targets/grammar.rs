@@ -65,7 +65,7 @@ fuzz_target!(|data: &[u8]| {
         let allowed: Vec<usize> = (0..VOCAB).filter(is_allowed).collect();
         assert!(!allowed.is_empty(), "a mask allows something or fails");
         let id = allowed[at % allowed.len()];
-        at = at * 31 + 7;
+        at = at.wrapping_mul(31).wrapping_add(7);
         // Ahead and back, and on.
         if mask.accept(id as u32).is_err() {
             return;

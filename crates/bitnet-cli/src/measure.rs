@@ -1,6 +1,6 @@
 //! What the commands that look at logits share: token ids, and a back end that holds them.
 
-use bitnet_model::{Backend, Checkpoint, Config, Device, KvType, LmHead, Tokenizer, WeightSource};
+use bitnet_model::{Backend, Checkpoint, Config, Device, KvType, LmHead, SkipZeros, Tokenizer, WeightSource};
 
 use crate::args::{self, DeviceArgs, ModelArgs, PromptArgs};
 use crate::model;
@@ -80,6 +80,10 @@ impl MeasureArgs {
         if options.lm_head == LmHead::Auto {
             // All logits are looked at: what finds the best ones would be made for nothing.
             options.lm_head = LmHead::Stored;
+        }
+        if options.skip_zeros == SkipZeros::Auto {
+            // Many tokens are computed at once, and only one alone leaves zeros out.
+            options.skip_zeros = SkipZeros::Off;
         }
         Ok(Subject {
             backend: model::open(&checkpoint, &options)?,

@@ -36,11 +36,9 @@ pub struct Activations {
     pub(crate) k: usize,
     /// Int8: scratch, a row for each thread. F32: the rows.
     pub(crate) x: Buffer<f32>,
-    /// The rows of 8-bit values, padded with zeros to whole [`Columns`]: one after the other, or packed for
-    /// [`crate::gemm`].
+    /// The rows of 8-bit values, padded with zeros to whole [`Columns`]: one as it is, several packed in pieces, as
+    /// [`crate::integer::Few`] and [`crate::gemm`] read them.
     pub(crate) q: Buffer<Columns>,
-    /// Whether they are packed.
-    pub(crate) packed: bool,
     /// A row of 8-bit values for each thread.
     pub(crate) row: Buffer<Columns>,
     /// By row, what an 8-bit unit is worth.
@@ -55,32 +53,6 @@ pub struct Activations {
 
 /// 8-bit values of as many columns as a kernel takes in one step.
 pub(crate) type Columns = [i8; COLUMN_STEP];
-
-impl ZeroCounts {
-    /// Those since `earlier` ones.
-    #[must_use]
-    pub fn since(self, earlier: Self) -> Self {
-        Self {
-            rows: self.rows - earlier.rows,
-            of_rows: self.of_rows - earlier.of_rows,
-            columns: self.columns - earlier.columns,
-            of_columns: self.of_columns - earlier.of_columns,
-        }
-    }
-
-    /// The share of the rows, and of the columns, that was left out; none where nothing could be.
-    #[must_use]
-    pub fn shares(self) -> Option<(f64, f64)> {
-        let share = |n: u64, of: u64| 1.0 - n as f64 / of as f64;
-        let counted = self.of_rows > 0 && self.of_columns > 0;
-        counted.then(|| {
-            (
-                share(self.rows, self.of_rows),
-                share(self.columns, self.of_columns),
-            )
-        })
-    }
-}
 
 impl Activations {
     /// Room for `max_tokens` rows of `max_k` columns, to be filled by `n_threads` threads. Columns are filled up to whole words of
@@ -111,7 +83,6 @@ impl Activations {
             k: 0,
             x: Buffer::zeroed(what, size(x_rows, max_k)?, Pages::Lazy)?,
             q: Buffer::zeroed(what, size(padded, steps(max_k))?, Pages::Huge)?,
-            packed: false,
             row: Buffer::zeroed(what, size(n_threads, steps(max_k))?, Pages::Lazy)?,
             inverse: vec![0.0; q_rows],
             sum: vec![0; q_rows],
@@ -149,6 +120,32 @@ pub struct ZeroCounts {
     pub columns: u64,
     /// Columns that there were.
     pub of_columns: u64,
+}
+
+impl ZeroCounts {
+    /// Those since `earlier` ones.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            rows: self.rows - earlier.rows,
+            of_rows: self.of_rows - earlier.of_rows,
+            columns: self.columns - earlier.columns,
+            of_columns: self.of_columns - earlier.of_columns,
+        }
+    }
+
+    /// The share of the rows, and of the columns, that was left out; none where nothing could be.
+    #[must_use]
+    pub fn shares(self) -> Option<(f64, f64)> {
+        let share = |n: u64, of: u64| 1.0 - n as f64 / of as f64;
+        let counted = self.of_rows > 0 && self.of_columns > 0;
+        counted.then(|| {
+            (
+                share(self.rows, self.of_rows),
+                share(self.columns, self.of_columns),
+            )
+        })
+    }
 }
 
 /// What products without zeros write, grown as it is needed; and how they went.

@@ -128,9 +128,9 @@ impl Cpu {
         );
         let width = k.next_multiple_of(CODES_PER_WORD);
         (a.n_tokens, a.k) = (n_tokens, width);
-        a.packed = a.precision == Precision::Int8 && n_tokens > 1;
         let (n_steps, max_steps) = (activations::steps(k), activations::steps(a.max_k));
-        let (precision, packed, max_k) = (a.precision, a.packed, a.max_k);
+        let (precision, max_k) = (a.precision, a.max_k);
+        let packed = precision == Precision::Int8 && n_tokens > 1;
         let (rows, q) = (Shards::new(&mut a.x), Shards::new(&mut a.q));
         let (inverse, sum) = (Shards::new(&mut a.inverse), Shards::new(&mut a.sum));
         let row = Shards::new(&mut a.row);

@@ -93,14 +93,15 @@ pub(crate) fn weight_bytes(c: &Config, head: LmHead) -> u64 {
     (linear / 4 + copies * table) as u64 + beside
 }
 
+/// Less than this stays in caches, where reading a part of it is no faster than reading all.
+const CACHED: usize = 64 << 20;
+
 /// The head of [`LmHead::Auto`], where the device has `free` bytes before the weights are there.
 pub(crate) fn head_of(c: &Config, asked: LmHead, free: Option<u64>) -> LmHead {
-    /// Of bf16. Smaller ones stay in caches, where a head is no slower than others.
-    const LEAST: usize = 64 << 20;
     if asked != LmHead::Auto {
         return asked;
     }
-    let is_large = 2 * c.vocab * c.d_model >= LEAST && c.d_model <= ScreenMatrix::MAX_COLUMNS;
+    let is_large = 2 * c.vocab * c.d_model >= CACHED && c.d_model <= ScreenMatrix::MAX_COLUMNS;
     let is_dense = c.has_head && !c.ternary_head;
     let copy = ScreenMatrix::bytes_of(c.vocab, c.d_model);
     let has_room = free.is_none_or(|free| copy <= free.saturating_sub(weight_bytes(c, LmHead::Stored)) / 4);
@@ -114,14 +115,13 @@ pub(crate) fn head_of(c: &Config, asked: LmHead, free: Option<u64>) -> LmHead {
 /// What the copies take with which zeros are left out, and 0 where they are not: where that is not asked for, the model has no such
 /// zeros, or [`SkipZeros::Auto`] finds that it would not pay with `free` bytes left beside the weights.
 pub(crate) fn zeros_bytes(c: &Config, asked: SkipZeros, free: Option<u64>) -> u64 {
-    /// Smaller ones stay in caches, where reading all is no slower.
-    const LEAST: u64 = 64 << 20;
     let k = |k: usize| k.next_multiple_of(CODES_PER_WORD);
     let layer =
         TernaryRows::bytes_of(c.d_ffn, k(c.d_model)) + TernaryColumns::bytes_of(c.d_model, k(c.d_ffn));
     let bytes = c.n_layers as u64 * layer;
-    let has_zeros = c.activation == Activation::Relu2 && c.act_quant == ActQuant::Int8;
-    let pays = bytes >= LEAST && free.is_none_or(|free| bytes <= free / 4);
+    // A model without a head decodes nothing.
+    let has_zeros = c.has_head && c.activation == Activation::Relu2 && c.act_quant == ActQuant::Int8;
+    let pays = bytes >= CACHED as u64 && free.is_none_or(|free| bytes <= free / 4);
     match asked {
         SkipZeros::On if has_zeros => bytes,
         SkipZeros::Auto if has_zeros && pays => bytes,

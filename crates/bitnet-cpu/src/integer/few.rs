@@ -55,14 +55,14 @@ pub(super) fn few<I: Isa>(isa: I, job: &Few<'_>, out: &mut [[i32; 16]]) {
         assert_eq!(tile.len(), n_groups, "groups of a tile");
     }
     out.fill([0; 16]);
-    let held = const { I::BLOCK.0 * I::BLOCK.1 };
+    let held = I::HELD;
     let n_passes = n.div_ceil(held.min(MOST));
     let width = held / n.div_ceil(n_passes);
     for pass in 0..n_passes {
         let rows = n * pass / n_passes..n * (pass + 1) / n_passes;
         match width {
-            4.. if const { I::BLOCK.0 * I::BLOCK.1 >= 4 } => in_tiles::<I, 4>(isa, job, rows, out),
-            2.. if const { I::BLOCK.0 * I::BLOCK.1 >= 2 } => in_tiles::<I, 2>(isa, job, rows, out),
+            4.. if const { I::HELD >= 4 } => in_tiles::<I, 4>(isa, job, rows, out),
+            2.. if const { I::HELD >= 2 } => in_tiles::<I, 2>(isa, job, rows, out),
             _ => in_tiles::<I, 1>(isa, job, rows, out),
         }
     }
@@ -75,13 +75,13 @@ fn in_tiles<I: Isa, const W: usize>(isa: I, job: &Few<'_>, rows: Range<usize>, o
     for tile in (0..TILES).step_by(W) {
         match n {
             1 => in_rows::<I, 1, W>(isa, job, tile, first, out),
-            2 if const { I::BLOCK.0 * I::BLOCK.1 >= 2 * W } => in_rows::<I, 2, W>(isa, job, tile, first, out),
-            3 if const { I::BLOCK.0 * I::BLOCK.1 >= 3 * W } => in_rows::<I, 3, W>(isa, job, tile, first, out),
-            4 if const { I::BLOCK.0 * I::BLOCK.1 >= 4 * W } => in_rows::<I, 4, W>(isa, job, tile, first, out),
-            5 if const { I::BLOCK.0 * I::BLOCK.1 >= 5 * W } => in_rows::<I, 5, W>(isa, job, tile, first, out),
-            6 if const { I::BLOCK.0 * I::BLOCK.1 >= 6 * W } => in_rows::<I, 6, W>(isa, job, tile, first, out),
-            7 if const { I::BLOCK.0 * I::BLOCK.1 >= 7 * W } => in_rows::<I, 7, W>(isa, job, tile, first, out),
-            8 if const { I::BLOCK.0 * I::BLOCK.1 >= 8 * W } => in_rows::<I, 8, W>(isa, job, tile, first, out),
+            2 if const { I::HELD >= 2 * W } => in_rows::<I, 2, W>(isa, job, tile, first, out),
+            3 if const { I::HELD >= 3 * W } => in_rows::<I, 3, W>(isa, job, tile, first, out),
+            4 if const { I::HELD >= 4 * W } => in_rows::<I, 4, W>(isa, job, tile, first, out),
+            5 if const { I::HELD >= 5 * W } => in_rows::<I, 5, W>(isa, job, tile, first, out),
+            6 if const { I::HELD >= 6 * W } => in_rows::<I, 6, W>(isa, job, tile, first, out),
+            7 if const { I::HELD >= 7 * W } => in_rows::<I, 7, W>(isa, job, tile, first, out),
+            8 if const { I::HELD >= 8 * W } => in_rows::<I, 8, W>(isa, job, tile, first, out),
             _ => unreachable!("{n} rows of activations and {W} tiles in registers"),
         }
     }

@@ -126,7 +126,7 @@ pub(super) fn some_columns<I: Isa>(isa: I, job: &SomeColumns<'_>, sums: &mut [[i
         let (quads, next) = job.quads[QUADS_AT_ONCE * i..].split_at(x.len());
         let part = Part { quads, x, next };
         for (b, sums) in sums.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            if const { I::BLOCK.0 * I::BLOCK.1 >= 16 } {
+            if const { I::HELD >= 16 } {
                 in_line::<I, 4>(isa, job, part, b, 0, sums);
             } else {
                 for v in 0..4 {

@@ -25,6 +25,8 @@ pub(super) trait Isa: Copy {
     const RUN: usize;
     /// Rows of activations, and tiles, whose sums the registers hold beside the operands.
     const BLOCK: (usize, usize);
+    /// Sums that the registers hold beside the operands.
+    const HELD: usize = Self::BLOCK.0 * Self::BLOCK.1;
 
     /// Words from memory.
     fn load(self, words: &[u32; 16]) -> Self::Words;

@@ -94,8 +94,8 @@ pub(crate) struct DeviceArgs {
         help_heading = "Device"
     )]
     batch_size: usize,
-    /// Output head: stored, certified (the same tokens from about half the bytes, with an 8-bit copy beside it; processor alone), int8
-    /// (half the bytes, and logits that differ), or auto (certified where that pays)
+    /// Output head: stored, certified (the same tokens from about half the bytes, with an 8-bit copy beside it), int8 (half the bytes,
+    /// and logits that differ), or auto (certified where that pays)
     #[arg(
         long,
         value_name = "TYPE",
@@ -438,7 +438,7 @@ const I2S_LAYOUTS: [(&str, I2sLayout); 3] = [
 
 const ACTIVATIONS: [(&str, ActQuant); 2] = [("int8", ActQuant::Int8), ("float", ActQuant::None)];
 
-const LM_HEADS: [(&str, LmHead); 4] = [
+pub(crate) const LM_HEADS: [(&str, LmHead); 4] = [
     ("auto", LmHead::Auto),
     ("certified", LmHead::Certified),
     ("stored", LmHead::Stored),

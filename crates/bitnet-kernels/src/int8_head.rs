@@ -2,7 +2,10 @@
 //!
 //! The numbers are those of the CPU's 8-bit head: a row is multiples of a 127th of its largest magnitude, a column multiples
 //! of its largest magnitude over [`act::head_largest`], so that no sum of products leaves 32 bits. An activation is
-//! `256 high + low` with two 8-bit terms, which are two columns of the tensor cores' product, [`crate::dense_gemv::Int8Gemv`].
+//! `256 high + low` with two 8-bit terms, which are two columns of the tensor cores' product, [`crate::dense_gemv::Int8Gemv`] and
+//! [`crate::int8_gemm`].
+//!
+//! How far such a product is from that of the numbers as they were is bounded too, for [`crate::screen`].
 
 use crate::{Global, Launch};
 use bitnet_layout::act;
@@ -44,14 +47,51 @@ impl Int8Rows {
 }
 
 kernel! {
+    /// How long what [`Int8Rows`] left out of each row is, and how long the row is: `|w - v|` and at least `|w|` and `|v|`, rounded up,
+    /// for the row `v = scale q` that is kept. Both are infinite where they have no bound.
+    ///
+    /// - Shapes: `w` (rows, k) bfloat16; `q` (rows, k) i8; `scales` (rows); `bounds` (rows, 2).
+    /// - Launch: [`RowBounds::launch`]; a block owns a row.
+    /// - Moves: `3 rows k` bytes. Bound: DRAM; it runs once a model.
+    ///
+    /// # Safety
+    /// Lengths as above; `w` and `bounds` 8-byte aligned; `k` a multiple of 4.
+    row_bounds, block = [THREADS, 1, 1], body = device::row_bounds;
+    pub struct RowBounds {
+        /// Weights, pairs of bfloat16, (rows, k / 2).
+        pub w: Global<u32>,
+        /// Rounded weights, four a word, (rows, k / 4).
+        pub q: Global<u32>,
+        /// What a unit of each row is worth, (rows).
+        pub scales: Global<f32>,
+        /// What was left out, and the row's length, (rows, 2).
+        pub bounds: Global<f32>,
+        /// Columns.
+        pub k: u32,
+    }
+}
+
+impl RowBounds {
+    /// A block a row.
+    #[must_use]
+    pub const fn launch(rows: u32) -> Launch {
+        Launch {
+            grid: [rows, 1, 1],
+            block: [THREADS, 1, 1],
+            shared_bytes: 2 * THREADS / 32 * 4,
+        }
+    }
+}
+
+kernel! {
     /// `256 high + low = round(x[c] norm * largest / max|x[c] norm|)`, and what a unit of that is worth after the norm.
     ///
-    /// - Shapes: `x` (cols, k); `norm` (k); `terms` (cols, 2, k) i8, high then low; `unit` (cols).
+    /// - Shapes: `x` (cols, k); `norm` (k); `terms` (cols, 2, k) i8, high then low; `unit` (cols); `bounds` (cols, 2).
     /// - Launch: [`Int8Columns::launch`]; a block owns a column.
     /// - Moves: `4 cols k` bytes twice (the second time from L2), half of that out. Bound: latency.
     ///
     /// # Safety
-    /// Lengths as above; `x` and `norm` 16-byte aligned; `k` a multiple of 4.
+    /// Lengths as above; `x` and `norm` 16-byte aligned, `bounds` 8-byte aligned; `k` a multiple of 4.
     int8_columns, block = [THREADS, 1, 1], body = device::columns;
     pub struct Int8Columns {
         /// Input rows, (cols, k).
@@ -62,6 +102,9 @@ kernel! {
         pub terms: Global<u32>,
         /// What a unit is worth, (cols).
         pub unit: Global<f32>,
+        /// What lengths of rows are multiplied by to bound a product's error, see [`crate::screen`], (cols, 2): first that of what a
+        /// row left out, then its own.
+        pub bounds: Global<f32>,
         /// Elements of a column.
         pub k: u32,
         /// [`act::head_largest`] of k.
@@ -84,17 +127,25 @@ impl Int8Columns {
         Launch {
             grid: [cols, 1, 1],
             block: [THREADS, 1, 1],
-            shared_bytes: 2 * THREADS / 32 * 4,
+            shared_bytes: 4 * THREADS / 32 * 4,
         }
     }
 }
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
-    use super::{Int8Columns, Int8Rows, THREADS};
+    use super::{Int8Columns, Int8Rows, RowBounds, THREADS};
     use crate::decode_linear::device::add_squares;
     use crate::intrinsics::*;
     use crate::reduce::{block_sum, warp_max};
+
+    const WARPS: u32 = THREADS / 32;
+
+    /// Lengths are rounded up by this: more than what f32 loses of a sum of squares, its root and a product.
+    const UP: f32 = 1.001;
+
+    /// Rows whose unit is worth less, but more than nothing, have no bound: the reciprocal of their unit is not a number of f32.
+    const LEAST_UNIT: f32 = 1e-36;
 
     /// Largest of the block's magnitudes, given by their bits: NaN above all.
     ///
@@ -163,8 +214,58 @@ mod device {
     }
 
     #[inline(always)]
+    pub(super) unsafe fn row_bounds(p: RowBounds) {
+        let row = block_idx_x() as usize;
+        let (w, q) = (
+            p.w.offset(row * (p.k / 2) as usize),
+            p.q.offset(row * (p.k / 4) as usize),
+        );
+        grid_dependency_launch();
+        grid_dependency_wait();
+        // SAFETY: words are compared with k; every branch around a block operation is uniform.
+        unsafe {
+            let scale = p.scales.load_l2(row)[0];
+            // In units of the row, so that squares neither vanish nor leave f32.
+            let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+            let (mut left_out, mut length) = (0.0f32, 0.0f32);
+            let mut word = thread_idx_x();
+            while word < p.k / 4 {
+                let [low, high] = w.load_l2_x2(2 * word as usize).map(bf16x2_to_f32);
+                let codes = q.load_l2(word as usize)[0];
+                let all = [low[0], low[1], high[0], high[1]];
+                let mut j = 0;
+                while j < 4 {
+                    let units = all[j] * inverse;
+                    let code = (codes >> (8 * j)) as i8;
+                    // The reciprocal and the product are off by less than a share of 2^-22 of 127 units.
+                    let rest = (units - code as f32).abs() + 1.0 / 16384.0;
+                    left_out = fma(rest, rest, left_out);
+                    length = fma(units, units, length);
+                    j += 1;
+                }
+                word += THREADS;
+            }
+            let left_out = block_sum::<WARPS>(left_out, Shared::at(0));
+            let length = block_sum::<WARPS>(length, Shared::at(WARPS * 4));
+            if thread_idx_x() == 0 {
+                let left_out = UP * scale * sqrt(left_out);
+                let length = UP * scale * sqrt(length) + left_out;
+                // Of a row of zeros nothing is left out. A NaN is not at least the least.
+                let is_bounded = scale >= LEAST_UNIT && length < f32::INFINITY;
+                let bounds = if is_bounded {
+                    [left_out, length]
+                } else if scale == 0.0 {
+                    [0.0; 2]
+                } else {
+                    [f32::INFINITY; 2]
+                };
+                p.bounds.store_x2(row * 2, bounds);
+            }
+        }
+    }
+
+    #[inline(always)]
     pub(super) unsafe fn columns(p: Int8Columns) {
-        const WARPS: u32 = THREADS / 32;
         let col = block_idx_x() as usize;
         let x = p.x.offset(col * p.k as usize);
         let high = p.terms.offset(col * (p.k / 2) as usize);
@@ -190,11 +291,21 @@ mod device {
             let squares = block_sum::<WARPS>(squares, Shared::at(WARPS * 4));
             // The floor keeps the quotient finite. A NaN is not in the maximum, but in the squares, and so in every product.
             let scale = p.largest / max.max(1e-30);
+            // Squares of the column and of what is left out of it, in units.
+            let (mut length, mut left_out) = (0.0f32, 0.0f32);
             let mut word = thread_idx_x();
             while word < p.k / 4 {
                 let at = word as usize * 4;
                 let (x, norm) = (x.load_l2_x4(at), p.norm.load_constant_x4(at));
                 let q: [i32; 4] = core::array::from_fn(|j| round_to_i32(x[j] * norm[j] * scale));
+                let mut j = 0;
+                while j < 4 {
+                    let y = x[j] * norm[j];
+                    let rest = fma(y, scale, -(q[j] as f32));
+                    length = fma(y * scale, y * scale, length);
+                    left_out = fma(rest, rest, left_out);
+                    j += 1;
+                }
                 // Low is -128 to 127, and so is high: no activation is larger than 127 * 256 + 127.
                 let lows = q.map(|q| ((q + 128) & 255) - 128);
                 high.store(
@@ -204,8 +315,17 @@ mod device {
                 low.store(word as usize, pack_i8x4(lows));
                 word += THREADS;
             }
+            let length = block_sum::<WARPS>(length, Shared::at(2 * WARPS * 4));
+            let left_out = block_sum::<WARPS>(left_out, Shared::at(3 * WARPS * 4));
             if thread_idx_x() == 0 {
-                p.unit.store(col, unit(squares, p.k, p.eps, scale));
+                let unit = unit(squares, p.k, p.eps, scale);
+                p.unit.store(col, unit);
+                let reach = UP * sqrt(length) * unit;
+                // What sums of k products can lose to rounding, in the order of the exact product and in this one, with the inverse of
+                // the norm and the screening product's own few roundings: a share of 2^-23 each.
+                let lost = (p.k + 256) as f32 * (1.0 / 8_388_608.0);
+                let slack = fma(lost, reach, UP * sqrt(left_out) * unit);
+                p.bounds.store_x2(col * 2, [reach, slack]);
             }
         }
     }

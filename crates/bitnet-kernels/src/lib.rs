@@ -40,6 +40,7 @@ pub mod decode_linear;
 pub mod dense;
 pub mod dense_gemv;
 pub mod embed;
+pub mod int8_gemm;
 pub mod int8_head;
 pub mod probe;
 pub mod quantize_rows;
@@ -47,6 +48,7 @@ pub mod ref_gemv;
 pub mod repack;
 pub mod rope;
 pub mod sample;
+pub mod screen;
 pub mod stream_read;
 pub mod token;
 
@@ -88,7 +90,9 @@ pub const ALL: &[KernelInfo] = &[
     dense::AddRows::INFO,
     dense::GateRows::INFO,
     embed::EmbedBf16::INFO,
+    int8_gemm::Int8Gemm::INFO,
     int8_head::Int8Rows::INFO,
+    int8_head::RowBounds::INFO,
     int8_head::Int8Columns::INFO,
     quantize_rows::QuantizeRows::INFO,
     bit_gemm::WideStore64::INFO,
@@ -116,6 +120,8 @@ pub const ALL: &[KernelInfo] = &[
     sample::SelectLogits::INFO,
     sample::SelectKeys::INFO,
     sample::DrawToken::INFO,
+    screen::ScreenThreshold::INFO,
+    screen::CertifiedGemv::INFO,
     stream_read::StreamRead::INFO,
     repack::Repack::INFO,
     cache::CopyPages::INFO,

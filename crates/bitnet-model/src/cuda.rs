@@ -9,7 +9,7 @@ use bitnet_cuda::engine::{
 use bitnet_cuda::{Gpu, Reporting};
 use bitnet_layout::Token;
 
-use crate::memory::KvDemand;
+use crate::memory::{KvDemand, head_of};
 use crate::{
     ActQuant, Backend, Batch, Decoder, Dense, Error, KvMemory, KvType, LmHead, Result, Sampler, Spec, Start,
     Tap, TernaryTensor, Verbs, Want, WeightForm, WeightSource, transformer,
@@ -102,10 +102,6 @@ impl CudaBackend {
             KvType::Int8 => engine::KvType::Int8,
             KvType::F32 => return refuse("keys and values in f32"),
         };
-        let lm_head = match options.lm_head {
-            LmHead::Certified => return refuse("a certified output head"),
-            lm_head => lm_head,
-        };
         let embedding = source.embedding()?;
         let head = source.head()?;
         let reporting = if options.sync {
@@ -115,6 +111,14 @@ impl CudaBackend {
         };
         let gpu = Gpu::new(options.device, reporting).map_err(device)?;
         let name = format!("cuda:{} ({})", options.device, gpu.properties().name);
+        let (free_bytes, _) = gpu.memory().map_err(device)?;
+        let asked = match (options.lm_head, options.weights) {
+            // What ternary weights are compared with reads what the checkpoint has.
+            (LmHead::Auto, WeightForm::Bf16) => LmHead::Stored,
+            (LmHead::Auto, WeightForm::Ternary) if !Engine::certifies(&gpu, config.d_model) => LmHead::Stored,
+            (asked, _) => asked,
+        };
+        let lm_head = head_of(&config, asked, Some(free_bytes));
         let dims = Dims {
             d_model: config.d_model,
             d_ffn: config.d_ffn,
@@ -133,6 +137,7 @@ impl CudaBackend {
                 (_, None) => HeadKind::Embedding,
                 (_, Some(_)) => HeadKind::Own,
             },
+            is_certified: lm_head == LmHead::Certified,
             sub_norms: config.sub_norms,
             frequencies: config.rope_frequencies(),
             activation: config.activation,
@@ -196,6 +201,7 @@ impl CudaBackend {
             context: options.context,
             max_batch,
             kv_type: options.kv_type,
+            certified_head: engine.is_certified(),
             memory_bytes: engine.memory_bytes(),
             weight_bytes: engine.weight_bytes(),
             kv_bytes: engine.kv_bytes(),

@@ -177,14 +177,14 @@ pub enum SkipZeros {
 /// How the output head is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LmHead {
-    /// Certified where that pays: on a processor, where the head is too large for caches (64 MiB) and the copy takes at most a quarter
-    /// of the memory that is free beside the weights. Else as stored.
+    /// Certified where that pays: where the head is too large for caches (64 MiB) and the copy takes at most a quarter of the memory
+    /// that is free beside the weights, and the linear layers are ternary. Else as stored.
     #[default]
     Auto,
     /// With the numbers of the checkpoint.
     Stored,
     /// As stored, and beside it a copy of 8-bit integers from which the best logits are found: about half the bytes of bf16 to read for
-    /// each token, half as much memory again, and the same logits to the bit. On a processor alone.
+    /// each token, half as much memory again, and the same logits to the bit.
     Certified,
     /// As 8-bit integers, one scale a row: half the bytes of bf16 to read for each token, and logits that differ.
     Int8,

@@ -28,7 +28,7 @@ fn open(checkpoint: &Checkpoint, n_seqs: usize) -> Option<CudaBackend> {
         kv_type: KvType::Bf16,
         kv_memory: KvMemory::Auto,
         max_batch: 256,
-        lm_head: LmHead::Stored,
+        lm_head: LmHead::Certified,
         weights: WeightForm::Ternary,
         sync: false,
     };

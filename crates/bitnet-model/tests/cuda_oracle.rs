@@ -40,13 +40,17 @@ fn some<T>(all: &[T], checked: usize) -> &[T] {
 
 /// The model on the GPU, or `None` where there is none.
 fn open(checkpoint: &Checkpoint, n_seqs: usize) -> Option<CudaBackend> {
+    open_with(checkpoint, options(n_seqs))
+}
+
+fn open_with(checkpoint: &Checkpoint, options: CudaOptions) -> Option<CudaBackend> {
     if let Err(error) = bitnet_model::cuda_probe(0) {
         let is_required = std::env::var("BITNET_GPU").as_deref() == Ok("required");
         assert!(!is_required, "{error}");
         println!("not tested: {error}");
         return None;
     }
-    Some(CudaBackend::new(checkpoint, options(n_seqs)).unwrap())
+    Some(CudaBackend::new(checkpoint, options).unwrap())
 }
 
 fn arg_max(logits: &[f32]) -> u32 {
@@ -61,9 +65,21 @@ fn arg_max(logits: &[f32]) -> u32 {
 
 #[test]
 fn tokens_are_those_of_transformers() {
+    for lm_head in [LmHead::Stored, LmHead::Certified] {
+        check_tokens(lm_head);
+    }
+}
+
+fn check_tokens(lm_head: LmHead) {
     for &name in some(&FOLDERS, 1) {
         let checkpoint = Checkpoint::open(folder(name)).unwrap();
-        let Some(mut gpu) = open(&checkpoint, 1) else {
+        let Some(mut gpu) = open_with(
+            &checkpoint,
+            CudaOptions {
+                lm_head,
+                ..options(1)
+            },
+        ) else {
             return;
         };
         for prompt in some(&expected(&folder(name)), 1) {
@@ -212,13 +228,26 @@ fn samplings(n: usize) -> Vec<Sampling> {
     (0..n).map(with_seed).collect()
 }
 
+/// The device's choices are the host's, which sees every logit of the head as it is stored.
 #[test]
 fn the_device_chooses_as_the_host_does() {
+    for lm_head in [LmHead::Stored, LmHead::Certified] {
+        device_and_host_choose_alike(lm_head);
+    }
+}
+
+fn device_and_host_choose_alike(lm_head: LmHead) {
     let n_steps = if is_checked() { 2 } else { 12 };
     for &name in some(&FOLDERS, 1) {
         let checkpoint = Checkpoint::open(folder(name)).unwrap();
         let n_seqs = if is_checked() { 12 } else { 40 };
-        let Some(mut gpu) = open(&checkpoint, n_seqs) else {
+        let Some(mut gpu) = open_with(
+            &checkpoint,
+            CudaOptions {
+                lm_head,
+                ..options(n_seqs)
+            },
+        ) else {
             return;
         };
         let vocab = gpu_vocab(&checkpoint);

@@ -3,6 +3,7 @@
 use bitnet_cpu::{Cpu, DenseMatrix, DenseType, Error, Int8Input, Int8Matrix};
 use bitnet_kernels::dense_gemv::{Int8Gemv, Machine};
 use bitnet_kernels::emulator::Emulator;
+use bitnet_kernels::int8_gemm::Int8Gemm;
 use bitnet_kernels::int8_head::{Int8Columns, Int8Rows};
 use bitnet_layout::draw::uniform;
 
@@ -60,6 +61,7 @@ fn device(seed: u64, w: &[u16], n: usize, x: &[f32], norm: &[f32], eps: f32) -> 
         norm: emulator.constant(norm),
         terms: emulator.uninit(cols * k / 2),
         unit: emulator.uninit(cols),
+        bounds: emulator.uninit(2 * cols),
         k: k as u32,
         largest: Int8Columns::largest(k),
         eps,
@@ -85,7 +87,21 @@ fn device(seed: u64, w: &[u16], n: usize, x: &[f32], norm: &[f32], eps: f32) -> 
         shared_limit: 99 << 10,
     };
     emulator.launch(&gemv.launch(machine), &gemv).unwrap();
-    emulator.read(gemv.y).unwrap()
+    let of_few = emulator.read(gemv.y).unwrap();
+    let gemm = Int8Gemm {
+        w: gemv.w,
+        scales: gemv.scales,
+        terms: gemv.terms,
+        unit: gemv.unit,
+        y: emulator.uninit(cols * n),
+        n: gemv.n,
+        k: gemv.k,
+        cols: gemv.cols,
+    };
+    emulator.launch(&gemm.launch(), &gemm).unwrap();
+    let of_many = emulator.read(gemm.y).unwrap();
+    assert_eq!(bits(&of_many), bits(&of_few), "the product for many columns");
+    of_few
 }
 
 fn bits(y: &[f32]) -> Vec<u32> {
@@ -95,7 +111,13 @@ fn bits(y: &[f32]) -> Vec<u32> {
 #[test]
 fn equals_the_host() {
     // One tile, one off the rows and tokens of a block, off the 64 columns of a group, several groups a warp.
-    for (n, k, cols) in [(1, 16, 1), (17, 96, 5), (33, 1040, 2), (16, 2560, 1)] {
+    for (n, k, cols) in [
+        (1, 16, 1),
+        (17, 96, 5),
+        (130, 208, 64),
+        (33, 1040, 2),
+        (16, 2560, 1),
+    ] {
         let mut w: Vec<u16> = numbers(1, n * k).into_iter().map(bf16).collect();
         let mut x = numbers(2, cols * k);
         if n > 1 {

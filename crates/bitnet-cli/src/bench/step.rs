@@ -11,7 +11,7 @@ use bitnet_model::{
 use serde_json::{Value, json};
 
 use super::report::Format;
-use crate::args::ModelArgs;
+use crate::args::{LM_HEADS, ModelArgs, one_of};
 
 /// Positions past the depth that a profile goes through, and some.
 const ROOM: usize = 64;
@@ -33,9 +33,9 @@ pub(crate) struct Args {
     /// Sequences decoded side by side
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = crate::args::at_least_one)]
     batch: usize,
-    /// Round the output head to 8 bits
-    #[arg(long)]
-    int8_head: bool,
+    /// Output head, as in bench model: stored, certified, int8, or auto (certified where that pays)
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = one_of(&LM_HEADS))]
+    lm_head: LmHead,
     /// What to print
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
     output: Format,
@@ -58,11 +58,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         kv_type: KvType::Bf16,
         kv_memory: KvMemory::Auto,
         max_batch: 512.max(args.batch * ROOM),
-        lm_head: if args.int8_head {
-            LmHead::Int8
-        } else {
-            LmHead::Stored
-        },
+        lm_head: args.lm_head,
         weights: WeightForm::Ternary,
         sync: false,
     };

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::memory::{DeviceBuffer, SharedWords};
 use crate::stream::Stream;
+use bitnet_kernels::Global;
 use bitnet_kernels::sample::{CHUNK, DrawToken, MAX_TOP_K, SelectKeys, SelectLogits, Settings, keep};
 use bitnet_kernels::token::ArgMax;
 use bitnet_layout::Token;
@@ -103,6 +104,16 @@ impl Chooser {
 
     fn progress_at(&self) -> usize {
         self.rows * (3 + Settings::WORDS)
+    }
+
+    /// Settings of every row, (rows, [`Settings::WORDS`]).
+    pub(super) fn settings(&self) -> Global<u32> {
+        self.state.global().offset(3 * self.rows)
+    }
+
+    /// How often each token is recent, (rows, vocab); of rows whose penalties are on.
+    pub(super) fn counts(&self) -> Global<u32> {
+        self.counts.global()
     }
 
     /// Where in the state the tables begin.
@@ -207,7 +218,7 @@ impl Engine {
         let vocab = self.dims.vocab as u32;
         let at = |start: usize| c.state.global().offset(start);
         let (tokens, positions, steps) = (at(0), at(c.rows), at(2 * c.rows));
-        let (settings, progress) = (at(3 * c.rows), at(c.progress_at()));
+        let (settings, progress) = (c.settings(), at(c.progress_at()));
         let ring_rows = c.rows as u32;
         if keep == 0 {
             let choose = ArgMax {
@@ -230,7 +241,7 @@ impl Engine {
         let select = SelectLogits {
             logits: s.logits.global(),
             settings,
-            counts: c.counts.global(),
+            counts: c.counts(),
             keys: c.keys[0].global(),
             vocab,
             keep,
@@ -254,7 +265,7 @@ impl Engine {
         let draw = DrawToken {
             keys: c.keys[last].global(),
             settings,
-            counts: c.counts.global(),
+            counts: c.counts(),
             history: c.history.global(),
             progress,
             positions,

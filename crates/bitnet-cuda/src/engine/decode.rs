@@ -38,6 +38,8 @@ struct Key {
     steps: usize,
     /// Candidates that the choice keeps; 0 for the plain largest logit.
     keep: u32,
+    /// Whether a certified head is screened.
+    screens: bool,
 }
 
 /// A part of a decode step.
@@ -250,6 +252,7 @@ impl Engine {
             word => Ok(word - 1),
         });
         self.seats.give(&step, tokens, out);
+        self.watch_screening(step.rows);
         Ok(())
     }
 
@@ -269,6 +272,7 @@ impl Engine {
             blocks: self.room(self.seats.blocks(steps)),
             steps,
             keep: self.seats.keep(),
+            screens: self.is_certified() && self.screening.screens(steps),
         };
         self.replay(key)?;
         self.seats.issue(steps);
@@ -288,7 +292,7 @@ impl Engine {
             self.plan_decode(key.rows, key.blocks);
             let graph = self.stream.capture(|_| {
                 for _ in 0..key.steps {
-                    self.step(key.keep, &|_| true)?;
+                    self.step(key.keep, key.screens, &|_| true)?;
                 }
                 Ok(())
             })?;
@@ -312,7 +316,7 @@ impl Engine {
     }
 
     /// The `wanted` parts of a decode step.
-    pub(super) fn step(&self, keep: u32, wanted: &dyn Fn(Part) -> bool) -> Result<()> {
+    pub(super) fn step(&self, keep: u32, screens: bool, wanted: &dyn Fn(Part) -> bool) -> Result<()> {
         let Attention::Decode { steps } = self.attention else {
             return Ok(());
         };
@@ -328,7 +332,7 @@ impl Engine {
             run(Part::UpGate, &|| self.up_gate(layer))?;
             run(Part::Down, &|| self.down(layer))?;
         }
-        run(Part::Head, &|| self.head(0, self.batch))?;
+        run(Part::Head, &|| self.head_of_step(screens))?;
         run(Part::Choose, &|| self.choose(keep))
     }
 

@@ -1,12 +1,14 @@
 //! The output head: logits of rows of the batch.
 
+use super::copy::Int8Copy;
 use super::dense::Product;
 use super::space::{Space, Use};
 use super::{Dims, Engine, HeadKind, launch};
 use crate::error::{Error, Result};
 use crate::memory::{DeviceBuffer, SharedWords};
-use bitnet_kernels::dense_gemv::Int8Gemv;
-use bitnet_kernels::int8_head::{Int8Columns, Int8Rows};
+use bitnet_kernels::dense_gemv::{self, Int8Gemv};
+use bitnet_kernels::int8_gemm::{self, Int8Gemm};
+use bitnet_kernels::int8_head::Int8Columns;
 use bitnet_kernels::{Global, bf16_gemm};
 use std::sync::atomic::Ordering;
 
@@ -43,11 +45,8 @@ pub(super) enum Head {
     Embedding,
     /// (vocab, d_model) bfloat16, two a word.
     Own(DeviceBuffer<u32>),
-    /// (vocab, d_model) i8, four a word, and what a unit of each row is worth.
-    Int8 {
-        rows: DeviceBuffer<u32>,
-        scales: DeviceBuffer<f32>,
-    },
+    /// Rounded.
+    Int8(Int8Copy),
 }
 
 impl Head {
@@ -57,22 +56,25 @@ impl Head {
         Ok(match dims.head {
             HeadKind::Embedding => Self::Embedding,
             HeadKind::Own => Self::Own(space.alloc(Use::Weights, WHAT, elements / 2)?),
-            HeadKind::Int8 => Self::Int8 {
-                rows: space.alloc(Use::Weights, WHAT, elements / 4)?,
-                scales: space.alloc(Use::Weights, WHAT, dims.vocab)?,
-            },
+            HeadKind::Int8 => Self::Int8(Int8Copy::new(space, dims, WHAT)?),
         })
     }
 }
 
 impl Engine {
-    /// Writes words of the embedding, two bfloat16 each, from word `start`.
+    /// Writes words of the embedding, two bfloat16 each, from word `start`; whole rows of one that is a certified head.
     ///
     /// # Errors
     /// When they do not fit, or the device fails.
     pub fn set_embedding(&mut self, start: usize, words: &[u32]) -> Result<()> {
         match &self.buffers.embedding {
-            Embedding::Device(buffer) => self.stream.upload(buffer, start, words),
+            Embedding::Device(buffer) => {
+                self.stream.upload(buffer, start, words)?;
+                match self.buffers.head {
+                    Head::Embedding => self.copy_head(start, words.len()),
+                    Head::Own(_) | Head::Int8(_) => Ok(()),
+                }
+            }
             Embedding::Host(all) => {
                 let place = all.get(start..start.saturating_add(words.len()));
                 let place = place.ok_or(Error::Range {
@@ -89,39 +91,48 @@ impl Engine {
         }
     }
 
-    /// Uploads words of the output head, as [`Engine::set_embedding`]; of a head of 8 bits whole rows.
+    /// Uploads words of the output head, as [`Engine::set_embedding`]; of one of 8 bits and of a certified one whole rows.
     ///
     /// # Errors
     /// When the head is the embedding, the words do not fit, or the device fails.
     pub fn set_head(&mut self, start: usize, words: &[u32]) -> Result<()> {
         match &self.buffers.head {
             Head::Embedding => Err(Error::Request("the output head is the embedding".to_owned())),
-            Head::Own(head) => self.stream.upload(head, start, words),
-            Head::Int8 { rows, scales } => {
-                let per_row = self.dims.d_model / 2;
-                let (first, count) = (start / per_row, words.len() / per_row);
-                let is_whole = start.is_multiple_of(per_row) && words.len().is_multiple_of(per_row);
-                if !is_whole || first + count > self.dims.vocab {
-                    return Err(Error::Request(format!(
-                        "{} words of the output head from word {start}, where whole rows of {per_row} fit, {} of them",
-                        words.len(),
-                        self.dims.vocab
-                    )));
-                }
+            Head::Own(head) => {
+                self.stream.upload(head, start, words)?;
+                self.copy_head(start, words.len())
+            }
+            Head::Int8(copy) => {
+                let (first, count) = copy.place(start, words.len())?;
                 if count == 0 {
                     return Ok(());
                 }
                 let staging = self.stream.upload_new("loading weights", words)?;
-                let quantize = Int8Rows {
-                    w: staging.global(),
-                    q: rows.global_at(first * per_row / 2)?,
-                    scales: scales.global_at(first)?,
-                    k: self.dims.d_model as u32,
-                };
-                // SAFETY: the rows were compared with those of the buffers, which outlive the work: it is waited for.
-                unsafe { self.stream.launch(&quantize, Int8Rows::launch(count as u32))? };
+                // SAFETY: `place` compared the rows with the matrix; the staging outlives the work, which is waited for.
+                unsafe { copy.round(&self.stream, staging.global(), first, count)? };
                 self.stream.synchronize()
             }
+        }
+    }
+
+    /// Brings the copy of a certified head up to date for `len` words from word `start`, which were uploaded.
+    fn copy_head(&self, start: usize, len: usize) -> Result<()> {
+        let Some(certified) = &self.buffers.certified else {
+            return Ok(());
+        };
+        let (first, count) = certified.copy.place(start, len)?;
+        if count == 0 {
+            return Ok(());
+        }
+        // SAFETY: `place` compared the rows with the matrix, which lives as long as the engine.
+        unsafe { certified.copy_rows(&self.stream, self.head_rows(), first, count) }
+    }
+
+    /// The head as it was uploaded, (vocab, d_model) bfloat16; of one of 8 bits the embedding.
+    pub(super) fn head_rows(&self) -> Global<u32> {
+        match &self.buffers.head {
+            Head::Own(head) => head.global(),
+            Head::Embedding | Head::Int8(_) => self.buffers.embedding.global(),
         }
     }
 
@@ -132,11 +143,10 @@ impl Engine {
             .scratch
             .residual
             .global_at(first * self.dims.d_model)?;
-        let w = match &self.buffers.head {
-            Head::Embedding => self.buffers.embedding.global(),
-            Head::Own(head) => head.global(),
-            Head::Int8 { rows: w, scales } => return self.int8_head(x, rows, w, scales),
-        };
+        if let Head::Int8(copy) = &self.buffers.head {
+            return self.int8_product(x, rows, copy);
+        }
+        let w = self.head_rows();
         let (d, s) = (&self.dims, &self.buffers.scratch);
         let at_once = bf16_gemm::MAX_COLS as usize;
         for start in (0..rows).step_by(at_once) {
@@ -155,46 +165,62 @@ impl Engine {
         Ok(())
     }
 
-    /// Bytes of weights that the output head reads.
+    /// Bytes of weights that the output head of a decode step reads, but for single rows.
     pub(super) fn head_bytes(&self) -> u64 {
-        match &self.buffers.head {
-            Head::Embedding => (self.dims.vocab * self.dims.d_model * 2) as u64,
-            Head::Own(head) => head.size_bytes(),
-            Head::Int8 { rows, scales } => rows.size_bytes() + scales.size_bytes(),
+        let whole = (self.dims.vocab * self.dims.d_model * 2) as u64;
+        match (&self.buffers.head, &self.buffers.certified) {
+            (Head::Int8(copy), _) => copy.size_bytes(),
+            (_, Some(certified)) => certified.copy.size_bytes() + certified.row_bounds.size_bytes(),
+            (Head::Embedding | Head::Own(_), None) => whole,
         }
     }
 
-    fn int8_head(
-        &self,
-        x: Global<f32>,
-        rows: usize,
-        w: &DeviceBuffer<u32>,
-        scales: &DeviceBuffer<f32>,
-    ) -> Result<()> {
+    /// Final norm of `rows` rows at `x`, and their products with a rounded head, as many as the logits buffer has at most.
+    pub(super) fn int8_product(&self, x: Global<f32>, rows: usize, copy: &Int8Copy) -> Result<()> {
         let (d, s) = (&self.dims, &self.buffers.scratch);
         let columns = Int8Columns {
             x,
             norm: self.buffers.final_norm.global(),
             terms: s.terms.global(),
             unit: s.term_unit.global(),
+            bounds: s.term_bounds.global(),
             k: d.d_model as u32,
             largest: Int8Columns::largest(d.d_model),
             eps: d.eps,
         };
         // SAFETY: the rows lie in the residual stream; the terms have room for as many as the logits buffer has.
         unsafe { launch(&self.stream, &columns, Int8Columns::launch(rows as u32))? };
-        let head = Int8Gemv {
-            w: w.global(),
-            scales: scales.global(),
-            terms: s.terms.global(),
-            unit: s.term_unit.global(),
-            y: s.logits.global(),
-            n: d.vocab as u32,
-            k: d.d_model as u32,
-            cols: rows as u32,
-        };
-        // SAFETY: as above.
-        unsafe { launch(&self.stream, &head, head.launch(self.gpu().machine())) }
+        let machine = self.gpu().machine();
+        if rows <= dense_gemv::MAX_COLS as usize {
+            let product = Int8Gemv {
+                w: copy.rows.global(),
+                scales: copy.scales.global(),
+                terms: s.terms.global(),
+                unit: s.term_unit.global(),
+                y: s.logits.global(),
+                n: d.vocab as u32,
+                k: d.d_model as u32,
+                cols: rows as u32,
+            };
+            // SAFETY: as above.
+            return unsafe { launch(&self.stream, &product, product.launch(machine)) };
+        }
+        let at_once = int8_gemm::MAX_COLS as usize;
+        for start in (0..rows).step_by(at_once) {
+            let product = Int8Gemm {
+                w: copy.rows.global(),
+                scales: copy.scales.global(),
+                terms: s.terms.global().offset(start * d.d_model / 2),
+                unit: s.term_unit.global().offset(start),
+                y: s.logits.global().offset(start * d.vocab),
+                n: d.vocab as u32,
+                k: d.d_model as u32,
+                cols: at_once.min(rows - start) as u32,
+            };
+            // SAFETY: as above.
+            unsafe { launch(&self.stream, &product, product.launch())? };
+        }
+        Ok(())
     }
 
     /// Logits of batch rows `rows`, ascending, (rows, vocab), into `out`.

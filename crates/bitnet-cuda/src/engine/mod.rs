@@ -32,12 +32,15 @@ mod linear;
 
 mod dense;
 
+mod copy;
 mod head;
 
 mod verbs;
 
 mod choice;
 mod seats;
+
+mod screen;
 
 mod decode;
 mod profile;
@@ -61,9 +64,11 @@ use bitnet_kernels::{Global, Kernel, Launch, bit_gemm};
 use bitnet_layout::Activation;
 use cache::{Cache, MAX_PAGES, page_bytes};
 use choice::Chooser;
+use copy::Certified;
 use decode::Recordings;
 use head::{Embedding, Head};
 use scratch::Scratch;
+use screen::Screening;
 use seats::{MAX_SEATS, Seats};
 use space::{Space, Use};
 use uploads::Uploads;
@@ -98,6 +103,9 @@ pub struct Dims {
     pub weights: WeightKind,
     /// What the output head is.
     pub head: HeadKind,
+    /// Whether decode steps find what they choose from in an 8-bit copy of the head, and compute of the head those logits alone: see
+    /// [`bitnet_kernels::screen`]. Not of a head of 8 bits.
+    pub is_certified: bool,
     /// Whether there are norms before the projections back to the residual stream.
     pub sub_norms: bool,
     /// Rotation of each pair of a head's elements, in radians a position, (head_dim / 2).
@@ -161,6 +169,7 @@ pub struct Engine {
     ring: SharedWords,
     uploads: Uploads,
     seats: Seats,
+    screening: Screening,
     dims: Dims,
     limits: Limits,
     padded: usize,
@@ -192,6 +201,7 @@ struct Buffers {
     layers: Vec<Layer>,
     embedding: Embedding,
     head: Head,
+    certified: Option<Certified>,
     final_norm: DeviceBuffer<f32>,
     /// What stands in for a norm's weight where there is no norm.
     ones: DeviceBuffer<f32>,
@@ -214,6 +224,10 @@ impl Buffers {
                 .collect::<Result<_>>()?,
             embedding: Embedding::new(space, dims)?,
             head: Head::new(space, dims)?,
+            certified: match dims.is_certified {
+                true => Some(Certified::new(space, dims, limits)?),
+                false => None,
+            },
             final_norm: space.alloc(Use::Weights, "the final norm", dims.d_model)?,
             ones: space.alloc(Use::Scratch, "norms", dims.widest())?,
             cos: space.alloc(Use::Scratch, "rotary angles", angles)?,
@@ -274,7 +288,7 @@ impl Engine {
     /// # Errors
     /// As for [`Engine::new`]; when not even the rest of the model fits.
     pub fn kv_room(gpu: &Gpu, dims: &Dims, limits: Limits) -> Result<KvRoom> {
-        let padded = check_dims(dims)?;
+        let padded = check_dims(dims, gpu)?;
         let limits = Limits { n_pages: 0, ..limits };
         check_limits(Limits { n_pages: 1, ..limits })?;
         let rest = Space::planned(gpu);
@@ -294,7 +308,7 @@ impl Engine {
     /// # Errors
     /// When the kernels do not support the shape, or the device has too little memory: then none was taken.
     pub fn new(gpu: &Gpu, dims: Dims, limits: Limits) -> Result<Self> {
-        let padded = check_dims(&dims)?;
+        let padded = check_dims(&dims, gpu)?;
         check_limits(limits)?;
         let planned = Space::planned(gpu);
         Buffers::new(&planned, &dims, limits, padded)?;
@@ -315,6 +329,9 @@ impl Engine {
         stream.upload(&buffers.ones, 0, &vec![1.0; dims.widest()])?;
         buffers.cache.clear(&stream)?;
         buffers.chooser.clear(&stream)?;
+        if let Some(certified) = &buffers.certified {
+            certified.clear(&stream)?;
+        }
         // Of rows that nobody has, attention writes nothing.
         stream.fill_bytes(&buffers.scratch.attention, 0)?;
         let bounds = Bounds::new(&dims, limits, padded);
@@ -324,6 +341,7 @@ impl Engine {
             recordings: Recordings::default(),
             ring: buffers.chooser.ring(gpu)?,
             uploads: Uploads::new(gpu, largest)?,
+            screening: Screening::default(),
             seats: Seats::new(bounds, buffers.cache.idle_entry()),
             rows: buffers.chooser.rows(),
             buffers,
@@ -392,7 +410,7 @@ fn check_limits(limits: Limits) -> Result<()> {
 }
 
 /// The padded width of a head, when the kernels can run a model of this shape.
-fn check_dims(dims: &Dims) -> Result<usize> {
+fn check_dims(dims: &Dims, gpu: &Gpu) -> Result<usize> {
     let refuse = |what: &str, found: usize, needed: &str| {
         Err(Error::Request(format!(
             "the GPU kernels do not support a {what} of {found}: {needed}"
@@ -409,6 +427,12 @@ fn check_dims(dims: &Dims) -> Result<usize> {
     }
     if dims.weights == WeightKind::Bf16 && !dims.d_q().is_multiple_of(32) {
         return refuse("width of all heads", dims.d_q(), "it must be a multiple of 32");
+    }
+    if dims.is_certified && (dims.head == HeadKind::Int8 || !Engine::certifies(gpu, dims.d_model)) {
+        return Err(Error::Request(
+            "the GPU kernels do not support a certified output head of 8 bits or of a hidden size that shared memory has no room for"
+                .to_owned(),
+        ));
     }
     if dims.frequencies.len() != dims.head_dim / 2 {
         return refuse(

@@ -95,7 +95,7 @@ impl Engine {
         self.plan_decode(rows, self.room(blocks));
         let graph = self.stream.capture(|_| {
             for _ in 0..STEPS {
-                self.step(0, wanted)?;
+                self.step(0, true, wanted)?;
             }
             Ok(())
         })?;

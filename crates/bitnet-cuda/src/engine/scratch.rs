@@ -37,6 +37,8 @@ pub(super) struct Scratch {
     /// [`bitnet_kernels::int8_head::Int8Columns`].
     pub(super) terms: DeviceBuffer<u32>,
     pub(super) term_unit: DeviceBuffer<f32>,
+    /// How far off their products are at most, (logit_rows, 2): see [`bitnet_kernels::int8_head::Int8Columns`].
+    pub(super) term_bounds: DeviceBuffer<f32>,
     /// Rows of `logits`.
     pub(super) logit_rows: usize,
     /// (logit_rows, vocab).
@@ -58,8 +60,12 @@ impl Scratch {
         let logit_rows = max_batch
             .clamp(few, bf16_gemm::MAX_COLS as usize)
             .max(limits.seats());
+        let of_int8 = logit_rows * dims.d_model / 2;
         let of_head = match dims.head {
-            HeadKind::Int8 => logit_rows * dims.d_model / 2,
+            HeadKind::Int8 => of_int8,
+            HeadKind::Embedding | HeadKind::Own if dims.is_certified => {
+                bf16_gemm::term_words(dims.d_model).max(of_int8)
+            }
             HeadKind::Embedding | HeadKind::Own => bf16_gemm::term_words(dims.d_model),
         };
         let (of_layers, product) = match dims.weights {
@@ -90,6 +96,7 @@ impl Scratch {
             product: floats("products", product)?,
             terms: words("the head's input", term_words)?,
             term_unit: floats("the head's input", logit_rows)?,
+            term_bounds: floats("the head's input", 2 * logit_rows)?,
             logit_rows,
             logits: floats("logits", logit_rows * dims.vocab)?,
         })

@@ -5,25 +5,25 @@ use crate::Global;
 use crate::intrinsics::*;
 
 /// A lane's 16 bytes of two rows of a band, 4 apart.
-pub(super) type Pieces = [[u32; 4]; 2];
+pub(crate) type Pieces = [[u32; 4]; 2];
 
 /// Shared memory of a block, as `super::shared_bytes` counts it.
 #[derive(Clone, Copy)]
-pub(super) struct Room {
+pub(crate) struct Room {
     /// (column, words of a column).
-    pub(super) columns: Shared<u32>,
-    pub(super) stride: u32,
+    pub(crate) columns: Shared<u32>,
+    pub(crate) stride: u32,
     /// Twice (warp, column, row).
-    pub(super) parts: Shared<u32>,
+    pub(crate) parts: Shared<u32>,
     /// (warp, column).
-    pub(super) squares: Shared<f32>,
+    pub(crate) squares: Shared<f32>,
     /// (column).
-    pub(super) worth: Shared<f32>,
+    pub(crate) worth: Shared<f32>,
 }
 
 impl Room {
     #[inline(always)]
-    fn new(cols: u32, warps: u32, stride: u32) -> Self {
+    pub(crate) fn new(cols: u32, warps: u32, stride: u32) -> Self {
         let parts = cols * stride;
         let squares = parts + 2 * warps * cols * ROWS;
         Self {
@@ -38,17 +38,17 @@ impl Room {
 
 /// What the products of both kinds of weights have in common.
 #[derive(Clone, Copy)]
-pub(super) struct Common {
-    pub(super) w: Global<u32>,
-    pub(super) y: Global<f32>,
-    pub(super) n: u32,
+pub(crate) struct Common {
+    pub(crate) w: Global<u32>,
+    pub(crate) y: Global<f32>,
+    pub(crate) n: u32,
     /// Words of a row.
-    pub(super) words: u32,
-    pub(super) cols: u32,
+    pub(crate) words: u32,
+    pub(crate) cols: u32,
 }
 
 /// A kind of weights.
-pub(super) trait Format: Copy {
+pub(crate) trait Format: Copy {
     /// Words of the activations that a group is multiplied with.
     const WORDS: u32;
     /// Sums of a lane.

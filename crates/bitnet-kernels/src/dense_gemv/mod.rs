@@ -18,11 +18,11 @@ use crate::{Global, Launch};
 /// Most columns that share a pass over the weights.
 pub const MAX_COLS: u32 = 4;
 /// Rows of a band.
-const ROWS: u32 = 8;
+pub(crate) const ROWS: u32 = 8;
 /// Bytes of a row that a warp takes at a time, 16 a lane.
-const GROUP_BYTES: u32 = 128;
+pub(crate) const GROUP_BYTES: u32 = 128;
 /// Most warps of a block; two blocks share a multiprocessor.
-const MAX_WARPS: u32 = 10;
+pub(crate) const MAX_WARPS: u32 = 10;
 /// What the system takes of a multiprocessor's shared memory for each block; as much more is there than one block may have.
 const SYSTEM_SHARED: u32 = 1024;
 
@@ -104,13 +104,13 @@ kernel! {
 }
 
 /// Words of a group of bfloat16 weights' activations in shared memory: three terms of 64 numbers.
-const BF16_WORDS: u32 = 96;
+pub(crate) const BF16_WORDS: u32 = 96;
 /// Words of a group of 8-bit weights' activations: two terms of 128 numbers.
 const INT8_WORDS: u32 = 64;
 
 /// Warps of a block, and the turns that all of them take at a row of `row_bytes`: the last groups may be part of a line, or none
 /// at all, whose activations are zeros.
-const fn share(row_bytes: u32) -> (u32, u32) {
+pub(crate) const fn share(row_bytes: u32) -> (u32, u32) {
     let groups = row_bytes.div_ceil(GROUP_BYTES);
     let turns = groups.div_ceil(MAX_WARPS);
     (groups.div_ceil(turns), turns)
@@ -124,7 +124,7 @@ pub const fn bf16_parts(k: usize) -> u32 {
 
 /// Shared memory of a block: the columns, twice the warps' parts of a band, the warps' squares, and what a column's sums are
 /// worth.
-const fn shared_bytes(row_bytes: u32, cols: u32, words: u32) -> u32 {
+pub(crate) const fn shared_bytes(row_bytes: u32, cols: u32, words: u32) -> u32 {
     let (warps, turns) = share(row_bytes);
     4 * (cols * (warps * turns * words + 2 * warps * ROWS) + (warps + 1) * MAX_COLS)
 }
@@ -175,6 +175,6 @@ impl Int8Gemv {
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub(crate) mod bf16;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
-mod device;
+pub(crate) mod device;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod int8;

@@ -17,7 +17,7 @@ const DAMAGED_KEY: u64 = u64::MAX;
 /// The row is one of those in the buffer.
 #[inline(always)]
 #[cfg_attr(feature = "emulator", track_caller)]
-unsafe fn settings(all: Global<u32>, row: usize) -> Settings {
+pub(crate) unsafe fn settings(all: Global<u32>, row: usize) -> Settings {
     let word = |i: usize| {
         // SAFETY: the caller's promise.
         unsafe { all.load_l2(row * Settings::WORDS + i)[0] }
@@ -38,7 +38,7 @@ unsafe fn settings(all: Global<u32>, row: usize) -> Settings {
 
 /// Whether penalties can change a logit.
 #[inline(always)]
-fn penalizes(s: &Settings) -> bool {
+pub(crate) fn penalizes(s: &Settings) -> bool {
     s.last_n > 0 && (s.repeat_penalty != 1.0 || s.presence_penalty != 0.0 || s.frequency_penalty != 0.0)
 }
 

@@ -8,7 +8,7 @@
 //! unsigned numbers, then the complement of the token, so that of equals the lowest token comes first.
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
-mod device;
+pub(crate) mod device;
 
 use crate::{Global, Launch};
 

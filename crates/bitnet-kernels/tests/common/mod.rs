@@ -36,6 +36,7 @@ impl Random {
 }
 
 /// Runs `run` under several seeds; all must give the same bits, which are returned.
+#[allow(dead_code)]
 pub(crate) fn same_for_all_seeds<T: PartialEq + std::fmt::Debug>(
     what: &str,
     run: impl Fn(&mut Emulator) -> Result<T, Fault>,

@@ -190,7 +190,7 @@ fn weight_bytes(c: &Config, options: &LoadOptions, backend: &mut dyn Backend) ->
     let head = (c.vocab * c.d_model) as u64;
     let head = match options.lm_head {
         LmHead::Int8 => head,
-        _ if backend.certified().is_some() => ScreenMatrix::bytes_of(c.vocab, c.d_model),
+        _ if backend.spec().certified_head => ScreenMatrix::bytes_of(c.vocab, c.d_model),
         _ => 2 * head,
     };
     linear + head

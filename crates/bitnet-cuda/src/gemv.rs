@@ -4,17 +4,14 @@
 use crate::error::{Error, Result};
 use crate::memory::DeviceBuffer;
 use crate::stream::{LaunchConfig, Stream};
-use bitnet_kernels::Global;
 use bitnet_kernels::bit_gemv::{
     BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K3Bits, BitGemvT2K5, BitGemvT2K5Bits, BitGemvT4K1,
     BitGemvT4K2, BitGemvT5K2, BitGemvT5K2Bits, MAX_COLS, Plan,
 };
-use bitnet_kernels::decode_linear::{
-    self, DecodeStoreK2, DecodeStoreK2Bytes, DecodeStoreK3, DecodeStoreK3Bytes, DecodeStoreK4,
-    DecodeStoreK4Bytes,
-};
+use bitnet_kernels::decode_linear::{self, DecodeLinear, Epilogue, with_kernel};
 use bitnet_kernels::dense_gemv::Bf16Gemv;
 use bitnet_kernels::ref_gemv::RefGemv;
+use bitnet_kernels::{Global, Kernel, Launch};
 use bitnet_layout::mma_tile::{self, RowOrder};
 use bitnet_layout::random::Random;
 use bitnet_layout::reference;
@@ -264,37 +261,37 @@ impl Gemv for Layer {
             shape, x, ones, y, ..
         } = *operands;
         let (n, k) = (shape.n(), shape.k());
-        let bits = stream.gpu().multiplies_bits();
-        let config = LaunchConfig::from(decode_linear::launch(n, k, bits)).programmatic_dependent();
-        macro_rules! launch {
-            ($Params:ident) => {{
-                let params = $Params {
-                    w,
-                    x: x.global().cast(),
-                    norm: ones.global(),
-                    y: y.global().cast(),
-                    n: n as u32,
-                    k: k as u32,
-                    eps: -1.0,
-                    activation: decode_linear::RELU2,
-                    row_b: u32::MAX,
-                    row_c: u32::MAX,
-                    scale_a: 1.0,
-                    scale_b: 1.0,
-                    scale_c: 1.0,
-                };
-                // SAFETY: lengths by this trait's contract; buffers are aligned, k is a multiple of 16.
-                unsafe { stream.launch(&params, config) }
-            }};
-        }
-        match (decode_linear::tiles_per_warp(k), bits) {
-            (2, true) => launch!(DecodeStoreK2),
-            (3, true) => launch!(DecodeStoreK3),
-            (_, true) => launch!(DecodeStoreK4),
-            (2, false) => launch!(DecodeStoreK2Bytes),
-            (3, false) => launch!(DecodeStoreK3Bytes),
-            (_, false) => launch!(DecodeStoreK4Bytes),
-        }
+        let layer = DecodeLinear {
+            w,
+            x: x.global().cast(),
+            norm: ones.global(),
+            y: y.global().cast(),
+            n: n as u32,
+            k: k as u32,
+            eps: -1.0,
+            activation: decode_linear::RELU2,
+            row_b: u32::MAX,
+            row_c: u32::MAX,
+            scale_a: 1.0,
+            scale_b: 1.0,
+            scale_c: 1.0,
+        };
+        let (epilogue, bits) = (Epilogue::Store, stream.gpu().multiplies_bits());
+        let tile_rows = epilogue.tile_rows(k).next().unwrap_or_default();
+        with_kernel(layer, epilogue, bits, tile_rows, OnStream(stream))
+    }
+}
+
+/// Launches the kernel of a layer.
+struct OnStream<'a>(&'a Stream);
+
+impl decode_linear::Use for OnStream<'_> {
+    type Output = Result<()>;
+
+    fn of<K: Kernel>(self, kernel: K, launch: Launch) -> Result<()> {
+        let config = LaunchConfig::from(launch).programmatic_dependent();
+        // SAFETY: lengths by the contract of `Gemv::launch`; buffers are aligned, k is a multiple of 16.
+        unsafe { self.0.launch(&kernel, config) }
     }
 }
 

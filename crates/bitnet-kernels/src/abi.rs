@@ -199,16 +199,24 @@ macro_rules! kernel {
 }
 
 /// Declares a struct of parameters, and some kernels that take these parameters and convert from the struct and back:
-/// `[what kernel! takes of min_blocks and arch] name, Params, "what it is for", [generics], (arguments); ..`. The module has their
-/// `threads(arguments)`, `launch(arguments, &struct)` and `device::run::<generics>`.
+/// `[what kernel! takes of min_blocks and arch] name, Params, "what it is for", [generics], (arguments); ..`, once or for
+/// several groups. The module has their `threads(arguments)`, `launch(arguments, &struct)` and `device::run::<generics>`.
 macro_rules! kernels {
     (
         $(#[$meta:meta])*
         pub struct $Common:ident $fields:tt
-        $options:tt
-        $($name:ident, $Params:ident, $what:literal, $generics:tt, $arguments:tt;)*
+        $(
+            [$($options:tt)*]
+            $($name:ident, $Params:ident, $what:literal, $generics:tt, $arguments:tt;)*
+        )+
     ) => {
         kernels! { @common ($(#[$meta])*) $Common $fields }
+        $( kernels! { @group [$($options)*] $Common, $fields, $($name, $Params, $what, $generics, $arguments;)* } )+
+    };
+    (
+        @group $options:tt $Common:ident, $fields:tt,
+        $($name:ident, $Params:ident, $what:literal, $generics:tt, $arguments:tt;)*
+    ) => {
         $( kernels! { @kernel $options $Common, $name, $Params, $what, $generics, $arguments, $fields } )*
     };
     (@common ($(#[$meta:meta])*) $Common:ident { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* }) => {

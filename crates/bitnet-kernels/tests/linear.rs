@@ -6,10 +6,10 @@ use bitnet_kernels::bit_gemv::{
     self, BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K3Bits, BitGemvT2K5, BitGemvT2K5Bits, BitGemvT4K1,
     BitGemvT4K2, BitGemvT5K2, BitGemvT5K2Bits,
 };
-use bitnet_kernels::decode_linear::{self, RELU2, SILU};
-use bitnet_kernels::emulator::Emulator;
+use bitnet_kernels::decode_linear::{self, DecodeLinear, Epilogue, RELU2, SILU, with_kernel};
+use bitnet_kernels::emulator::{Emulator, Fault};
 use bitnet_kernels::quantize_rows::{self, QuantizeRows};
-use bitnet_kernels::{Global, Launch};
+use bitnet_kernels::{Global, Kernel, KernelInfo, Launch};
 use bitnet_layout::mma_tile::{self, RowOrder};
 use bitnet_layout::reference;
 use bitnet_layout::words::{Shape, pack_row};
@@ -225,80 +225,75 @@ struct Buffers {
     y: Global<f32>,
 }
 
-#[derive(Clone, Copy, PartialEq, Debug)]
-enum Kind {
-    Store,
-    Add,
-    Gated,
+fn outputs(kind: Epilogue, n: usize) -> usize {
+    if kind == Epilogue::Gated { n / 2 } else { n }
 }
 
-impl Kind {
-    fn outputs(self, n: usize) -> usize {
-        if self == Self::Gated { n / 2 } else { n }
+/// Runs a kernel in the emulator.
+struct InEmulator<'a>(&'a mut Emulator);
+
+impl decode_linear::Use for InEmulator<'_> {
+    type Output = Result<(), Fault>;
+
+    fn of<K: Kernel + 'static>(self, kernel: K, launch: Launch) -> Self::Output {
+        self.0.launch(&launch, &kernel)
+    }
+}
+
+/// Tells which kernel it is, and its launch.
+struct Which;
+
+impl decode_linear::Use for Which {
+    type Output = (KernelInfo, Launch);
+
+    fn of<K: Kernel>(self, _: K, launch: Launch) -> Self::Output {
+        (K::INFO, launch)
     }
 }
 
 impl Layer {
-    fn row_b(&self, kind: Kind) -> u32 {
-        if kind == Kind::Gated {
+    fn row_b(&self, kind: Epilogue) -> u32 {
+        if kind == Epilogue::Gated {
             u32::MAX
         } else {
             self.n as u32 / 2
         }
     }
 
-    fn row_c(&self, kind: Kind) -> u32 {
-        if kind == Kind::Gated {
+    fn row_c(&self, kind: Epilogue) -> u32 {
+        if kind == Epilogue::Gated {
             u32::MAX
         } else {
             self.n as u32 / 2 + 3
         }
     }
 
-    /// The fused kernel, on bits or on bytes.
-    fn decode(&self, emulator: &mut Emulator, kind: Kind, bits: bool, b: &Buffers) {
-        let launch: Launch = decode_linear::launch(self.n, self.k, bits);
-        macro_rules! run {
-            ($Bits:ident, $Bytes:ident) => {
-                if bits { run!($Bits) } else { run!($Bytes) }
-            };
-            ($Params:ident) => {
-                emulator.launch(
-                    &launch,
-                    &decode_linear::$Params {
-                        w: b.tiles,
-                        x: b.x,
-                        norm: b.norm,
-                        y: b.y,
-                        n: self.n as u32,
-                        k: self.k as u32,
-                        eps: self.eps,
-                        activation: self.activation,
-                        row_b: self.row_b(kind),
-                        row_c: self.row_c(kind),
-                        scale_a: self.scales[0],
-                        scale_b: self.scales[1],
-                        scale_c: self.scales[2],
-                    },
-                )
-            };
+    fn params(&self, kind: Epilogue, b: &Buffers) -> DecodeLinear {
+        DecodeLinear {
+            w: b.tiles,
+            x: b.x,
+            norm: b.norm,
+            y: b.y,
+            n: self.n as u32,
+            k: self.k as u32,
+            eps: self.eps,
+            activation: self.activation,
+            row_b: self.row_b(kind),
+            row_c: self.row_c(kind),
+            scale_a: self.scales[0],
+            scale_b: self.scales[1],
+            scale_c: self.scales[2],
         }
-        match (kind, decode_linear::tiles_per_warp(self.k)) {
-            (Kind::Store, 2) => run!(DecodeStoreK2, DecodeStoreK2Bytes),
-            (Kind::Store, 3) => run!(DecodeStoreK3, DecodeStoreK3Bytes),
-            (Kind::Store, _) => run!(DecodeStoreK4, DecodeStoreK4Bytes),
-            (Kind::Add, 2) => run!(DecodeAddK2, DecodeAddK2Bytes),
-            (Kind::Add, 3) => run!(DecodeAddK3, DecodeAddK3Bytes),
-            (Kind::Add, _) => run!(DecodeAddK4, DecodeAddK4Bytes),
-            (Kind::Gated, 2) => run!(DecodeGatedK2, DecodeGatedK2Bytes),
-            (Kind::Gated, 3) => run!(DecodeGatedK3, DecodeGatedK3Bytes),
-            (Kind::Gated, _) => run!(DecodeGatedK4, DecodeGatedK4Bytes),
-        }
-        .unwrap();
+    }
+
+    /// The fused kernel, on bits in the first grid or on bytes.
+    fn decode(&self, emulator: &mut Emulator, kind: Epilogue, bits: bool, b: &Buffers) {
+        let tile_rows = kind.tile_rows(self.k).next().unwrap();
+        with_kernel(self.params(kind, b), kind, bits, tile_rows, InEmulator(emulator)).unwrap();
     }
 
     /// The batch kernels.
-    fn batch(&self, emulator: &mut Emulator, kind: Kind, shape: GemmShape, rows: usize, b: &Buffers) {
+    fn batch(&self, emulator: &mut Emulator, kind: Epilogue, shape: GemmShape, rows: usize, b: &Buffers) {
         let q = emulator.uninit(rows * quantize_rows::words_per_row(self.k));
         let (unit, sum) = (emulator.uninit(rows), emulator.uninit(rows));
         let quantize = QuantizeRows {
@@ -338,18 +333,18 @@ impl Layer {
             };
         }
         match (kind, shape) {
-            (Kind::Store, GemmShape::Wide128) => run!(WideStore128),
-            (Kind::Store, GemmShape::Wide64) => run!(WideStore64),
-            (Kind::Store, GemmShape::Narrow32) => run!(NarrowStore32),
-            (Kind::Store, GemmShape::Narrow8) => run!(NarrowStore8),
-            (Kind::Add, GemmShape::Wide128) => run!(WideAdd128),
-            (Kind::Add, GemmShape::Wide64) => run!(WideAdd64),
-            (Kind::Add, GemmShape::Narrow32) => run!(NarrowAdd32),
-            (Kind::Add, GemmShape::Narrow8) => run!(NarrowAdd8),
-            (Kind::Gated, GemmShape::Wide128) => run!(WideGated128),
-            (Kind::Gated, GemmShape::Wide64) => run!(WideGated64),
-            (Kind::Gated, GemmShape::Narrow32) => run!(NarrowGated32),
-            (Kind::Gated, GemmShape::Narrow8) => run!(NarrowGated8),
+            (Epilogue::Store, GemmShape::Wide128) => run!(WideStore128),
+            (Epilogue::Store, GemmShape::Wide64) => run!(WideStore64),
+            (Epilogue::Store, GemmShape::Narrow32) => run!(NarrowStore32),
+            (Epilogue::Store, GemmShape::Narrow8) => run!(NarrowStore8),
+            (Epilogue::Add, GemmShape::Wide128) => run!(WideAdd128),
+            (Epilogue::Add, GemmShape::Wide64) => run!(WideAdd64),
+            (Epilogue::Add, GemmShape::Narrow32) => run!(NarrowAdd32),
+            (Epilogue::Add, GemmShape::Narrow8) => run!(NarrowAdd8),
+            (Epilogue::Gated, GemmShape::Wide128) => run!(WideGated128),
+            (Epilogue::Gated, GemmShape::Wide64) => run!(WideGated64),
+            (Epilogue::Gated, GemmShape::Narrow32) => run!(NarrowGated32),
+            (Epilogue::Gated, GemmShape::Narrow8) => run!(NarrowGated8),
         }
         .unwrap();
     }
@@ -358,7 +353,7 @@ impl Layer {
 /// The layer in f64, with the codes as the kernels define them.
 fn layer_reference(
     layer: &Layer,
-    kind: Kind,
+    kind: Epilogue,
     matrix: &Matrix,
     x: &[f32],
     norm: &[f32],
@@ -379,7 +374,7 @@ fn layer_reference(
         (x.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / x.len() as f64 + f64::from(layer.eps)).sqrt();
     let unit = 1.0 / (f64::from(scale) * if layer.eps < 0.0 { 1.0 } else { rms });
     let z = matrix.product(&q);
-    if kind == Kind::Gated {
+    if kind == Epilogue::Gated {
         return (0..layer.n / 2)
             .map(|i| {
                 let gate = f64::from(z[i]) * f64::from(layer.scales[0]) * unit;
@@ -397,7 +392,7 @@ fn layer_reference(
         .map(|i| {
             let range =
                 usize::from(i as u32 >= layer.row_b(kind)) + usize::from(i as u32 >= layer.row_c(kind));
-            let before = if kind == Kind::Add {
+            let before = if kind == Epilogue::Add {
                 f64::from(before[i])
             } else {
                 0.0
@@ -410,7 +405,7 @@ fn layer_reference(
 fn check_layer(
     n: usize,
     k: usize,
-    kind: Kind,
+    kind: Epilogue,
     eps: f32,
     activation: u32,
     shapes: &[(GemmShape, usize)],
@@ -425,7 +420,7 @@ fn check_layer(
         scales: [0.02, 0.03, 0.05],
     };
     let matrix = Matrix::random(n, k, &mut random);
-    let order = if kind == Kind::Gated {
+    let order = if kind == Epilogue::Gated {
         RowOrder::Paired
     } else {
         RowOrder::Plain
@@ -434,7 +429,7 @@ fn check_layer(
     let most = shapes.iter().map(|s| s.1).max().unwrap_or(1);
     let x: Vec<f32> = (0..most * k).map(|i| random.f32() * (1 + i / k) as f32).collect();
     let norm: Vec<f32> = (0..k).map(|_| random.f32() + 1.5).collect();
-    let outputs = kind.outputs(n);
+    let outputs = outputs(kind, n);
     let before: Vec<f32> = (0..most * outputs).map(|_| random.f32()).collect();
 
     // Each row alone, through the fused kernel.
@@ -447,7 +442,7 @@ fn check_layer(
                 tiles: emulator.constant(&tiles),
                 x: emulator.constant(x),
                 norm: emulator.constant(&norm),
-                y: if kind == Kind::Add {
+                y: if kind == Epilogue::Add {
                     emulator.buffer(before)
                 } else {
                     emulator.uninit(outputs)
@@ -477,7 +472,7 @@ fn check_layer(
             tiles: emulator.constant(&tiles),
             x: emulator.constant(&x[..rows * k]),
             norm: emulator.constant(&norm),
-            y: if kind == Kind::Add {
+            y: if kind == Epilogue::Add {
                 emulator.buffer(&before[..rows * outputs])
             } else {
                 emulator.uninit(rows * outputs)
@@ -497,25 +492,25 @@ fn check_layer(
 fn a_row_alone_and_in_a_batch() {
     let narrow = [(GemmShape::Narrow8, 3), (GemmShape::Narrow32, 3)];
     for (n, k) in [(16, 128), (34, 272), (48, 96)] {
-        check_layer(n, k, Kind::Store, 1e-5, RELU2, &narrow, 1);
-        check_layer(n, k, Kind::Add, 1e-5, RELU2, &narrow, 2);
-        check_layer(n, k, Kind::Gated, 1e-5, RELU2, &narrow, 3);
+        check_layer(n, k, Epilogue::Store, 1e-5, RELU2, &narrow, 1);
+        check_layer(n, k, Epilogue::Add, 1e-5, RELU2, &narrow, 2);
+        check_layer(n, k, Epilogue::Gated, 1e-5, RELU2, &narrow, 3);
     }
-    check_layer(48, 160, Kind::Gated, 1e-5, SILU, &narrow, 4);
-    check_layer(48, 160, Kind::Add, -1.0, RELU2, &narrow, 5);
+    check_layer(48, 160, Epilogue::Gated, 1e-5, SILU, &narrow, 4);
+    check_layer(48, 160, Epilogue::Add, -1.0, RELU2, &narrow, 5);
 }
 
 #[test]
 fn wide_blocks() {
     let wide = [(GemmShape::Wide64, 5), (GemmShape::Wide128, 5)];
-    for kind in [Kind::Store, Kind::Add, Kind::Gated] {
+    for kind in [Epilogue::Store, Epilogue::Add, Epilogue::Gated] {
         check_layer(34, 160, kind, 1e-5, RELU2, &wide, 6);
     }
     // Two blocks each way, more tiles along k than a ring has.
     check_layer(
         144,
         656,
-        Kind::Store,
+        Epilogue::Store,
         1e-5,
         RELU2,
         &[
@@ -525,7 +520,7 @@ fn wide_blocks() {
         ],
         7,
     );
-    for kind in [Kind::Add, Kind::Gated] {
+    for kind in [Epilogue::Add, Epilogue::Gated] {
         check_layer(176, 352, kind, 1e-5, SILU, &[(GemmShape::Wide128, 131)], 13);
     }
 }
@@ -560,7 +555,7 @@ fn long_rows() {
         check_layer(
             18,
             tiles * 128 - 32,
-            Kind::Add,
+            Epilogue::Add,
             1e-5,
             RELU2,
             &[(GemmShape::Narrow8, 2)],
@@ -570,7 +565,7 @@ fn long_rows() {
     check_layer(
         16,
         41 * 128,
-        Kind::Gated,
+        Epilogue::Gated,
         1e-5,
         RELU2,
         &[(GemmShape::Narrow8, 1)],
@@ -579,7 +574,7 @@ fn long_rows() {
     check_layer(
         16,
         55 * 128,
-        Kind::Gated,
+        Epilogue::Gated,
         1e-5,
         RELU2,
         &[(GemmShape::Narrow8, 1)],
@@ -588,7 +583,7 @@ fn long_rows() {
     check_layer(
         16,
         41 * 128,
-        Kind::Store,
+        Epilogue::Store,
         1e-5,
         RELU2,
         &[(GemmShape::Narrow8, 1)],
@@ -597,7 +592,7 @@ fn long_rows() {
     check_layer(
         16,
         55 * 128,
-        Kind::Store,
+        Epilogue::Store,
         1e-5,
         RELU2,
         &[(GemmShape::Narrow8, 1)],
@@ -622,6 +617,114 @@ fn rows_of_zeros() {
         norm: emulator.constant(&[1.0; 64]),
         y: emulator.uninit(16),
     };
-    layer.decode(&mut emulator, Kind::Store, true, &buffers);
+    layer.decode(&mut emulator, Epilogue::Store, true, &buffers);
     assert_eq!(emulator.read(buffers.y).unwrap(), [0.0; 16]);
+}
+
+/// Every grid, with a last block that is not full: the bits of the first grid.
+#[test]
+fn grids_change_no_bit() {
+    // The fewest columns whose blocks have lanes for every grid of two tiles a warp; of four tiles a warp.
+    for (k, n_grids) in [(5 * 128 - 32, [3, 3, 6]), (41 * 128 - 16, [1, 3, 1])] {
+        for (kind, n_grids) in [Epilogue::Store, Epilogue::Add, Epilogue::Gated]
+            .into_iter()
+            .zip(n_grids)
+        {
+            let grids: Vec<u32> = kind.tile_rows(k).collect();
+            assert_eq!(grids.len(), n_grids, "{kind:?}, {k} columns");
+            for &tile_rows in &grids[1..] {
+                check_grid(kind, k, tile_rows);
+            }
+        }
+    }
+}
+
+/// A block and a bit more in a grid, against the first grid.
+fn check_grid(kind: Epilogue, k: usize, tile_rows: u32) {
+    let n = tile_rows as usize * 16 + 22;
+    let mut random = Random(14 + (n + k) as u64);
+    let layer = Layer {
+        n,
+        k,
+        eps: 1e-5,
+        activation: RELU2,
+        scales: [0.02, 0.03, 0.05],
+    };
+    let order = if kind == Epilogue::Gated {
+        RowOrder::Paired
+    } else {
+        RowOrder::Plain
+    };
+    let tiles = Matrix::random(n, k, &mut random).tiles(order);
+    let x: Vec<f32> = (0..k).map(|_| random.f32()).collect();
+    let norm: Vec<f32> = (0..k).map(|_| random.f32() + 1.5).collect();
+    let before: Vec<f32> = (0..outputs(kind, n)).map(|_| random.f32()).collect();
+    let first = kind.tile_rows(k).next().unwrap();
+    let [expected, found] = [first, tile_rows].map(|tile_rows| {
+        let mut emulator = Emulator::new(15);
+        let buffers = Buffers {
+            tiles: emulator.constant(&tiles),
+            x: emulator.constant(&x),
+            norm: emulator.constant(&norm),
+            y: if kind == Epilogue::Add {
+                emulator.buffer(&before)
+            } else {
+                emulator.uninit(before.len())
+            },
+        };
+        let params = layer.params(kind, &buffers);
+        let (_, launch) = with_kernel(params, kind, true, tile_rows, Which);
+        assert_eq!(launch.grid[0], (mma_tile::tiles_n(n) as u32).div_ceil(tile_rows));
+        with_kernel(params, kind, true, tile_rows, InEmulator(&mut emulator)).unwrap();
+        let y = emulator.read(buffers.y).unwrap();
+        y.iter().map(|y| y.to_bits()).collect::<Vec<_>>()
+    });
+    assert_eq!(found, expected, "{kind:?} ({n}, {k}) in blocks of {tile_rows}");
+}
+
+/// Every grid has a kernel of its own, whose block has a lane for each output; what is not built is the first grid.
+#[test]
+fn grids_of_the_model_shapes() {
+    let blocks = |kind: Epilogue, n: usize, k: usize| -> Vec<u32> {
+        let mut emulator = Emulator::new(0);
+        let (one, tile) = (emulator.constant(&[1.0f32]), emulator.constant(&[0u32]));
+        let (buffers, layer) = (
+            Buffers {
+                tiles: tile,
+                x: one,
+                norm: one,
+                y: one,
+            },
+            Layer {
+                n,
+                k,
+                eps: 1e-5,
+                activation: RELU2,
+                scales: [1.0; 3],
+            },
+        );
+        let params = layer.params(kind, &buffers);
+        let mut names = std::collections::BTreeSet::new();
+        let grids: Vec<u32> = kind.tile_rows(k).collect();
+        let found = grids.iter().map(|&tile_rows| {
+            let (info, launch) = with_kernel(params, kind, true, tile_rows, Which);
+            assert!(names.insert(info.name), "{} twice", info.name);
+            assert!(launch.block[0] <= info.block[0]);
+            let outputs = tile_rows * if kind == Epilogue::Gated { 8 } else { 16 };
+            assert!(outputs <= launch.block[0]);
+            assert_eq!(info.min_sm, if tile_rows == grids[0] { 80 } else { 90 });
+            launch.grid[0]
+        });
+        let found = found.collect();
+        let [other, first] = [99, grids[0]].map(|t| with_kernel(params, kind, true, t, Which));
+        assert_eq!(other, first);
+        found
+    };
+    assert_eq!(blocks(Epilogue::Store, 3840, 2560), [60, 48, 40]);
+    assert_eq!(blocks(Epilogue::Add, 2560, 2560), [40, 54, 32]);
+    assert_eq!(blocks(Epilogue::Gated, 13824, 2560), [216, 108, 96, 87, 79, 72]);
+    assert_eq!(blocks(Epilogue::Add, 2560, 6912), [40, 54, 80]);
+    // Two warps: no lanes for five rows of tiles.
+    assert_eq!(blocks(Epilogue::Store, 160, 128), [3]);
+    assert_eq!(blocks(Epilogue::Gated, 160, 128), [3, 2]);
 }

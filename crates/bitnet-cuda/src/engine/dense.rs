@@ -1,10 +1,11 @@
 //! Products of bfloat16 matrices: the output head, and all linear layers of a model that was loaded that way.
 
-use super::linear::{Epilogue, Linear};
+use super::linear::Linear;
 use super::{Engine, launch};
 use crate::error::Result;
 use bitnet_kernels::Global;
 use bitnet_kernels::bf16_gemm::{self, Bf16Gemm, SplitColumns};
+use bitnet_kernels::decode_linear::Epilogue;
 use bitnet_kernels::dense::{AddRows, GateRows};
 use bitnet_kernels::dense_gemv::{self, Bf16Gemv};
 

@@ -3,17 +3,10 @@
 use super::weights::Matrix;
 use super::{Engine, WeightKind, launch};
 use crate::error::Result;
-use bitnet_kernels::decode_linear;
+use crate::stream::Stream;
+use bitnet_kernels::decode_linear::{self, DecodeLinear, Epilogue, with_kernel};
 use bitnet_kernels::quantize_rows::{self, QuantizeRows};
-use bitnet_kernels::{Global, bit_gemm};
-
-/// A linear layer's epilogue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Epilogue {
-    Store,
-    Add,
-    Gated,
-}
+use bitnet_kernels::{Global, Kernel, Launch, bit_gemm};
 
 /// The input and output of a linear layer.
 pub(super) struct Linear<'a> {
@@ -24,6 +17,21 @@ pub(super) struct Linear<'a> {
     /// Negative where there is no norm.
     pub(super) eps: f32,
     pub(super) y: Global<f32>,
+    /// Rows of tiles of a block, of a single token.
+    pub(super) tile_rows: u32,
+}
+
+/// Launches the kernel for a layer of one token.
+struct OnStream<'a>(&'a Stream);
+
+impl decode_linear::Use for OnStream<'_> {
+    type Output = Result<()>;
+
+    fn of<K: Kernel>(self, kernel: K, grid: Launch) -> Result<()> {
+        // SAFETY: A1 and A6 of `engine`: the buffers have the shapes of the model, which `linear_of_one` gave; the kernel waits
+        // before it reads what others wrote.
+        unsafe { launch(self.0, &kernel, grid) }
+    }
 }
 
 impl Engine {
@@ -44,48 +52,23 @@ impl Engine {
             starts,
             ..
         } = linear.matrix;
-        let bits = self.gpu().multiplies_bits();
-        let grid = decode_linear::launch(*n, *k, bits);
-        macro_rules! run {
-            ($Bits:ident, $Bytes:ident) => {
-                if bits { run!($Bits) } else { run!($Bytes) }
-            };
-            ($Params:ident) => {
-                // SAFETY: the buffers have the shapes of the model; the kernel waits before it reads what others wrote.
-                unsafe {
-                    launch(
-                        &self.stream,
-                        &decode_linear::$Params {
-                            w: values.global(),
-                            x: linear.x,
-                            norm: linear.norm,
-                            y: linear.y,
-                            n: *n as u32,
-                            k: *k as u32,
-                            eps: linear.eps,
-                            activation: self.dims.activation as u32,
-                            row_b: starts[0],
-                            row_c: starts[1],
-                            scale_a: scales[0],
-                            scale_b: scales[1],
-                            scale_c: scales[2],
-                        },
-                        grid,
-                    )
-                }
-            };
-        }
-        match (linear.epilogue, decode_linear::tiles_per_warp(*k)) {
-            (Epilogue::Store, 2) => run!(DecodeStoreK2, DecodeStoreK2Bytes),
-            (Epilogue::Store, 3) => run!(DecodeStoreK3, DecodeStoreK3Bytes),
-            (Epilogue::Store, _) => run!(DecodeStoreK4, DecodeStoreK4Bytes),
-            (Epilogue::Add, 2) => run!(DecodeAddK2, DecodeAddK2Bytes),
-            (Epilogue::Add, 3) => run!(DecodeAddK3, DecodeAddK3Bytes),
-            (Epilogue::Add, _) => run!(DecodeAddK4, DecodeAddK4Bytes),
-            (Epilogue::Gated, 2) => run!(DecodeGatedK2, DecodeGatedK2Bytes),
-            (Epilogue::Gated, 3) => run!(DecodeGatedK3, DecodeGatedK3Bytes),
-            (Epilogue::Gated, _) => run!(DecodeGatedK4, DecodeGatedK4Bytes),
-        }
+        let layer = DecodeLinear {
+            w: values.global(),
+            x: linear.x,
+            norm: linear.norm,
+            y: linear.y,
+            n: *n as u32,
+            k: *k as u32,
+            eps: linear.eps,
+            activation: self.dims.activation as u32,
+            row_b: starts[0],
+            row_c: starts[1],
+            scale_a: scales[0],
+            scale_b: scales[1],
+            scale_c: scales[2],
+        };
+        let (bits, run) = (self.gpu().multiplies_bits(), OnStream(&self.stream));
+        with_kernel(layer, linear.epilogue, bits, linear.tile_rows, run)
     }
 
     fn linear_of_many(&self, linear: &Linear<'_>) -> Result<()> {

@@ -28,6 +28,7 @@ mod uploads;
 mod attention;
 mod scratch;
 
+mod grids;
 mod linear;
 
 mod dense;
@@ -49,6 +50,7 @@ pub use batch::Batch;
 pub use bitnet_kernels::sample::{MAX_TOP_K, Settings};
 pub use choice::Choice;
 pub use decode::Part;
+pub use grids::Grids;
 pub use profile::{PartTime, Profile};
 pub use verbs::Intermediate;
 pub use weights::{LayerParts, TernaryParts};
@@ -178,6 +180,8 @@ pub struct Engine {
     batch: usize,
     rows: Rows,
     attention: Attention,
+    /// The grids to take instead of [`Engine::default_grids`].
+    forced: Option<Grids>,
     stream: Stream,
 }
 
@@ -348,6 +352,7 @@ impl Engine {
             bytes: space.bytes(),
             batch: 0,
             attention: Attention::Prefill { tiles: 0 },
+            forced: None,
             stream,
             dims,
             limits,

@@ -1,10 +1,11 @@
 //! The verbs of a step, for a batch that [`Engine::begin`] was given.
 
 use super::batch::{Attention, Batch, Bounds};
-use super::linear::{Epilogue, Linear};
+use super::linear::Linear;
 use super::weights::Layer;
 use super::{Engine, Rows, launch};
 use crate::error::{Error, Result};
+use bitnet_kernels::decode_linear::Epilogue;
 use bitnet_kernels::embed::EmbedBf16;
 
 impl Engine {
@@ -87,6 +88,7 @@ impl Engine {
             norm: l.attn_norm.global(),
             eps: self.dims.eps,
             y: self.buffers.scratch.qkv.global(),
+            tile_rows: self.grids().qkv,
         })
     }
 
@@ -115,6 +117,7 @@ impl Engine {
             norm: l.attn_sub_norm.as_ref().unwrap_or(&self.buffers.ones).global(),
             eps: if self.dims.sub_norms { self.dims.eps } else { -1.0 },
             y: self.buffers.scratch.residual.global(),
+            tile_rows: self.grids().out_proj,
         })
     }
 
@@ -131,6 +134,7 @@ impl Engine {
             norm: l.ffn_norm.global(),
             eps: self.dims.eps,
             y: self.buffers.scratch.gated.global(),
+            tile_rows: self.grids().up_gate,
         })
     }
 
@@ -147,6 +151,7 @@ impl Engine {
             norm: l.ffn_sub_norm.as_ref().unwrap_or(&self.buffers.ones).global(),
             eps: if self.dims.sub_norms { self.dims.eps } else { -1.0 },
             y: self.buffers.scratch.residual.global(),
+            tile_rows: self.grids().down,
         })
     }
 

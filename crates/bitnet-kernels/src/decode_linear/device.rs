@@ -1,7 +1,7 @@
 //! The body of the kernels, and what [`crate::quantize_rows`] shares with it.
 
 use super::product::Product;
-use super::{DecodeStoreK2, RELU2};
+use super::{DecodeLinear, RELU2};
 use crate::bit_gemv::device::{EARLY, WARPS_AT_A_TIME, row_scale, weights};
 use crate::intrinsics::*;
 use crate::reduce::warp_sum;
@@ -12,12 +12,6 @@ pub(crate) const STORE: u32 = 0;
 pub(crate) const ADD: u32 = 1;
 /// Epilogue: pairs of products, gate and up, become one output.
 pub(crate) const GATED: u32 = 2;
-
-/// Gives the parameter structs of all kernels here one shape.
-pub(crate) trait Params: Copy {
-    /// The fields, as those of one of them.
-    fn get(self) -> DecodeStoreK2;
-}
 
 /// What is known of a row before its elements are: the scale of its codes, and what a code is worth before the norm.
 #[derive(Clone, Copy)]
@@ -81,9 +75,9 @@ pub(crate) fn gated(gate: f32, up: f32, activation: u32) -> f32 {
 /// The norm's weights of the columns that this lane quantizes of this warp's tiles from tile `chunk` along k.
 ///
 /// # Safety
-/// The launch is [`super::launch`]'s.
+/// The launch is [`super::DecodeStoreK2::launch`]'s.
 #[inline(always)]
-unsafe fn norms<const KPW: usize>(p: &DecodeStoreK2, chunk: u32) -> [[f32; 4]; KPW] {
+unsafe fn norms<const KPW: usize>(p: &DecodeLinear, chunk: u32) -> [[f32; 4]; KPW] {
     let mut norm = [[0.0; 4]; KPW];
     let mut i = 0;
     while i < KPW {
@@ -117,7 +111,7 @@ fn column(chunk: u32, i: u32) -> u32 {
 /// # Safety
 /// As for [`norms`], and the row was written.
 #[inline(always)]
-unsafe fn elements<const KPW: usize>(p: &DecodeStoreK2, chunk: u32) -> [[f32; 4]; KPW] {
+unsafe fn elements<const KPW: usize>(p: &DecodeLinear, chunk: u32) -> [[f32; 4]; KPW] {
     let mut x = [[0.0; 4]; KPW];
     let mut i = 0;
     while i < KPW {
@@ -181,8 +175,10 @@ impl Totals {
 }
 
 #[inline(always)]
-pub(super) unsafe fn run<P: Product, const EPILOGUE: u32, const T: usize, const KPW: usize>(p: impl Params) {
-    let p = p.get();
+pub(super) unsafe fn run<P: Product, const EPILOGUE: u32, const T: usize, const KPW: usize>(
+    p: impl Into<DecodeLinear>,
+) {
+    let p = p.into();
     let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
     let (g, t) = (lane / 4, lane % 4);
     let tiles_k = p.k.div_ceil(128);

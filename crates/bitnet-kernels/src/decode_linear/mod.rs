@@ -17,6 +17,8 @@ mod product;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub(crate) mod device;
 
+#[cfg(not(target_arch = "nvptx64"))]
+use crate::Kernel;
 use crate::{Global, Launch};
 use bitnet_layout::{Activation, mma_tile};
 
@@ -25,92 +27,100 @@ pub const RELU2: u32 = Activation::Relu2 as u32;
 /// Gate of the feed-forward block: `x sigmoid(x)`.
 pub const SILU: u32 = Activation::Silu as u32;
 
-macro_rules! decode_linear {
-    ($($name:ident, $Params:ident, $Product:ident, $epilogue:ident, $kpw:literal, $what:literal;)*) => {
-        $(kernel! {
-            /// `z[n] = (sum over k of t[n][k] q[k]) * (scale(n) * unit)` for the codes q of one normalized row, then
-            #[doc = $what]
-            ///
-            /// - Shapes: `w` tiles of (n, k); `x`, `norm` (k); the rest as the fields say.
-            /// - Launch: [`launch`]; a block owns two or four rows of tiles, its warps split k,
-            #[doc = concat!(stringify!($kpw), " tiles a warp at a time.")]
-            /// - Layout: [`bitnet_layout::mma_tile`]. Moves: `n k / 4` bytes of weights once; `x` once a block, from L2.
-            /// - Bound: the latency of the dependent part, and DRAM for the largest matrix.
-            ///
-            /// # Safety
-            /// Lengths as above; `w`, `x` and `norm` 16-byte aligned; `k` a multiple of 4; the launch is [`launch`]'s.
-            $name, block = [max_warps($kpw) * 32, 1, 1], min_blocks = if $kpw == 2 { 2 } else { 1 }, body = device::run::<product::$Product, { device::$epilogue }, { tile_rows($kpw, <product::$Product as product::Product>::BITS) as usize }, $kpw>;
-            pub struct $Params {
-                /// Weights in tiles; in pairs of rows for the gated kernels.
-                pub w: Global<u32>,
-                /// Input row, (k).
-                pub x: Global<f32>,
-                /// Weight of the norm before the layer, (k); ones where there is no norm.
-                pub norm: Global<f32>,
-                /// Output; the residual stream (n), which is added to; gated, (n / 2).
-                pub y: Global<f32>,
-                /// Rows.
-                pub n: u32,
-                /// Columns.
-                pub k: u32,
-                /// Epsilon of the norm; negative where there is no norm.
-                pub eps: f32,
-                /// [`RELU2`] or [`SILU`], for the gated kernels.
-                pub activation: u32,
-                /// First row that has `scale_b`.
-                pub row_b: u32,
-                /// First row that has `scale_c`.
-                pub row_c: u32,
-                /// What a ternary unit of the first rows (gated: of the gate) is worth.
-                pub scale_a: f32,
-                /// What a ternary unit of rows `row_b ..` (gated: of up) is worth.
-                pub scale_b: f32,
-                /// What a ternary unit of rows `row_c ..` is worth.
-                pub scale_c: f32,
-            }
-        })*
-
-        #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
-        mod params {
-            use super::DecodeStoreK2;
-            use super::device::Params;
-            $(
-                impl Params for super::$Params {
-                    #[inline(always)]
-                    #[rustfmt::skip]
-                    fn get(self) -> DecodeStoreK2 {
-                        let super::$Params { w, x, norm, y, n, k, eps, activation, row_b, row_c, scale_a, scale_b, scale_c } = self;
-                        DecodeStoreK2 { w, x, norm, y, n, k, eps, activation, row_b, row_c, scale_a, scale_b, scale_c }
-                    }
-                }
-            )*
-        }
-    };
+kernels! {
+    /// Parameters of the kernels here, one for each epilogue and grid: convert it into that kernel's, or let [`with_kernel`] do it.
+    ///
+    /// `z[n] = (sum over k of t[n][k] q[k]) * (scale(n) * unit)` for the codes q of one normalized row, then `y = z` (store),
+    /// `y += z` (add), or `y[i] = activation(z[i]) z[n / 2 + i]` (gated).
+    ///
+    /// - Shapes: `w` tiles of (n, k); `x`, `norm` (k); the rest as the fields say.
+    /// - Launch: [`DecodeStoreK2::launch`]; a block owns the rows of tiles that its name says after `T`, four or two where it says
+    ///   none, and its warps split k, as many tiles a warp at a time as its name says after `K`.
+    /// - Layout: [`bitnet_layout::mma_tile`]. Moves: `n k / 4` bytes of weights once; `x` once a block, from L2.
+    /// - Bound: the latency of the dependent part, and DRAM for the largest matrix.
+    ///
+    /// # Safety
+    /// Lengths as above; `w`, `x` and `norm` 16-byte aligned; `k` a multiple of 4, and as wide as the kernel's tiles a warp are
+    /// those of [`tiles_per_warp`]; the launch is that of the parameters.
+    pub struct DecodeLinear {
+        /// Weights in tiles; in pairs of rows for the gated kernels.
+        pub w: Global<u32>,
+        /// Input row, (k).
+        pub x: Global<f32>,
+        /// Weight of the norm before the layer, (k); ones where there is no norm.
+        pub norm: Global<f32>,
+        /// Output; the residual stream (n), which is added to; gated, (n / 2).
+        pub y: Global<f32>,
+        /// Rows.
+        pub n: u32,
+        /// Columns.
+        pub k: u32,
+        /// Epsilon of the norm; negative where there is no norm.
+        pub eps: f32,
+        /// [`RELU2`] or [`SILU`], for the gated kernels.
+        pub activation: u32,
+        /// First row that has `scale_b`.
+        pub row_b: u32,
+        /// First row that has `scale_c`.
+        pub row_c: u32,
+        /// What a ternary unit of the first rows (gated: of the gate) is worth.
+        pub scale_a: f32,
+        /// What a ternary unit of rows `row_b ..` (gated: of up) is worth.
+        pub scale_b: f32,
+        /// What a ternary unit of rows `row_c ..` is worth.
+        pub scale_c: f32,
+    }
+    [min_blocks = 2,]
+    decode_store_k2, DecodeStoreK2, "q, k and v", [product::Bits, { device::STORE }, 4, 2], (4, 2);
+    decode_add_k2, DecodeAddK2, "a projection back to the residual stream", [product::Bits, { device::ADD }, 4, 2], (4, 2);
+    decode_gated_k2, DecodeGatedK2, "gate and up", [product::Bits, { device::GATED }, 4, 2], (4, 2);
+    decode_store_k2_bytes, DecodeStoreK2Bytes, "q, k and v", [product::Bytes, { device::STORE }, 4, 2], (4, 2);
+    decode_add_k2_bytes, DecodeAddK2Bytes, "a projection back to the residual stream", [product::Bytes, { device::ADD }, 4, 2], (4, 2);
+    decode_gated_k2_bytes, DecodeGatedK2Bytes, "gate and up", [product::Bytes, { device::GATED }, 4, 2], (4, 2);
+    [min_blocks = 1,]
+    decode_store_k3, DecodeStoreK3, "q, k and v", [product::Bits, { device::STORE }, 2, 3], (2, 3);
+    decode_store_k4, DecodeStoreK4, "q, k and v", [product::Bits, { device::STORE }, 4, 4], (4, 4);
+    decode_add_k3, DecodeAddK3, "a projection back to the residual stream", [product::Bits, { device::ADD }, 2, 3], (2, 3);
+    decode_add_k4, DecodeAddK4, "a projection back to the residual stream", [product::Bits, { device::ADD }, 4, 4], (4, 4);
+    decode_gated_k3, DecodeGatedK3, "gate and up", [product::Bits, { device::GATED }, 2, 3], (2, 3);
+    decode_gated_k4, DecodeGatedK4, "gate and up", [product::Bits, { device::GATED }, 4, 4], (4, 4);
+    decode_store_k3_bytes, DecodeStoreK3Bytes, "q, k and v", [product::Bytes, { device::STORE }, 2, 3], (2, 3);
+    decode_store_k4_bytes, DecodeStoreK4Bytes, "q, k and v", [product::Bytes, { device::STORE }, 2, 4], (2, 4);
+    decode_add_k3_bytes, DecodeAddK3Bytes, "a projection back to the residual stream", [product::Bytes, { device::ADD }, 2, 3], (2, 3);
+    decode_add_k4_bytes, DecodeAddK4Bytes, "a projection back to the residual stream", [product::Bytes, { device::ADD }, 2, 4], (2, 4);
+    decode_gated_k3_bytes, DecodeGatedK3Bytes, "gate and up", [product::Bytes, { device::GATED }, 2, 3], (2, 3);
+    decode_gated_k4_bytes, DecodeGatedK4Bytes, "gate and up", [product::Bytes, { device::GATED }, 2, 4], (2, 4);
+    [min_blocks = 2, arch = sm_90,]
+    decode_store_t5k2, DecodeStoreT5K2, "q, k and v", [product::Bits, { device::STORE }, 5, 2], (5, 2);
+    decode_add_t3k2, DecodeAddT3K2, "a projection back to the residual stream", [product::Bits, { device::ADD }, 3, 2], (3, 2);
+    decode_add_t5k2, DecodeAddT5K2, "a projection back to the residual stream", [product::Bits, { device::ADD }, 5, 2], (5, 2);
+    [min_blocks = 1, arch = sm_90,]
+    decode_store_t6k2, DecodeStoreT6K2, "q, k and v", [product::Bits, { device::STORE }, 6, 2], (6, 2);
+    decode_add_t2k4, DecodeAddT2K4, "a projection back to the residual stream", [product::Bits, { device::ADD }, 2, 4], (2, 4);
+    decode_add_t3k4, DecodeAddT3K4, "a projection back to the residual stream", [product::Bits, { device::ADD }, 3, 4], (3, 4);
+    decode_gated_t8k2, DecodeGatedT8K2, "gate and up", [product::Bits, { device::GATED }, 8, 2], (8, 2);
+    decode_gated_t9k2, DecodeGatedT9K2, "gate and up", [product::Bits, { device::GATED }, 9, 2], (9, 2);
+    decode_gated_t10k2, DecodeGatedT10K2, "gate and up", [product::Bits, { device::GATED }, 10, 2], (10, 2);
+    decode_gated_t11k2, DecodeGatedT11K2, "gate and up", [product::Bits, { device::GATED }, 11, 2], (11, 2);
+    decode_gated_t12k2, DecodeGatedT12K2, "gate and up", [product::Bits, { device::GATED }, 12, 2], (12, 2);
 }
 
-decode_linear! {
-    decode_store_k2, DecodeStoreK2, Bits, STORE, 2, "`y = z`: the projections to q, k and v.";
-    decode_store_k3, DecodeStoreK3, Bits, STORE, 3, "`y = z`: the projections to q, k and v.";
-    decode_store_k4, DecodeStoreK4, Bits, STORE, 4, "`y = z`: the projections to q, k and v.";
-    decode_add_k2, DecodeAddK2, Bits, ADD, 2, "`y += z`: a projection back to the residual stream.";
-    decode_add_k3, DecodeAddK3, Bits, ADD, 3, "`y += z`: a projection back to the residual stream.";
-    decode_add_k4, DecodeAddK4, Bits, ADD, 4, "`y += z`: a projection back to the residual stream.";
-    decode_gated_k2, DecodeGatedK2, Bits, GATED, 2, "`y[i] = activation(z[i]) z[n / 2 + i]`: gate and up.";
-    decode_gated_k3, DecodeGatedK3, Bits, GATED, 3, "`y[i] = activation(z[i]) z[n / 2 + i]`: gate and up.";
-    decode_gated_k4, DecodeGatedK4, Bits, GATED, 4, "`y[i] = activation(z[i]) z[n / 2 + i]`: gate and up.";
-    decode_store_k2_bytes, DecodeStoreK2Bytes, Bytes, STORE, 2, "`y = z`: the projections to q, k and v.";
-    decode_store_k3_bytes, DecodeStoreK3Bytes, Bytes, STORE, 3, "`y = z`: the projections to q, k and v.";
-    decode_store_k4_bytes, DecodeStoreK4Bytes, Bytes, STORE, 4, "`y = z`: the projections to q, k and v.";
-    decode_add_k2_bytes, DecodeAddK2Bytes, Bytes, ADD, 2, "`y += z`: a projection back to the residual stream.";
-    decode_add_k3_bytes, DecodeAddK3Bytes, Bytes, ADD, 3, "`y += z`: a projection back to the residual stream.";
-    decode_add_k4_bytes, DecodeAddK4Bytes, Bytes, ADD, 4, "`y += z`: a projection back to the residual stream.";
-    decode_gated_k2_bytes, DecodeGatedK2Bytes, Bytes, GATED, 2, "`y[i] = activation(z[i]) z[n / 2 + i]`: gate and up.";
-    decode_gated_k3_bytes, DecodeGatedK3Bytes, Bytes, GATED, 3, "`y[i] = activation(z[i]) z[n / 2 + i]`: gate and up.";
-    decode_gated_k4_bytes, DecodeGatedK4Bytes, Bytes, GATED, 4, "`y[i] = activation(z[i]) z[n / 2 + i]`: gate and up.";
+/// Most threads of a block whose warps hold `tiles_per_warp` tiles of each of their rows, however many rows these are.
+const fn threads(_tile_rows: u32, tiles_per_warp: u32) -> u32 {
+    32 * max_warps(tiles_per_warp)
 }
 
-/// Most warps of a block whose warps hold `tiles_per_warp` tiles of each of their rows: what the registers suffice for, twice
-/// over where a warp holds two.
+/// The grid, and the shared memory: the parts of a block's sums, and what its warps share besides.
+fn launch(tile_rows: u32, tiles_per_warp: u32, p: &DecodeLinear) -> Launch {
+    let warps = warps_of(p.k as usize, tiles_per_warp);
+    Launch {
+        grid: [(mma_tile::tiles_n(p.n as usize) as u32).div_ceil(tile_rows), 1, 1],
+        block: [warps * 32, 1, 1],
+        shared_bytes: warps * (tile_rows * mma_tile::ROWS as u32 + 3) * 4 + 4,
+    }
+}
+
+/// Most warps of a block whose warps hold `tiles_per_warp` tiles of each of their rows: what the registers suffice for.
 const fn max_warps(tiles_per_warp: u32) -> u32 {
     match tiles_per_warp {
         2 => 10,
@@ -119,17 +129,8 @@ const fn max_warps(tiles_per_warp: u32) -> u32 {
     }
 }
 
-/// Rows of tiles of a block whose warps hold `tiles_per_warp` tiles of each, on `bits` or on bytes: what the registers suffice
-/// for. Fewer would make more blocks, and the next kernel's would find no room beside them to ask for their weights.
-const fn tile_rows(tiles_per_warp: u32, bits: bool) -> u32 {
-    if tiles_per_warp == 2 || (tiles_per_warp == 4 && bits) {
-        4
-    } else {
-        2
-    }
-}
-
-/// Tiles along k that a warp holds at a time, for `k` columns. It also fixes the order in which squares are added.
+/// Tiles along k that a warp holds at a time, for `k` columns. It also fixes the order in which squares are added, so that
+/// grids differ in rows of tiles alone.
 #[must_use]
 pub const fn tiles_per_warp(k: usize) -> u32 {
     match mma_tile::tiles_k(k) {
@@ -139,21 +140,118 @@ pub const fn tiles_per_warp(k: usize) -> u32 {
     }
 }
 
-/// Warps of a block that shares `k` columns; at least two, so that every row of the block has a lane.
+/// Warps of a block that shares `k` columns.
 #[must_use]
 pub fn warps(k: usize) -> u32 {
-    (mma_tile::tiles_k(k) as u32)
-        .div_ceil(tiles_per_warp(k))
-        .clamp(2, max_warps(tiles_per_warp(k)))
+    warps_of(k, tiles_per_warp(k))
 }
 
-/// Launch of the kernels whose names have [`tiles_per_warp`] of `k`, on `bits` or on bytes.
-#[must_use]
-pub fn launch(n: usize, k: usize, bits: bool) -> Launch {
-    let tile_rows = tile_rows(tiles_per_warp(k), bits);
-    Launch {
-        grid: [(mma_tile::tiles_n(n) as u32).div_ceil(tile_rows), 1, 1],
-        block: [warps(k) * 32, 1, 1],
-        shared_bytes: warps(k) * (tile_rows * mma_tile::ROWS as u32 + 3) * 4 + 4,
+/// At least two, so that every one of up to four rows of tiles has its lanes.
+fn warps_of(k: usize, tiles_per_warp: u32) -> u32 {
+    (mma_tile::tiles_k(k) as u32)
+        .div_ceil(tiles_per_warp)
+        .clamp(2, max_warps(tiles_per_warp))
+}
+
+/// What becomes of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// It is the output.
+    Store,
+    /// It is added to the output.
+    Add,
+    /// Pairs of products, gate and up, become one output.
+    Gated,
+}
+
+impl Epilogue {
+    /// Rows of tiles of a block that kernels on bits are built for, of matrices of `k` columns: that of every module first, then
+    /// those of the module for capability 9.0. Larger blocks of gate and up leave multiprocessors to the layer behind it, and
+    /// what the other layers then like best depends on all four. 7 for gate and up, and fewer than here for the others, have lost.
+    const fn built(self, k: usize) -> &'static [u32] {
+        match (self, tiles_per_warp(k)) {
+            (Self::Store, 2) => &[4, 5, 6],
+            (Self::Add, 2) => &[4, 3, 5],
+            (Self::Gated, 2) => &[4, 8, 9, 10, 11, 12],
+            (Self::Add, 4) => &[4, 3, 2],
+            (_, 4) => &[4],
+            _ => &[2],
+        }
+    }
+
+    /// Rows of tiles that a block may have on bits, of matrices of `k` columns: the first in every module, the others in the
+    /// module for capability 9.0, where the block has a lane for each of their outputs. All give the same bits.
+    pub fn tile_rows(self, k: usize) -> impl Iterator<Item = u32> {
+        let outputs = if self == Self::Gated { 8 } else { 16 };
+        let lanes = warps(k) * 32;
+        self.built(k)
+            .iter()
+            .copied()
+            .filter(move |tile_rows| tile_rows * outputs <= lanes)
+    }
+}
+
+/// What is done with a kernel that [`with_kernel`] has found.
+#[cfg(not(target_arch = "nvptx64"))]
+pub trait Use {
+    /// What comes of it.
+    type Output;
+    /// Does it; the kernel has the launch.
+    fn of<K: Kernel + 'static>(self, kernel: K, launch: Launch) -> Self::Output;
+}
+
+/// Hands the kernel for these parameters to `run`: on bytes, or on bits with blocks of `tile_rows` rows of tiles; where
+/// [`Epilogue::tile_rows`] does not have that number, with the first that it has.
+#[cfg(not(target_arch = "nvptx64"))]
+pub fn with_kernel<U: Use>(
+    p: DecodeLinear,
+    epilogue: Epilogue,
+    bits: bool,
+    tile_rows: u32,
+    run: U,
+) -> U::Output {
+    use Epilogue::{Add, Gated, Store};
+    let k = p.k as usize;
+    let tile_rows = if epilogue.tile_rows(k).any(|built| built == tile_rows) {
+        tile_rows
+    } else {
+        0
+    };
+    macro_rules! run {
+        ($Params:ident) => {{
+            let kernel = $Params::from(p);
+            run.of(kernel, kernel.launch())
+        }};
+    }
+    match (epilogue, tiles_per_warp(k), bits, tile_rows) {
+        (Store, 2, true, 5) => run!(DecodeStoreT5K2),
+        (Store, 2, true, 6) => run!(DecodeStoreT6K2),
+        (Store, 2, true, _) => run!(DecodeStoreK2),
+        (Store, 2, false, _) => run!(DecodeStoreK2Bytes),
+        (Store, 3, true, _) => run!(DecodeStoreK3),
+        (Store, 3, false, _) => run!(DecodeStoreK3Bytes),
+        (Store, _, true, _) => run!(DecodeStoreK4),
+        (Store, _, false, _) => run!(DecodeStoreK4Bytes),
+        (Add, 2, true, 3) => run!(DecodeAddT3K2),
+        (Add, 2, true, 5) => run!(DecodeAddT5K2),
+        (Add, 2, true, _) => run!(DecodeAddK2),
+        (Add, 2, false, _) => run!(DecodeAddK2Bytes),
+        (Add, 3, true, _) => run!(DecodeAddK3),
+        (Add, 3, false, _) => run!(DecodeAddK3Bytes),
+        (Add, _, true, 2) => run!(DecodeAddT2K4),
+        (Add, _, true, 3) => run!(DecodeAddT3K4),
+        (Add, _, true, _) => run!(DecodeAddK4),
+        (Add, _, false, _) => run!(DecodeAddK4Bytes),
+        (Gated, 2, true, 8) => run!(DecodeGatedT8K2),
+        (Gated, 2, true, 9) => run!(DecodeGatedT9K2),
+        (Gated, 2, true, 10) => run!(DecodeGatedT10K2),
+        (Gated, 2, true, 11) => run!(DecodeGatedT11K2),
+        (Gated, 2, true, 12) => run!(DecodeGatedT12K2),
+        (Gated, 2, true, _) => run!(DecodeGatedK2),
+        (Gated, 2, false, _) => run!(DecodeGatedK2Bytes),
+        (Gated, 3, true, _) => run!(DecodeGatedK3),
+        (Gated, 3, false, _) => run!(DecodeGatedK3Bytes),
+        (Gated, _, true, _) => run!(DecodeGatedK4),
+        (Gated, _, false, _) => run!(DecodeGatedK4Bytes),
     }
 }

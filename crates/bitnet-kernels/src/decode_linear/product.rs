@@ -6,8 +6,6 @@ use crate::intrinsics::*;
 
 /// How a warp multiplies tiles of weights with a row of codes.
 pub(super) trait Product {
-    /// Whether it works on bits.
-    const BITS: bool;
     /// What a lane feeds to the products with one tile.
     type Fed: Copy;
     /// That of a tile of zeros.
@@ -30,7 +28,6 @@ pub(super) trait Product {
 pub(super) struct Bits;
 
 impl Product for Bits {
-    const BITS: bool = true;
     type Fed = u32;
     const ZERO: u32 = 0;
 
@@ -51,7 +48,6 @@ impl Product for Bits {
 pub(super) struct Bytes;
 
 impl Product for Bytes {
-    const BITS: bool = false;
     /// The words of the tile's columns `32 (lane % 4) ..`.
     type Fed = [u32; 8];
     const ZERO: [u32; 8] = [0; 8];

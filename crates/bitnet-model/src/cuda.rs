@@ -3,7 +3,7 @@
 mod dense;
 
 use bitnet_cuda::engine::{
-    self, Choice, Dims, Engine, HeadKind, Intermediate, LayerParts, Limits, MAX_BATCH, MAX_TOP_K,
+    self, Choice, Dims, Engine, Grids, HeadKind, Intermediate, LayerParts, Limits, MAX_BATCH, MAX_TOP_K,
     PAGE_POSITIONS, Profile, Settings, TernaryParts, WeightKind,
 };
 use bitnet_cuda::{Gpu, Reporting};
@@ -221,13 +221,41 @@ impl CudaBackend {
     /// # Errors
     /// When the context has no room for the steps that are measured, or the device fails.
     pub fn profile(&mut self, batch: &Batch) -> Result<Profile> {
+        let first = self.first_tokens(batch)?;
+        self.engine.profile(&first).map_err(device)
+    }
+
+    /// Every combination of grids that the GPU has kernels for, of the linear layers of a decoded token: one where there is no
+    /// choice.
+    #[must_use]
+    pub fn possible_grids(&self) -> Vec<Grids> {
+        self.engine.possible_grids()
+    }
+
+    /// The grids that decode steps of sequences of up to `positions` positions take.
+    #[must_use]
+    pub fn default_grids(&self, positions: usize) -> Grids {
+        self.engine.default_grids(positions)
+    }
+
+    /// Microseconds of a greedy decode step in each of some grids, the median of `samples`: of a batch as for
+    /// [`CudaBackend::profile`].
+    ///
+    /// # Errors
+    /// As for [`CudaBackend::profile`]; when there is no sample; and when the grids compute different bits.
+    pub fn time_grids(&mut self, batch: &Batch, grids: &[Grids], samples: usize) -> Result<Vec<f64>> {
+        let first = self.first_tokens(batch)?;
+        self.engine.time_grids(&first, grids, samples).map_err(device)
+    }
+
+    /// The first token of each sequence of a batch, and the sequence's pages.
+    fn first_tokens<'a>(&self, batch: &'a Batch) -> Result<Vec<(Token, &'a [u32])>> {
         self.spec.check(batch, Want::Nothing)?;
         let first_of = |row: usize| {
             let place = batch.rows().iter().position(|&other| other as usize == row)?;
             Some((batch.tokens()[place], batch.table(row)))
         };
-        let first: Vec<(Token, &[u32])> = (0..batch.n_tables()).filter_map(first_of).collect();
-        self.engine.profile(&first).map_err(device)
+        Ok((0..batch.n_tables()).filter_map(first_of).collect())
     }
 
     /// How the GPU chooses as `sampler` does; `None` where it cannot: with biases or rules, or more candidates than it sorts.

@@ -61,7 +61,7 @@ mod engine;
 
 pub use bitnet_cpu::{Ask, Best, KvType, Simd, ZeroCounts};
 #[cfg(feature = "cuda")]
-pub use bitnet_cuda::engine::{Part, PartTime, Profile};
+pub use bitnet_cuda::engine::{Grids, Part, PartTime, Profile};
 pub use bitnet_layout::Token;
 pub use chat::{ChatTemplate, Message};
 pub use config::{ActQuant, Activation, Config, Shape};

@@ -11,6 +11,8 @@ mod plot;
 
 mod kernels;
 
+#[cfg(feature = "cuda")]
+mod grids;
 mod schedule;
 #[cfg(feature = "cuda")]
 mod step;
@@ -38,6 +40,8 @@ enum What {
     Schedule(schedule::Args),
     #[cfg(feature = "cuda")]
     Step(step::Args),
+    #[cfg(feature = "cuda")]
+    Grids(grids::Args),
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -47,6 +51,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         What::Schedule(args) => schedule::run(args),
         #[cfg(feature = "cuda")]
         What::Step(args) => step::run(args),
+        #[cfg(feature = "cuda")]
+        What::Grids(args) => grids::run(args),
     }
 }
 

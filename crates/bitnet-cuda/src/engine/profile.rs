@@ -1,10 +1,12 @@
 //! Where the time of a decode step goes.
 //!
 //! Kernels of a step overlap, so none has a time of its own. Two are measured instead, both in recorded graphs: what the step
-//! takes less without a part, and what a part takes when nothing else runs.
+//! takes less without a part, and what a part takes when nothing else runs. Grids of the linear layers are compared by whole
+//! steps.
 
 use super::cache::page_bytes;
-use super::{Engine, Part};
+use super::verbs::Intermediate;
+use super::{Engine, Grids, Part};
 use crate::error::{Error, Result};
 use bitnet_kernels::cache::PAGE;
 use bitnet_layout::Token;
@@ -12,8 +14,9 @@ use std::sync::atomic::Ordering;
 
 /// Steps of a graph.
 const STEPS: usize = 4;
-/// Graphs of a sample, and samples, of which the median counts.
+/// Graphs of a sample.
 const REPLAYS: usize = 8;
+/// Samples of a part, of which the median counts.
 const SAMPLES: usize = 9;
 
 /// A part of a decode step.
@@ -47,10 +50,55 @@ impl Engine {
     /// # Errors
     /// As for [`Engine::seat`]; when somebody has a seat; and when the pages have no room for the steps that are measured.
     pub fn profile(&mut self, first: &[(Token, &[u32])]) -> Result<Profile> {
+        self.measure(first, Self::profile_seats)
+    }
+
+    /// Microseconds of a greedy decode step of these tokens in each of some grids: the median of `samples` times 32 steps. Pages as
+    /// for [`Engine::profile`].
+    ///
+    /// # Errors
+    /// As for [`Engine::profile`]; when there is no sample; and when the steps in other grids compute other bits.
+    pub fn time_grids(
+        &mut self,
+        first: &[(Token, &[u32])],
+        grids: &[Grids],
+        samples: usize,
+    ) -> Result<Vec<f64>> {
+        if samples == 0 {
+            return Err(Error::Request("grids timed without a sample".to_owned()));
+        }
+        let mut times = Vec::new();
+        let mut expected: Option<(Grids, Vec<u32>)> = None;
+        for &these in grids {
+            self.forced = Some(these);
+            // The seats are taken anew, so that all begin with the same tokens.
+            let outcome = self.measure(first, |engine| engine.time_seats(samples));
+            self.forced = None;
+            let (step_us, bits) = outcome?;
+            times.push(step_us);
+            match &expected {
+                None => expected = Some((these, bits)),
+                Some((_, expected)) if *expected == bits => {}
+                Some((others, _)) => {
+                    return Err(Error::Request(format!(
+                        "the GPU computes other bits in the grids {these:?} than in {others:?}"
+                    )));
+                }
+            }
+        }
+        Ok(times)
+    }
+
+    /// Does something with these tokens on the first seats, which nobody else may have.
+    fn measure<T>(
+        &mut self,
+        first: &[(Token, &[u32])],
+        run: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
         if !self.seats_mut().sitting.is_empty() {
             return Err(Error::Request("a profile while sequences have seats".to_owned()));
         }
-        for (seat, &(token, pages)) in first.iter().enumerate() {
+        for &(token, pages) in first {
             let end = token.pos as usize + STEPS * REPLAYS;
             if end > pages.len() * PAGE as usize || end > self.limits.context {
                 return Err(Error::Request(format!(
@@ -59,24 +107,32 @@ impl Engine {
                     pages.len()
                 )));
             }
-            self.seat(seat, token, pages, None)?;
         }
-        let outcome = self.profile_seats();
+        let outcome = (first.iter().enumerate())
+            .try_for_each(|(seat, &(token, pages))| self.seat(seat, token, pages, None))
+            .and_then(|()| run(self));
         for seat in 0..first.len() {
             self.leave(seat)?;
         }
         outcome
     }
 
+    /// Microseconds of a step of those who have seats, and the residual stream of the last.
+    fn time_seats(&mut self, samples: usize) -> Result<(f64, Vec<u32>)> {
+        let step_us = self.time_of(&|_| true, samples)?.0;
+        let residual = self.read(Intermediate::Residual)?;
+        Ok((step_us, residual.iter().map(|x| x.to_bits()).collect()))
+    }
+
     fn profile_seats(&mut self) -> Result<Profile> {
-        let step_us = self.time_of(&|_| true)?.0;
+        let step_us = self.time_of(&|_| true, SAMPLES)?.0;
         let mut parts = Vec::new();
         for part in Part::ALL {
-            let (alone_us, kernels) = self.time_of(&|other| other == part)?;
+            let (alone_us, kernels) = self.time_of(&|other| other == part, SAMPLES)?;
             if kernels == 0 {
                 continue;
             }
-            let (without_us, _) = self.time_of(&|other| other != part)?;
+            let (without_us, _) = self.time_of(&|other| other != part, SAMPLES)?;
             parts.push(PartTime {
                 part,
                 kernels,
@@ -88,8 +144,8 @@ impl Engine {
         Ok(Profile { step_us, parts })
     }
 
-    /// Microseconds that a step of some parts takes, and its kernels.
-    fn time_of(&mut self, wanted: &dyn Fn(Part) -> bool) -> Result<(f64, usize)> {
+    /// Microseconds that a step of some parts takes, the median of `samples`, and its kernels.
+    fn time_of(&mut self, wanted: &dyn Fn(Part) -> bool, samples: usize) -> Result<(f64, usize)> {
         let rows = self.seats_mut().rows();
         let blocks = self.seats_mut().blocks(STEPS * REPLAYS);
         self.plan_decode(rows, self.room(blocks));
@@ -103,9 +159,9 @@ impl Engine {
             return Ok((0.0, 0));
         }
         let (from, to) = (self.gpu().event()?, self.gpu().event()?);
-        let mut samples = Vec::new();
+        let mut times = Vec::with_capacity(samples + 1);
         // One more than counts: the first finds the graph on the host.
-        for _ in 0..=SAMPLES {
+        for _ in 0..=samples {
             // Steps move the positions on.
             self.seats_mut().is_stale = true;
             self.flush(STEPS * REPLAYS)?;
@@ -114,14 +170,14 @@ impl Engine {
                 self.stream.replay(&graph)?;
             }
             self.stream.record(&to)?;
-            samples.push(to.elapsed_us(&from)? / (REPLAYS * STEPS) as f64);
+            times.push(to.elapsed_us(&from)? / (REPLAYS * STEPS) as f64);
         }
         for word in self.ring.iter() {
             word.store(0, Ordering::Relaxed);
         }
-        samples.remove(0);
-        samples.sort_by(f64::total_cmp);
-        Ok((samples[samples.len() / 2], graph.n_nodes() / STEPS))
+        times.remove(0);
+        times.sort_by(f64::total_cmp);
+        Ok((times[times.len() / 2], graph.n_nodes() / STEPS))
     }
 
     /// Bytes of weights, keys and values that a part of a step reads.

@@ -14,12 +14,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bitnet_files::is_at;
+
 use crate::choose::is_file_name;
 use crate::name::is_commit;
 use crate::{Error, Result};
 
 /// Subfolders deeper than that hold nothing of a model.
 const DEPTH: usize = 8;
+
+/// Most bytes of a file that holds a commit, which has 40.
+const MAX_REF: u64 = 4096;
 
 /// How often a lock is asked for that somebody else holds.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -63,9 +68,10 @@ impl Repository {
             return Ok(Some(revision.to_owned()));
         }
         let path = self.folder.join("refs").join(revision);
-        let text = absent(std::fs::read_to_string(&path)).map_err(|source| Error::io(path, source))?;
-        Ok(text
-            .map(|text| text.trim().to_owned())
+        let bytes = absent(bitnet_files::read(&path, MAX_REF)).map_err(|source| Error::io(path, source))?;
+        // What is no commit, such as bytes that are no text, is as no revision.
+        Ok(bytes
+            .map(|bytes| String::from_utf8_lossy(&bytes).trim().to_owned())
             .filter(|commit| is_commit(commit)))
     }
 
@@ -200,23 +206,6 @@ pub(crate) fn absent<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         }
         Err(error) => Err(error),
     }
-}
-
-#[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    let (open, there) = (
-        file.metadata().map(identity),
-        std::fs::metadata(path).map(identity),
-    );
-    matches!((open, there), (Ok(open), Ok(there)) if open == there)
-}
-
-#[cfg(windows)]
-fn is_at(_: &File, _: &Path) -> bool {
-    // A file that is open is not removed.
-    true
 }
 
 #[cfg(unix)]

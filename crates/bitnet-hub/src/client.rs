@@ -441,9 +441,15 @@ fn resolve(from: &Uri, to: &str) -> Option<Uri> {
         .ok()
 }
 
+/// Most bytes of a file with certificates; those of all authorities that browsers trust have some hundred kilobytes.
+const MAX_CERTIFICATES: u64 = 32 << 20;
+
 /// The certificates of a PEM file.
 fn roots(path: &std::path::Path) -> Result<RootCerts> {
-    let pem = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+    let pem = bitnet_files::read(path, MAX_CERTIFICATES).map_err(|error| Error::Environment {
+        variable: "SSL_CERT_FILE".to_owned(),
+        why: format!("names {}: {error}", path.display()),
+    })?;
     let certificates: Vec<_> = parse_pem(&pem)
         .filter_map(|item| match item {
             Ok(PemItem::Certificate(certificate)) => Some(certificate),

@@ -1,6 +1,6 @@
 //! Finding a model in the cache, and fetching it there.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cache::Repository;
 use crate::choose::{Choice, Format, Weights, choose, shards};
@@ -130,7 +130,7 @@ impl Hub {
             fetch.file(file, watch)?;
         }
         let snapshot = repository.snapshot(&commit);
-        let weights = weights_of(&choice, name, |index| std::fs::read(snapshot.join(index)))?;
+        let weights = weights_of(&choice, name, &snapshot)?;
         let weights: Vec<&Listed> = weights.iter().map(listed).collect::<Result<_>>()?;
         fetch.total += sum(&weights);
         let missing: Vec<&Listed> = weights
@@ -172,7 +172,7 @@ impl Hub {
             Err(error) => return Err(error),
         };
         let snapshot = repository.snapshot(&commit);
-        let weights = weights_of(&choice, name, |index| std::fs::read(snapshot.join(index)))?;
+        let weights = weights_of(&choice, name, &snapshot)?;
         if let Some(missing) = weights.into_iter().find(|weights| !names.contains(weights)) {
             return Ok(State::Partial(Some(missing)));
         }
@@ -185,16 +185,16 @@ impl Hub {
     }
 }
 
-/// The names of the files with weights.
-pub(crate) fn weights_of(
-    choice: &Choice,
-    name: &ModelName,
-    read: impl FnOnce(&str) -> std::io::Result<Vec<u8>>,
-) -> Result<Vec<String>> {
+/// Most bytes of the list of a model's weights; published ones have some hundred kilobytes.
+const MAX_INDEX: u64 = 32 << 20;
+
+/// The names of the files with weights, by the list in `snapshot` where there are several.
+pub(crate) fn weights_of(choice: &Choice, name: &ModelName, snapshot: &Path) -> Result<Vec<String>> {
     match &choice.weights {
         Weights::Files(files) => Ok(files.clone()),
         Weights::Index(index) => {
-            let text = read(index).map_err(|error| content(name, index, &error.to_string()))?;
+            let text = bitnet_files::read(&snapshot.join(index), MAX_INDEX)
+                .map_err(|error| content(name, index, &error.to_string()))?;
             shards(&text).map_err(|why| content(name, index, &why))
         }
     }

@@ -115,7 +115,7 @@ impl Hub {
 
 /// The bytes of a model's files, where its weights are all there.
 fn size(choice: &Choice, name: &ModelName, snapshot: &Path, names: &[String]) -> Option<u64> {
-    let weights = weights_of(choice, name, |index| std::fs::read(snapshot.join(index))).ok()?;
+    let weights = weights_of(choice, name, snapshot).ok()?;
     let files = choice.small.iter().chain(&weights);
     let bytes = files.map(|file| {
         let there = names.contains(file);

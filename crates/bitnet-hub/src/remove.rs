@@ -119,7 +119,7 @@ impl Hub {
                     let names = repository.files(&commit)?;
                     let choice = choose(name, &names)?;
                     let snapshot = repository.snapshot(&commit);
-                    let mut files = weights_of(&choice, name, |index| std::fs::read(snapshot.join(index)))?;
+                    let mut files = weights_of(&choice, name, &snapshot)?;
                     files.extend(choice.small);
                     Some(files)
                 }

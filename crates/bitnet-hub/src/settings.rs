@@ -144,9 +144,14 @@ impl Settings {
     }
 }
 
+/// Most bytes of a file with a token.
+const MAX_TOKEN: u64 = 64 << 10;
+
 fn token_of(file: &Path) -> Result<Option<Secret>> {
-    match std::fs::read_to_string(file) {
+    let text = bitnet_files::read(file, MAX_TOKEN).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    match text {
         Ok(text) if text.trim().is_empty() => Ok(None),
+        // The mark of bytes that are no text is a character that no token has.
         Ok(text) => match Secret::new(&text) {
             None => Err(environment(
                 &file.display().to_string(),

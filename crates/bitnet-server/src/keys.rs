@@ -1,6 +1,6 @@
 //! Keys of clients: which are known, and whether a request has one of them.
 
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -45,9 +45,8 @@ impl Keys {
         let mut all = self.given.clone();
         if let Some(path) = &self.file {
             let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
-            let mut text = String::new();
-            let file = std::fs::File::open(path).map_err(named)?;
-            file.take(MAX_FILE).read_to_string(&mut text).map_err(named)?;
+            let bytes = bitnet_files::read(path, MAX_FILE).map_err(named)?;
+            let text = String::from_utf8(bytes).map_err(|e| named(io::Error::other(e)))?;
             let keys = text.lines().map(str::trim);
             all.extend(
                 keys.filter(|key| !key.is_empty() && !key.starts_with('#'))

@@ -1,7 +1,7 @@
 //! Bytes that are read piece by piece or whole: of a regular file, or in memory.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
@@ -34,56 +34,15 @@ impl Deref for Content {
 /// # Errors
 /// When there is no such file, it is not a regular one, it is larger than `limit`, or it cannot be read.
 pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = open_file(path)?;
-    let io = |source| Error::io(path, source);
-    let too_large = |size: u64| {
-        Error::invalid(
-            path,
-            format!("has {size} bytes or more; a file of its kind has at most {limit}"),
-        )
-    };
-    let size = file.metadata().map_err(io)?.len();
-    if size > limit {
-        return Err(too_large(size));
-    }
-    // Files of the system, such as those of /proc, say 0 whatever they hold, and any file can grow while it is read.
-    let mut bytes = Vec::with_capacity(size as usize);
-    (&file).take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
-    match bytes.len() as u64 {
-        read if read > limit => Err(too_large(read)),
-        _ => Ok(bytes),
-    }
+    bitnet_files::read(path, limit).map_err(|source| named(path, source))
 }
 
-/// Opens a regular file.
-fn open_file(path: &Path) -> Result<File> {
-    let io = |source| Error::io(path, source);
-    // Asked before opening: opening a pipe would wait for its other end.
-    let kind = match std::fs::metadata(path) {
-        Ok(attributes) => attributes.file_type(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(match std::fs::read_link(path) {
-                Ok(target) => Error::invalid(
-                    path,
-                    format!("is a link to {}, which is not there", target.display()),
-                ),
-                Err(_) => io(error),
-            });
-        }
-        Err(error) => return Err(io(error)),
-    };
-    if kind.is_file() {
-        return File::open(path).map_err(io);
+/// What was found in the place of a file is a fact of its content, and what the system says one of reading it.
+fn named(path: &Path, source: io::Error) -> Error {
+    match source.get_ref() {
+        Some(message) => Error::invalid(path, message.to_string()),
+        None => Error::io(path, source),
     }
-    let found = if kind.is_dir() {
-        "a folder"
-    } else {
-        "a pipe or device"
-    };
-    Err(Error::invalid(
-        path,
-        format!("is {found}, where a file is expected"),
-    ))
 }
 
 /// An open file, or bytes in memory: read anywhere, any number of times.
@@ -104,7 +63,9 @@ impl std::fmt::Debug for Pieces {
 impl Pieces {
     /// Opens a regular file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        open_file(path).map(Self::File)
+        bitnet_files::open(path)
+            .map(Self::File)
+            .map_err(|source| named(path, source))
     }
 
     /// Its size in bytes.

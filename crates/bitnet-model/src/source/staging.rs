@@ -194,21 +194,10 @@ pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
 
 /// Refuses what must not be replaced by a file: everything but a file.
 fn check_replaceable(path: &Path) -> Result<()> {
-    let refuse = |message: String| Err(Error::Request(format!("{}: {message}", path.display())));
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io(path, error)),
-        Ok(found) if found.is_file() => Ok(()),
-        Ok(found) if found.is_dir() => refuse("is a folder; give the name of a file".into()),
-        Ok(found) if found.is_symlink() => {
-            let target = std::fs::read_link(path).unwrap_or_default();
-            refuse(format!(
-                "is a link to {}, which is not replaced; name a file",
-                target.display()
-            ))
-        }
-        Ok(_) => refuse("is a pipe or device, which is not replaced; give the name of a file".into()),
-    }
+    bitnet_files::check_replaceable(path).map_err(|source| match source.get_ref() {
+        Some(message) => Error::Request(format!("{}: {message}", path.display())),
+        None => Error::io(path, source),
+    })
 }
 
 /// Makes a file that was not there: no link is followed, and what has the name is removed first.

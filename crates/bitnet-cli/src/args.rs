@@ -230,11 +230,15 @@ impl PromptArgs {
 
 /// The text of a file, or of what a shell put in the place of one.
 pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
-    let bytes = match is_open_already(path) {
-        true => bounded(std::fs::File::open(path), path)?,
-        false => read_file(path, MAX_PROMPT)?,
-    };
-    String::from_utf8(bytes).with_context(|| path.display().to_string())
+    String::from_utf8(read_bytes(path)?).with_context(|| path.display().to_string())
+}
+
+/// As [`read_text`], whatever the bytes are.
+pub(crate) fn read_bytes(path: &Path) -> anyhow::Result<Vec<u8>> {
+    match is_open_already(path) {
+        true => bounded(std::fs::File::open(path), path),
+        false => Ok(read_file(path, MAX_PROMPT)?),
+    }
 }
 
 /// Most bytes of a prompt; the longest context has room for fewer, but texts that are scored are longer than a context.
@@ -387,6 +391,19 @@ pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(n) => Ok(n),
     }
 }
+
+/// A whole number from `least` to `most`.
+pub(crate) fn count(least: usize, most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
+    move |text| match text.parse::<u128>().map(usize::try_from) {
+        Ok(Ok(n)) if (least..=most).contains(&n) => Ok(n),
+        // A number that is longer than any machine's is too large as well.
+        Ok(_) => Err(format!("it must be from {least} to {most}")),
+        Err(_) => Err(format!("expected a whole number from {least} to {most}")),
+    }
+}
+
+/// Most sequences that are computed side by side: each has a row in every buffer of a step.
+pub(crate) const MAX_SEQUENCES: usize = 4096;
 
 /// A count with an optional `k` for 1024.
 pub(crate) fn tokens(text: &str) -> Result<usize, String> {

@@ -218,7 +218,9 @@ impl TextArgs {
         }
         let mut options = self.device.options(self.cache.ctx_size, self.cache.kv_type);
         options.kv_memory = self.cache.kv_memory.unwrap_or_default();
-        model::load(&self.model.files()?, options, terminal)
+        let model = model::load(&self.model.files()?, options, terminal)?;
+        model::require_text(&model)?;
+        Ok(model)
     }
 
     /// Makes sure that the model has a chat template.

@@ -50,6 +50,18 @@ pub(crate) fn install() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Lets a write past the largest size that files may have (`ulimit -f`) fail, so that what was begun is removed and the failure is told;
+/// by itself the signal ends the program.
+#[cfg(unix)]
+pub(crate) fn let_large_writes_fail() {
+    let nobody_asks = std::sync::Arc::default();
+    // Where the system refuses, such a write ends the program as before.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, nobody_asks);
+}
+
+#[cfg(not(unix))]
+pub(crate) fn let_large_writes_fail() {}
+
 /// Bit n - 1 for each signal n that is ignored, where the system tells.
 #[cfg(unix)]
 fn ignored() -> u64 {

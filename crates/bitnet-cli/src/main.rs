@@ -104,6 +104,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    interrupt::let_large_writes_fail();
     failure::report(|| match settings::parse(std::env::args_os())? {
         settings::Asked::Run(cli, origins) => run(&cli).map_err(|error| settings::explain(error, &origins)),
         settings::Asked::Done(code) => Ok(code),

@@ -44,6 +44,20 @@ pub(crate) fn require(files: &Files) -> anyhow::Result<()> {
     }
 }
 
+/// Refuses a model that writes no text.
+pub(crate) fn require_text(model: &Model) -> anyhow::Result<()> {
+    match model.config().has_head {
+        true => Ok(()),
+        false => Err(hinted(
+            format!(
+                "{}: this is an embedding model, which writes no text",
+                model.files()
+            ),
+            "`bitnet embed` gives the vector of a text",
+        )),
+    }
+}
+
 /// Says what was decided that the model's files do not say.
 pub(crate) fn say_notes(notes: &[String]) {
     for note in notes {

@@ -67,7 +67,7 @@ struct HttpArgs {
     #[arg(long, value_name = "PREFIX", value_parser = prefix, help_heading = "HTTP")]
     api_prefix: Option<String>,
     /// Threads for HTTP, JSON and templates
-    #[arg(long, value_name = "N", default_value = "2", value_parser = args::at_least_one, help_heading = "HTTP")]
+    #[arg(long, value_name = "N", default_value = "2", value_parser = args::count(1, MAX_THREADS), help_heading = "HTTP")]
     threads_http: usize,
     /// Leave /metrics out
     #[arg(long, help_heading = "HTTP")]
@@ -111,7 +111,7 @@ struct AccessArgs {
 #[derive(Debug, clap::Args)]
 struct LimitArgs {
     /// Answers to compute at a time (also -np); others wait [default: 64 on a GPU, 4 on a processor]
-    #[arg(long, visible_alias = "max-num-seqs", value_name = "N", value_parser = args::at_least_one, help_heading = "Limits")]
+    #[arg(long, visible_alias = "max-num-seqs", value_name = "N", value_parser = args::count(1, args::MAX_SEQUENCES), help_heading = "Limits")]
     parallel: Option<usize>,
     /// Most answers that wait; a request that finds as many gets 429 [default: 64 and 4 for each answer at a time]
     #[arg(
@@ -172,6 +172,9 @@ struct LogArgs {
     #[arg(short, long, help_heading = "Log")]
     verbose: bool,
 }
+
+/// Most threads for HTTP, which wait most of the time.
+const MAX_THREADS: usize = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Policy {
@@ -266,6 +269,7 @@ impl Args {
         move || {
             let files = model.files()?;
             let mut model = model::load(&files, options, Terminal::detect(false))?;
+            model::require_text(&model)?;
             if let Some(path) = &template {
                 let template = ChatTemplate::from_file(path, model.files())?;
                 model.set_chat_template(template);

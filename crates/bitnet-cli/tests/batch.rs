@@ -68,7 +68,8 @@ fn each_line_is_answered_in_openais_form() {
             json!({ "custom_id": "long", "body": { "prompt": vec![5; 5000] } }),
         ],
     );
-    let mut input = fs::read_to_string(folder.join("in.jsonl")).unwrap();
+    // Some editors put a mark before the text.
+    let mut input = format!("\u{feff}{}", fs::read_to_string(folder.join("in.jsonl")).unwrap());
     input.push_str("\n{\"custom_id\": \"cut\n");
     fs::write(folder.join("in.jsonl"), input).unwrap();
     let output = batch(folder, &[]);
@@ -247,6 +248,9 @@ fn what_cannot_be_told_apart_is_refused_before_a_model_is_loaded() {
         stderr.contains("lines 1 and 3 have the custom_id \"same\""),
         "{stderr}"
     );
+    fs::write(folder.join("in.jsonl"), b"{}\n\n{\"prompt\": \"\xff\"}\n").unwrap();
+    let stderr = program::failure(&batch(folder, &["-m", "no/such/folder"]));
+    assert!(stderr.contains("line 3 is not UTF-8"), "{stderr}");
     fs::write(folder.join("out.jsonl"), "notes of mine\n").unwrap();
     write(folder, &[chat("a", "1 + 1")]);
     let stderr = program::failure(&batch(folder, &[]));
@@ -255,4 +259,5 @@ fn what_cannot_be_told_apart_is_refused_before_a_model_is_loaded() {
         fs::read_to_string(folder.join("out.jsonl")).unwrap(),
         "notes of mine\n"
     );
+    assert!(!folder.join("out.jsonl.part").exists());
 }

@@ -111,6 +111,26 @@ fn numbers_that_cannot_be_are_refused_with_what_can() {
             "{stderr}"
         );
     }
+    for (args, most) in [
+        (&["bench", "schedule", "--arrivals", "-1"][..], "3600"),
+        (&["bench", "schedule", "--arrivals", "nan"], "3600"),
+        (&["bench", "schedule", "--arrivals", "inf"], "3600"),
+        (&["bench", "schedule", "--arrivals", "1e20"], "3600"),
+        (&["bench", "schedule", "--prefix", "99999999999"], "16777216"),
+        (&["bench", "schedule", "--requests", "99999999999"], "4096"),
+        (&["bench", "model", "-r", "99999999999"], "1000000"),
+        (&["bench", "model", "-p", "99999999999"], "16777216"),
+        (&["bench", "model", "-b", "99999999999"], "4096"),
+        (&["bench", "model", "-p", "0", "-n", "0"], "no test is left"),
+        (&["batch", "-i", "x", "-o", "y", "--parallel", "99999999"], "4096"),
+        (&["serve", "--parallel", "99999999999999999999"], "4096"),
+        (&["serve", "--threads-http", "99999999"], "256"),
+    ] {
+        let output = bitnet().args(args).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains(most), "{args:?}: {stderr}");
+    }
     if cfg!(target_os = "linux") {
         for context in ["1000000000000", "18014398509481983k"] {
             let output = generate(&["-n", "1", "-c", context]);

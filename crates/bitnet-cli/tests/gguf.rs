@@ -161,10 +161,21 @@ fn embeddings() {
     }
     assert_ne!(each[0], each[1]);
     assert_ne!(vectors(&folder, &["--lines", "--pooling", "mean"]), each);
-    let refused = run_with_input("generate", &folder, &[], "text");
-    let stderr = String::from_utf8(refused.stderr).unwrap();
-    assert!(
-        !refused.status.success() && stderr.contains("bitnet embed"),
-        "{stderr}"
-    );
+    let requests = tempfile::tempdir().unwrap();
+    let [input, output] = ["in", "out"].map(|name| requests.path().join(name).display().to_string());
+    std::fs::write(&input, "{\"prompt\": \"a\"}\n").unwrap();
+    // What writes text does not begin.
+    let batch = ["-i", input.as_str(), "-o", &output];
+    let mut all = vec![("generate", &[][..]), ("batch", &batch)];
+    if cfg!(feature = "serve") {
+        all.push(("serve", &["--port", "0"]));
+    }
+    for (command, args) in all {
+        let refused = run_with_input(command, &folder, args, "text");
+        let stderr = String::from_utf8(refused.stderr).unwrap();
+        assert!(
+            refused.status.code() == Some(1) && stderr.contains("bitnet embed"),
+            "{command}: {stderr}"
+        );
+    }
 }

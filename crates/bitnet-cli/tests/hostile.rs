@@ -44,6 +44,7 @@ fn every_file_that_is_named_is_a_file() {
     let fifo = dir.path().join("fifo");
     pipe(&fifo);
     let folder = oracle("bitnet-packed");
+    let answers = dir.path().join("answers").display().to_string();
     let flags = [
         vec!["generate", "-n", "1", "-f"],
         vec!["generate", "-n", "1", "-p", "a", "--config"],
@@ -58,6 +59,8 @@ fn every_file_that_is_named_is_a_file() {
         ],
         vec!["tokenize", "-f"],
         vec!["perplexity", "-f"],
+        vec!["serve", "--port", "0", "--api-key-file"],
+        vec!["batch", "-o", &answers, "-i"],
     ];
     for place in [fifo.as_path(), dir.path(), Path::new("/dev/zero")] {
         for flags in &flags {
@@ -69,6 +72,18 @@ fn every_file_that_is_named_is_a_file() {
                 place.display()
             );
         }
+    }
+    // What the environment names, and what lies in the cache of models.
+    let refs = dir.path().join("models--a--b/refs");
+    std::fs::create_dir_all(&refs).unwrap();
+    pipe(&refs.join("main"));
+    for (name, value, args) in [
+        ("HF_TOKEN_PATH", fifo.as_path(), &["list"][..]),
+        ("SSL_CERT_FILE", &fifo, &["pull", "a/b"]),
+        ("HF_HUB_CACHE", dir.path(), &["list"]),
+    ] {
+        let message = failure(&ends(spawn(bitnet().args(args).env(name, value))));
+        assert!(message.contains("where a file is expected"), "{name}: {message}");
     }
     // A pipe that the shell opened has another end.
     let mut shell = Command::new("bash");
@@ -120,6 +135,50 @@ fn outputs_replace_files_alone() {
         .collect();
     names.sort();
     assert_eq!(names, ["fifo", "link", "victim"]);
+    // Answers go to OUTPUT.part first.
+    let requests = dir.path().join("in.jsonl");
+    std::fs::write(&requests, "{\"prompt\": \"a\"}\n").unwrap();
+    let batch = |output: &str| {
+        let mut command = bitnet();
+        command.args(["batch", "-n", "1", "-q", "-i"]).arg(&requests);
+        ends(spawn(command.arg("-o").arg(dir.path().join(output))))
+    };
+    std::fs::write(&victim, "kept").unwrap();
+    for (name, reason) in [
+        ("link", "is a link to"),
+        ("fifo", "is a pipe or device"),
+        (".", "is a folder"),
+    ] {
+        let message = failure(&batch(name));
+        assert!(message.contains(reason) || name == ".", "{message}");
+    }
+    symlink(&victim, dir.path().join("planted.part")).unwrap();
+    symlink("nowhere", dir.path().join("dangling.part")).unwrap();
+    pipe(&dir.path().join("piped.part"));
+    for (name, reason) in [
+        ("planted", "is a link to"),
+        ("dangling", "is a link to"),
+        ("piped", "is a pipe or device"),
+    ] {
+        let message = failure(&batch(name));
+        assert!(message.contains(reason), "{message}");
+        assert!(!dir.path().join(name).exists());
+    }
+    assert_eq!(std::fs::read(&victim).unwrap(), b"kept");
+    assert!(link.is_symlink() && std::fs::metadata(&fifo).unwrap().file_type().is_fifo());
+    assert!(!dir.path().join("nowhere").exists());
+    // Of two runs with one output the second is refused.
+    let part = dir.path().join("shared.part");
+    let other = File::create(&part).unwrap();
+    other.lock().unwrap();
+    assert!(failure(&batch("shared")).contains("another run writes it"));
+    drop(other);
+    assert!(batch("shared").status.success() && !part.exists());
+    for flags in [["-i", "-", "-o", "x"], ["-i", "x", "-o", "-"]] {
+        let output = bitnet().arg("batch").args(flags).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("/dev/stdin"));
+    }
     let saved = bitnet()
         .args([
             "bench", "model", "-p", "2", "-n", "1", "-r", "1", "--cpu", "--save",
@@ -156,6 +215,37 @@ fn a_signal_leaves_nothing_of_a_file() {
         assert_eq!(output.status.code(), Some(status), "{stderr}");
         assert!(stderr.contains("error: interrupted"), "{stderr}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{signal}");
+    }
+}
+
+#[test]
+fn a_limit_of_file_size_leaves_nothing_of_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let folder = oracle("odd-shape");
+    for args in [
+        &["convert", "SOURCE", "-o", "OUT"][..],
+        &["convert", "SOURCE", "--to", "gguf", "-o", "OUT"],
+        &["logits", "-m", "SOURCE", "--prompt-ids", "1,2,3,4,5", "-o", "OUT"],
+    ] {
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            "ulimit -f 8; exec \"$0\" \"$@\"",
+            env!("CARGO_BIN_EXE_bitnet"),
+        ]);
+        let args = args.iter().map(|&arg| match arg {
+            "SOURCE" => folder.as_os_str(),
+            "OUT" => out.as_os_str(),
+            arg => arg.as_ref(),
+        });
+        command
+            .args(args)
+            .env("BITNET_CONFIG", "")
+            .env("BITNET_DEVICE", "cpu");
+        let message = failure(&ends(spawn(&mut command)));
+        assert!(message.contains("File too large"), "{message}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{message}");
     }
 }
 

@@ -4,18 +4,17 @@ mod answer;
 mod output;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Context;
 use bitnet_api::{Answers, ApiError, Served};
 use bitnet_model::schedule::{Event, Id, ScheduleOptions};
 use bitnet_model::{GenerateOptions, Model, Scheduler};
 use serde_json::{Map, Value};
 
 use crate::args::{self, CacheArgs, DeviceArgs, ModelArgs, SamplingArgs};
-use crate::failure::hinted;
+use crate::failure::{hinted, usage};
 use crate::interrupt::{self, Guard};
 use crate::model;
 use crate::progress::Bar;
@@ -55,7 +54,7 @@ pub(crate) struct Args {
         visible_alias = "max-num-seqs",
         value_name = "N",
         default_value = "16",
-        value_parser = args::at_least_one,
+        value_parser = args::count(1, args::MAX_SEQUENCES),
         help_heading = "Device"
     )]
     parallel: usize,
@@ -80,7 +79,17 @@ struct Line {
 
 /// Runs `bitnet batch`.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let text = std::fs::read_to_string(&args.input).with_context(|| args.input.display().to_string())?;
+    for (flag, path) in [("--input", &args.input), ("--output", &args.output)] {
+        if path.as_os_str() == "-" {
+            return Err(usage(
+                format!(
+                    "{flag} -: a run that was interrupted goes on with the same files, and a pipe is none"
+                ),
+                "name a file; -i /dev/stdin reads what is piped in, and `cat FILE` shows the answers",
+            ));
+        }
+    }
+    let text = text(&args.input)?;
     let lines = lines(&text);
     let mut seen = HashMap::new();
     for line in &lines {
@@ -115,6 +124,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     options.n_seqs = args.parallel;
     options.kv_memory = args.cache.kv_memory.unwrap_or_default();
     let loaded = model::load(&args.model.files()?, options, terminal)?;
+    model::require_text(&loaded)?;
     let mut batch = Batch::new(args, loaded)?;
     let bar = terminal.draws().then(|| Bar::requests("answers"));
     let progress = |n: usize| {
@@ -155,6 +165,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         output.path().display()
     );
     Ok(interrupt::status())
+}
+
+/// The text of the input, without the mark that some editors put before it.
+fn text(path: &Path) -> anyhow::Result<String> {
+    let mut bytes = args::read_bytes(path)?;
+    if bytes.starts_with("\u{feff}".as_bytes()) {
+        bytes.drain(..3);
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + good.iter().filter(|&&byte| byte == b'\n').count();
+        hinted(
+            format!("{}: line {line} is not UTF-8", path.display()),
+            "JSON is UTF-8: convert the file, as with `iconv -t UTF-8`",
+        )
+    })
 }
 
 /// The requests of a file; empty lines are none.

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::model::{Test, measure};
 use super::report::Format;
-use crate::args::{DeviceArgs, ModelArgs, at_least_one};
+use crate::args::{DeviceArgs, MAX_SEQUENCES, ModelArgs, count};
 
 /// Time many requests that arrive at random and share the beginning of their prompts
 ///
@@ -26,13 +26,13 @@ pub(crate) struct Args {
     #[command(flatten)]
     device: DeviceArgs,
     /// Requests
-    #[arg(long, value_name = "N", default_value = "64", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "64", value_parser = count(1, MAX_SEQUENCES))]
     requests: usize,
     /// Tokens that all prompts begin with
-    #[arg(long, value_name = "N", default_value = "512")]
+    #[arg(long, value_name = "N", default_value = "512", value_parser = count(0, MAX_PREFIX))]
     prefix: usize,
     /// Seconds over which the requests arrive
-    #[arg(long, value_name = "SECONDS", default_value = "0.25")]
+    #[arg(long, value_name = "SECONDS", default_value = "0.25", allow_negative_numbers = true, value_parser = arrivals)]
     arrivals: f64,
     /// Seed of lengths and arrivals
     #[arg(long, value_name = "N", default_value = "1")]
@@ -43,6 +43,16 @@ pub(crate) struct Args {
     /// Also write the results to this file, in the format of its ending (.md, .json or .csv); can be repeated
     #[arg(long, value_name = "FILE")]
     save: Vec<PathBuf>,
+}
+
+/// Most tokens of the prefix; no context is longer.
+const MAX_PREFIX: usize = 1 << 24;
+
+fn arrivals(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok();
+    seconds
+        .filter(|seconds| (0.0..=3600.0).contains(seconds))
+        .ok_or_else(|| "expected seconds from 0 to 3600, such as 0.25".to_owned())
 }
 
 /// Tokens of a prompt's own, and of an answer.

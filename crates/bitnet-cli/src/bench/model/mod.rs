@@ -15,7 +15,8 @@ use report::{Report, Run};
 
 use super::limits;
 use super::report::Format;
-use crate::args::{DeviceArgs, ModelArgs, one_of};
+use crate::args::{DeviceArgs, MAX_SEQUENCES, ModelArgs, count, one_of};
+use crate::failure::usage;
 
 /// Time a model: prompts (pp), decoded tokens (tg), at a depth of context, several sequences at once
 ///
@@ -35,14 +36,15 @@ pub(crate) struct Args {
         long,
         value_name = "N",
         value_delimiter = ',',
-        default_value = "512"
+        default_value = "512",
+        value_parser = count(0, MAX_TOKENS)
     )]
     n_prompt: Vec<usize>,
     /// Numbers of tokens to decode, separated by commas; 0 for none
-    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "128")]
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "128", value_parser = count(0, MAX_TOKENS))]
     n_gen: Vec<usize>,
     /// Tokens of context before the timed ones, separated by commas
-    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "0")]
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_value = "0", value_parser = count(0, MAX_TOKENS))]
     depth: Vec<usize>,
     /// Sequences decoded side by side, separated by commas
     #[arg(
@@ -51,14 +53,15 @@ pub(crate) struct Args {
         visible_aliases = ["sequences", "parallel"],
         value_name = "N",
         value_delimiter = ',',
-        default_value = "1"
+        default_value = "1",
+        value_parser = count(1, MAX_SEQUENCES)
     )]
     batch: Vec<usize>,
     /// ternary, or bf16: time the same model with bf16 weights too, as the baseline (GPU only, eight times the memory)
     #[arg(long, value_name = "FORM", default_value = "ternary", value_parser = one_of(&WEIGHTS))]
     weights: WeightForm,
     /// Repetitions of each test
-    #[arg(short, long, value_name = "N", default_value = "5", value_parser = crate::args::at_least_one)]
+    #[arg(short, long, value_name = "N", default_value = "5", value_parser = count(1, 1_000_000))]
     repetitions: usize,
     /// What to print
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
@@ -68,7 +71,17 @@ pub(crate) struct Args {
     save: Vec<PathBuf>,
 }
 
+/// Most tokens of a test; no context is longer.
+const MAX_TOKENS: usize = 1 << 24;
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let tests = tests(args);
+    if tests.is_empty() {
+        return Err(usage(
+            "no test is left: -p and -n are both 0",
+            "-p gives lengths of prompts, -n numbers of tokens to decode",
+        ));
+    }
     args.model.introduce();
     let saves = super::formats(&args.save)?;
     let files = args.model.files()?;
@@ -76,7 +89,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let source = args.device.options(None, KvType::Bf16).source;
     let checkpoint = Checkpoint::open_with(&files, source)?;
     let config = checkpoint.config().clone();
-    let tests = tests(args);
     let context = tests
         .iter()
         .map(|t| t.depth + t.n_prompt + t.n_gen + 1)
@@ -161,7 +173,7 @@ fn tests(args: &Args) -> Vec<Test> {
                 n_prompt: 0,
                 n_gen,
                 depth,
-                sequences: sequences.max(1),
+                sequences,
             }));
         }
     }

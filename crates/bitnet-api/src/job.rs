@@ -88,8 +88,9 @@ pub fn chat(served: &Served, body: Map<String, Value>) -> Result<Job, ApiError> 
     let tools = Toolbox::read(&fields)?;
     let parts = Parts::read(served, &fields, Endpoint::Chat)?;
     let text = messages::render(served, &fields, Some(&tools))?;
-    let ids = served
-        .tokenizer("messages")?
+    let tokenizer = served.tokenizer("messages")?;
+    served.check_length(&text, "messages")?;
+    let ids = tokenizer
         .encode_rendered(&text)
         .map_err(|e| ApiError::of(&e, "messages"))?;
     let prompt = Tokens { ids, text: None };

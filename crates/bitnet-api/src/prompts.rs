@@ -55,8 +55,9 @@ fn wrong(found: &Value) -> ApiError {
 }
 
 fn from_text(served: &Served, text: &str) -> Result<Tokens, ApiError> {
-    let ids = served
-        .tokenizer("prompt")?
+    let tokenizer = served.tokenizer("prompt")?;
+    served.check_length(text, "prompt")?;
+    let ids = tokenizer
         .encode_prompt(text)
         .map_err(|e| ApiError::of(&e, "prompt"))?;
     if ids.is_empty() {

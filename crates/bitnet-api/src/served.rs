@@ -100,6 +100,18 @@ impl Served {
         })
     }
 
+    /// Refuses a text that no context of this length holds, before its tokens are made.
+    pub(crate) fn check_length(&self, text: &str, param: &str) -> Result<(), ApiError> {
+        let fewest = self
+            .tokenizer
+            .as_ref()
+            .map_or(0, |tokenizer| tokenizer.fewest_tokens(text));
+        match fewest > self.context {
+            true => Err(ApiError::context(Some(param), fewest, self.context)),
+            false => Ok(()),
+        }
+    }
+
     /// `GET /v1/models`.
     #[must_use]
     pub fn models(&self) -> Value {

@@ -143,9 +143,12 @@ impl Conversation<'_> {
     fn prompt_ids(&self) -> Result<(Vec<u32>, usize), Error> {
         let context = self.answerer.generator.context();
         let fits = |ids: &[u32]| ids.len() + (context / 4).min(256) <= context;
-        let whole = self.ids_from(0)?;
-        if fits(&whole) || self.messages.len() < 3 {
-            return Ok((whole, 0));
+        match self.ids_from(0) {
+            Ok(whole) if fits(&whole) || self.messages.len() < 3 => return Ok((whole, 0)),
+            Err(error) if self.messages.len() < 3 || !matches!(error, Error::ContextFull { .. }) => {
+                return Err(error);
+            }
+            _ => {}
         }
         // User and assistant take turns, so the last message is at an even place.
         let last = self.messages.len() - 1;
@@ -158,9 +161,10 @@ impl Conversation<'_> {
             )));
         }
         for n_forgotten in (2..last).step_by(2) {
-            let ids = self.ids_from(n_forgotten)?;
-            if fits(&ids) {
-                return Ok((ids, n_forgotten));
+            match self.ids_from(n_forgotten) {
+                Ok(ids) if fits(&ids) => return Ok((ids, n_forgotten)),
+                Ok(_) | Err(Error::ContextFull { .. }) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok((alone, last))

@@ -57,7 +57,7 @@ pub enum Error {
         "the context holds {have} tokens, and {needed} are needed; shorten the prompt, or load the model for a longer context"
     )]
     ContextFull {
-        /// Tokens that the sequence would have.
+        /// Tokens that the sequence would have, at the least.
         needed: usize,
         /// Tokens that it can have.
         have: usize,

@@ -28,16 +28,36 @@ impl Prompt<'_> {
     /// # Errors
     /// When there is no tokenizer or no chat template and the prompt needs one, or the template refuses.
     pub fn ids(self, tokenizer: Option<&Tokenizer>, chat: Option<&ChatTemplate>) -> Result<Vec<u32>> {
+        self.ids_within(usize::MAX, tokenizer, chat)
+    }
+
+    /// As [`Prompt::ids`], where more than `limit` tokens are an error before they are made, as far as the length tells.
+    fn ids_within(
+        self,
+        limit: usize,
+        tokenizer: Option<&Tokenizer>,
+        chat: Option<&ChatTemplate>,
+    ) -> Result<Vec<u32>> {
+        let check = |tokenizer: &Tokenizer, text: &str| match tokenizer.fewest_tokens(text) {
+            needed if needed > limit => Err(Error::ContextFull { needed, have: limit }),
+            _ => Ok(()),
+        };
         match self {
             Self::Ids(ids) => Ok(ids.to_vec()),
-            Self::Text(text) => needed(tokenizer)?.encode_prompt(text),
+            Self::Text(text) => {
+                let tokenizer = needed(tokenizer)?;
+                check(tokenizer, text)?;
+                tokenizer.encode_prompt(text)
+            }
             Self::Chat(messages) => {
                 let chat = chat.ok_or_else(|| {
                     Error::Request(
                         "the model folder has no chat template: prompt it with plain text".to_owned(),
                     )
                 })?;
-                needed(tokenizer)?.encode_rendered(&chat.render(messages)?)
+                let (tokenizer, text) = (needed(tokenizer)?, chat.render(messages)?);
+                check(tokenizer, &text)?;
+                tokenizer.encode_rendered(&text)
             }
         }
     }
@@ -175,9 +195,10 @@ impl<'m> Generator<'m> {
     /// The token ids of a prompt; those of text and conversations begin with exactly one beginning-of-sequence token.
     ///
     /// # Errors
-    /// As for [`Prompt::ids`].
+    /// As for [`Prompt::ids`], and [`Error::ContextFull`] for a text so long that no context holds it, with the fewest tokens that
+    /// it can have; others are given whole, however many tokens they have.
     pub fn prompt_ids(&self, prompt: Prompt<'_>) -> Result<Vec<u32>> {
-        prompt.ids(self.scheduler.tokenizer(), self.chat)
+        prompt.ids_within(self.context(), self.scheduler.tokenizer(), self.chat)
     }
 
     /// Generates until something ends it, telling `on_event` of every token; [`ControlFlow::Break`] ends it as well.

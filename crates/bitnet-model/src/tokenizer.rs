@@ -4,6 +4,8 @@ mod bytes;
 mod config;
 mod growth;
 
+mod least;
+
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};

@@ -57,6 +57,28 @@ fn ids_equal_those_of_transformers() {
 }
 
 #[test]
+fn the_length_of_a_text_bounds_its_tokens() {
+    for folder in folders() {
+        let tokenizer = tokenizer(&folder);
+        assert_eq!(tokenizer.fewest_tokens("short"), 0);
+        let bos = tokenizer
+            .bos()
+            .and_then(|id| tokenizer.id_to_token(id))
+            .unwrap_or_default();
+        for piece in [" the quick brown fox\u{1f600}\0", "<|eot_id|>"] {
+            let text = format!("{bos}{bos}{}", piece.repeat((256 << 10) / piece.len() + 2));
+            let (fewest, ids) = (
+                tokenizer.fewest_tokens(&text),
+                tokenizer.encode_prompt(&text).unwrap(),
+            );
+            assert!(fewest <= ids.len(), "{}: {piece:?}: {fewest}", folder.display());
+            assert!(fewest > 1000, "{}: {piece:?}: {fewest}", folder.display());
+        }
+        assert_eq!(tokenizer.fewest_tokens(&bos.repeat(256 << 10)), 0);
+    }
+}
+
+#[test]
 fn conversations_render_as_in_transformers() {
     let mut rendered = 0;
     for folder in folders() {

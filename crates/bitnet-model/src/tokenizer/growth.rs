@@ -113,7 +113,7 @@ impl Growth {
 }
 
 /// The parts that a part consists of, or itself.
-fn each_part(part: &Value, list: &str, each: &mut dyn FnMut(&Value)) {
+pub(super) fn each_part(part: &Value, list: &str, each: &mut dyn FnMut(&Value)) {
     match part[list].as_array() {
         Some(parts) => parts.iter().for_each(|part| each_part(part, list, each)),
         None if part.is_null() => {}

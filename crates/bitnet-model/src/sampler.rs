@@ -1,13 +1,18 @@
 //! From logits to the next token: bias, penalties, top-k, top-p, min-p, temperature, then a draw.
 //!
 //! The order is llama.cpp's. Everything is plain arithmetic in a fixed order, the exponential included, so the same logits
-//! and seed give the same token on every machine.
+//! and seed give the same token on every machine. Up to [`MAX_SORTED`] candidates are sorted; draws from more are those of `mass`.
+
+mod mass;
 
 use std::collections::VecDeque;
 
-use bitnet_layout::draw::{uniform, weight, weights};
+use bitnet_layout::draw::{random_bits, uniform, weight};
 
 use crate::{Error, Result};
+
+/// Most candidates that are sorted before they are drawn from.
+pub(crate) const MAX_SORTED: usize = 256;
 
 /// How tokens are chosen.
 #[derive(Clone, Debug, PartialEq)]
@@ -119,6 +124,12 @@ impl Sampling {
             n => (uniform(self.seed, u64::MAX - n) * (1u64 << 53) as f64) as u64,
         };
         Self { seed, ..self.clone() }
+    }
+
+    /// How many candidates are sorted of a vocabulary: `None` where that is all, or more than [`MAX_SORTED`].
+    pub(crate) fn n_sorted(&self, vocab: usize) -> Option<usize> {
+        let k = if self.temperature == 0.0 { 1 } else { self.top_k };
+        (1..vocab.min(MAX_SORTED + 1)).contains(&k).then_some(k)
     }
 
     /// Checks every field.
@@ -308,6 +319,7 @@ pub struct Sampler {
     vocab: usize,
     candidates: Vec<Candidate>,
     weights: Vec<f64>,
+    masses: Vec<u64>,
 }
 
 impl Sampler {
@@ -328,6 +340,7 @@ impl Sampler {
             vocab: 0,
             candidates: Vec::new(),
             weights: Vec::new(),
+            masses: Vec::new(),
         })
     }
 
@@ -360,6 +373,15 @@ impl Sampler {
     /// The last tokens of the text, oldest first, as far as penalties look back; none where they are off.
     pub fn recent(&self) -> impl ExactSizeIterator<Item = u32> {
         self.recent.iter().copied()
+    }
+
+    /// Those of [`Self::recent`] that presence and frequency penalties count.
+    pub fn counted(&self) -> impl ExactSizeIterator<Item = u32> {
+        let first = match self.sampling.penalize_prompt {
+            true => 0,
+            false => self.recent.len().saturating_sub(self.answered),
+        };
+        self.recent.range(first..).copied()
     }
 
     /// Tokens drawn so far with this seed; taking the most likely one is no draw.
@@ -397,13 +419,8 @@ impl Sampler {
     /// is all of them, or so many that it is no use to look for them.
     #[must_use]
     pub fn need(&self, vocab: usize, ahead: &[u32], forbidden: &[u32]) -> Option<Need> {
-        /// Most logits that are looked for.
-        const MOST: usize = 256;
         let s = &self.sampling;
-        let k = if s.temperature == 0.0 { 1 } else { s.top_k };
-        if !(1..vocab.min(MOST + 1)).contains(&k) || s.no_repeat_ngram > 0 {
-            return None;
-        }
+        let k = s.n_sorted(vocab).filter(|_| s.no_repeat_ngram == 0)?;
         let mut known = forbidden.to_vec();
         known.extend(s.logit_bias.iter().map(|(id, _)| id));
         known.extend(s.bad_words.iter().filter_map(|word| word.last()));
@@ -466,16 +483,23 @@ impl Sampler {
             return best.ok_or_else(all_forbidden);
         }
 
+        let draws = self.draws;
+        let Some(k) = s.n_sorted(self.vocab) else {
+            let draw = mass::Draw {
+                temperature: s.temperature,
+                top_k: (1..self.vocab).contains(&s.top_k).then_some(s.top_k),
+                top_p: s.top_p,
+                min_p: s.min_p,
+                random: random_bits(s.seed, draws),
+            };
+            let drawn = draw.from(&self.logits, &mut self.masses)?;
+            let place = drawn.ok_or_else(all_forbidden)?;
+            self.draws += 1;
+            return Ok(place);
+        };
         let candidates = &mut self.candidates;
         candidates.clear();
-        if (1..self.vocab).contains(&s.top_k) {
-            top_k(&self.logits, s.top_k, candidates);
-        } else {
-            let all = (0..)
-                .zip(&self.logits)
-                .map(|(id, &logit)| Candidate { id, logit });
-            candidates.extend(all);
-        }
+        top_k(&self.logits, k, candidates);
         candidates.retain(|c| c.logit > f32::NEG_INFINITY);
         let Some(max) = candidates.iter().map(|c| c.logit).reduce(f32::max) else {
             return Err(all_forbidden());
@@ -483,7 +507,7 @@ impl Sampler {
         let buffer = &mut self.weights;
         if s.top_p < 1.0 {
             weigh(candidates, max, 1.0, buffer);
-            top_p(candidates, buffer.iter().sum(), max, s.top_p);
+            top_p(candidates, buffer, s.top_p);
         }
         if s.min_p > 0.0 {
             weigh(candidates, max, 1.0, buffer);
@@ -491,9 +515,8 @@ impl Sampler {
             candidates.retain(|_| weights.next().is_some_and(|&weight| weight >= f64::from(s.min_p)));
         }
         weigh(candidates, max, s.temperature, buffer);
-        let uniform = uniform(s.seed, self.draws);
         self.draws += 1;
-        Ok(draw(candidates, buffer, uniform))
+        Ok(draw(candidates, buffer, uniform(s.seed, draws)))
     }
 
     /// Whether penalties can change a logit.
@@ -568,11 +591,7 @@ impl Sampler {
     }
 
     fn penalize(&mut self) {
-        let prompt = if self.sampling.penalize_prompt {
-            0
-        } else {
-            self.recent.len().saturating_sub(self.answered)
-        };
+        let prompt = self.recent.len() - self.counted().len();
         // (token, whether presence and frequency count it)
         let recent = self.recent.iter().enumerate();
         let mut recent: Vec<(u32, bool)> = recent.map(|(i, &id)| (id, i >= prompt)).collect();
@@ -705,33 +724,19 @@ fn top_k(logits: &[f32], k: usize, out: &mut Vec<Candidate>) {
 /// The weight of each candidate at `temperature`.
 fn weigh(candidates: &[Candidate], max: f32, temperature: f32, out: &mut Vec<f64>) {
     out.clear();
-    let (chunks, rest) = candidates.as_chunks::<8>();
-    for chunk in chunks {
-        out.extend(weights(chunk.map(|c| c.logit), max, temperature));
-    }
-    out.extend(rest.iter().map(|c| weight(c.logit, max, temperature)));
+    out.extend(candidates.iter().map(|c| weight(c.logit, max, temperature)));
 }
 
-/// Keeps the fewest best candidates whose part of `total` reaches `p`, sorted; at least one.
-fn top_p(candidates: &mut Vec<Candidate>, total: f64, max: f32, p: f32) {
-    let goal = total * f64::from(p);
-    // The nucleus is nearly always small: sort a growing head instead of everything.
-    let (mut sorted, mut mass) = (0, 0.0);
-    while sorted < candidates.len() {
-        let end = (4 * sorted).clamp(256, 1 << 20).min(candidates.len());
-        let end = end.max(sorted + 1);
-        if end < candidates.len() {
-            candidates[sorted..].select_nth_unstable_by(end - sorted - 1, order);
-        }
-        candidates[sorted..end].sort_unstable_by(order);
-        for at in sorted..end {
-            mass += weight(candidates[at].logit, max, 1.0);
-            if mass >= goal {
-                candidates.truncate(at + 1);
-                return;
-            }
-        }
-        sorted = end;
+/// Keeps the fewest candidates, which are sorted, whose part of all `weights` reaches `p`; at least one.
+fn top_p(candidates: &mut Vec<Candidate>, weights: &[f64], p: f32) {
+    let goal = weights.iter().sum::<f64>() * f64::from(p);
+    let mut mass = 0.0;
+    let reached = weights.iter().position(|weight| {
+        mass += weight;
+        mass >= goal
+    });
+    if let Some(last) = reached {
+        candidates.truncate(last + 1);
     }
 }
 

@@ -48,6 +48,46 @@ fn draws_of_a_seed_never_change() {
     assert_eq!(draw(2), [610, 72, 807, 652, 228, 248, 27, 840]);
 }
 
+/// The same for draws from all tokens, which devices make too.
+#[test]
+fn plain_draws_of_a_seed_never_change() {
+    let logits = logits(1000, 7);
+    let draw = |change: fn(&mut Sampling)| {
+        let mut sampler = sampler(change);
+        (0..8)
+            .map(|_| sampler.sample(&logits).unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(draw(|s| s.seed = 1), [791, 296, 866, 27, 664, 182, 660, 496]);
+    assert_eq!(
+        draw(|s| (s.seed, s.top_p) = (1, 0.5)),
+        [789, 335, 840, 27, 654, 193, 654, 494]
+    );
+    assert_eq!(
+        draw(|s| (s.seed, s.top_k) = (1, 300)),
+        [791, 296, 866, 27, 664, 182, 660, 496]
+    );
+    assert_eq!(
+        draw(|s| (s.seed, s.min_p, s.temperature) = (1, 0.1, 2.0)),
+        [807, 295, 880, 27, 660, 193, 660, 501]
+    );
+}
+
+#[test]
+fn equals_are_cut_from_the_highest_id() {
+    let ids = |change: fn(&mut Sampling)| {
+        let counts = counts(&mut sampler(change), &[1.5; 600], 20_000);
+        let drawn = counts.iter().filter(|&&n| n > 0).count();
+        (drawn, counts.iter().rposition(|&n| n > 0).unwrap())
+    };
+    assert_eq!(ids(|_| ()), (600, 599));
+    assert_eq!(ids(|s| s.top_k = 300), (300, 299));
+    assert_eq!(ids(|s| s.top_p = 0.25), (150, 149));
+    assert_eq!(ids(|s| (s.top_k, s.top_p) = (300, 0.5)), (150, 149));
+    assert_eq!(ids(|s| s.top_p = 0.0), (1, 0));
+    assert_eq!(ids(|s| s.min_p = 1.0), (600, 599));
+}
+
 #[test]
 fn greedy_takes_the_lowest_id_of_equals() {
     let mut sampler = Sampler::new(Sampling::greedy()).unwrap();
@@ -222,8 +262,7 @@ proptest! {
         if steps {
             logits.iter_mut().for_each(|l| *l = l.round());
         }
-        let all = || (0..).zip(&logits).map(|(id, &logit)| Candidate { id, logit }).collect::<Vec<_>>();
-        let mut sorted = all();
+        let mut sorted = (0..).zip(&logits).map(|(id, &logit)| Candidate { id, logit }).collect::<Vec<_>>();
         sorted.sort_by(order);
         let ids = |c: &[Candidate]| c.iter().map(|c| c.id).collect::<Vec<_>>();
 
@@ -231,19 +270,79 @@ proptest! {
         top_k(&logits, k, &mut head);
         prop_assert_eq!(ids(&head), ids(&sorted[..k.min(n)]));
 
-        let max = sorted[0].logit;
-        let mut nucleus = all();
-        let total = nucleus.iter().map(|c| weight(c.logit, max, 1.0)).sum();
-        top_p(&mut nucleus, total, max, p);
-        prop_assert_eq!(ids(&nucleus), ids(&sorted[..nucleus.len()]));
-        let mass = |c: &[Candidate]| c.iter().map(|c| weight(c.logit, max, 1.0)).sum::<f64>() / mass_of(&sorted, max);
-        prop_assert!(mass(&nucleus) >= f64::from(p) - 1e-12);
-        prop_assert!(nucleus.len() == 1 || mass(&nucleus[..nucleus.len() - 1]) < f64::from(p) + 1e-12);
+        let mut weights = Vec::new();
+        weigh(&head, sorted[0].logit, 1.0, &mut weights);
+        let mut nucleus = head.clone();
+        top_p(&mut nucleus, &weights, p);
+        prop_assert_eq!(ids(&nucleus), ids(&head[..nucleus.len()]));
+        let part = |n: usize| weights[..n].iter().sum::<f64>() / weights.iter().sum::<f64>();
+        prop_assert!(part(nucleus.len()) >= f64::from(p) - 1e-12);
+        prop_assert!(nucleus.len() == 1 || part(nucleus.len() - 1) < f64::from(p) + 1e-12);
+    }
+
+    /// A draw from more than is sorted is the one that a full sort gives, for every place in the mass.
+    #[test]
+    fn a_wide_draw_equals_one_from_a_full_sort(
+        n in 300usize..3000, k in 257usize..3500, cuts in prop::bool::ANY, p in 0.0f32..1.2, min_p in -0.5f32..0.5,
+        temperature in 0.1f32..3.0, seed in 0u64..1000, steps in prop::bool::ANY,
+    ) {
+        let mut sampler = sampler(|s| {
+            (s.temperature, s.seed) = (temperature, seed);
+            (s.top_p, s.min_p) = (p.min(1.0), min_p.max(0.0));
+            s.top_k = if cuts { k } else { 0 };
+        });
+        let mut logits = logits(n, seed);
+        if steps {
+            logits.iter_mut().for_each(|l| *l = (*l / 4.0).round());
+        }
+        logits[7] = -0.0;
+        sampler.sampling.logit_bias = vec![(seed as u32 % 50, f32::NEG_INFINITY)];
+        for draw in 0..3 {
+            let expected = {
+                let mut logits = logits.clone();
+                logits[seed as usize % 50] = f32::NEG_INFINITY;
+                wide_draw(&logits, &sampler.sampling, draw)
+            };
+            prop_assert_eq!(sampler.sample(&logits).unwrap(), expected);
+        }
     }
 }
 
-fn mass_of(candidates: &[Candidate], max: f32) -> f64 {
-    candidates.iter().map(|c| weight(c.logit, max, 1.0)).sum()
+/// The same draw by sorting, and by adding up one after the other.
+fn wide_draw(logits: &[f32], s: &Sampling, draw: u64) -> u32 {
+    use bitnet_layout::draw::{mass, share};
+    let mut kept = (0..)
+        .zip(logits)
+        .map(|(id, &logit)| Candidate { id, logit })
+        .collect::<Vec<_>>();
+    kept.sort_by(order);
+    let max = kept[0].logit;
+    if s.top_k > 0 {
+        kept.truncate(s.top_k);
+    }
+    let of =
+        |c: &Candidate, temperature: f32| u128::from(mass(share(c.logit, max, 1.0 / f64::from(temperature))));
+    if s.top_p < 1.0 {
+        let total: u128 = kept.iter().map(|c| of(c, 1.0)).sum();
+        let mut head = 0;
+        // In units of 2^-53, which `top_p` is a whole number of where it is 2^-29 or more.
+        let reached = |head: u128| (head << 53) as f64 >= f64::from(s.top_p) * (total << 53) as f64;
+        let end = kept.iter().position(|c| {
+            head += of(c, 1.0);
+            reached(head)
+        });
+        kept.truncate(end.unwrap() + 1);
+    }
+    kept.retain(|c| share(c.logit, max, 1.0) >= f64::from(s.min_p));
+    kept.sort_by_key(|c| c.id);
+    let total: u128 = kept.iter().map(|c| of(c, s.temperature)).sum();
+    let place = (u128::from(random_bits(s.seed, draw)) * total) >> 53;
+    let mut sum = 0;
+    let drawn = kept.iter().find(|c| {
+        sum += of(c, s.temperature);
+        sum > place
+    });
+    drawn.unwrap().id
 }
 
 #[test]

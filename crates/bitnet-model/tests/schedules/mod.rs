@@ -129,6 +129,11 @@ impl Asked {
             sampling.frequency_penalty = 0.1;
             sampling.penalize_prompt = rng.once_in(2);
         }
+        if rng.once_in(3) {
+            sampling.top_k = 0;
+            sampling.min_p = 0.0;
+            sampling.top_p = [1.0, 0.8][rng.range(0, 2)];
+        }
         if rng.once_in(4) {
             sampling.logit_bias = vec![(rng.range(0, vocab) as u32, 2.5), (1, f32::NEG_INFINITY)];
         }

@@ -194,13 +194,18 @@ mod device {
             let staged = Shared::<u32>::at(0);
             let reversed = Shared::<u32>::at(1024);
             let flags = Shared::<u8>::at(2048);
+            let arrived = Shared::<u32>::at(3072);
             async_copy_16(staged.offset(lane * 4), row.offset(lane as usize * 4));
             async_copy_commit();
             flags.store(lane, 1);
+            if lane == 0 {
+                arrived.store(0, 0);
+            }
             row.prefetch_l2(lane as usize);
             async_copy_wait::<0>();
             // Orders the copies and flags of all lanes before the loads below.
             sync_threads();
+            arrived.add(0, 1);
             // Each matrix of 8 rows of 16 bytes holds 32 words: warp 0 takes the first half of the row, warp 1 the second.
             let words = load_matrix_x4(staged.offset(warp_id() * 128 + lane_id() * 4));
             let mut i = 0;
@@ -219,7 +224,7 @@ mod device {
             if lane == 0 {
                 p.top
                     .fetch_max(0, (row.load_stream(0)[0] as u64) << 32 | block as u64);
-                p.count.add_release(0, 1);
+                p.count.add_release(0, arrived.load(0) / 64);
                 device_fence();
                 p.count.fetch_add(1, 1);
             }

@@ -8,12 +8,17 @@ use bitnet_cuda::engine::{
 };
 use bitnet_cuda::{Gpu, Reporting};
 use bitnet_layout::Token;
+use bitnet_layout::draw::MAX_TOKENS;
 
 use crate::memory::{KvDemand, head_of};
+use crate::sampler::MAX_SORTED;
 use crate::{
     ActQuant, Backend, Batch, Decoder, Dense, Error, KvMemory, KvType, LmHead, Result, Sampler, Spec, Start,
     Tap, TernaryTensor, Verbs, Want, WeightForm, WeightSource, transformer,
 };
+
+/// The host sorts candidates where the device does, since draws from sorted ones are others.
+const _: () = assert!(MAX_SORTED == MAX_TOP_K as usize);
 
 /// How a model is run on a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -258,7 +263,7 @@ impl CudaBackend {
         Ok((0..batch.n_tables()).filter_map(first_of).collect())
     }
 
-    /// How the GPU chooses as `sampler` does; `None` where it cannot: with biases or rules, or more candidates than it sorts.
+    /// How the GPU chooses as `sampler` does; `None` where it cannot: with biases or rules, or a vocabulary that is too large.
     fn choice<'a>(&self, sampler: &Sampler, recent: &'a [u32]) -> Option<Choice<'a>> {
         let s = sampler.sampling();
         let last_n = if sampler.penalizes() {
@@ -266,17 +271,15 @@ impl CudaBackend {
         } else {
             0
         };
-        let is_greedy = s.temperature == 0.0;
-        let top_k = if is_greedy {
-            1
-        } else {
-            u32::try_from(s.top_k).ok()?
-        };
-        let can_sort = is_greedy || ((1..=MAX_TOP_K).contains(&top_k) && s.top_k < self.spec.config.vocab);
-        (can_sort && !s.has_token_rules() && recent.len() <= last_n).then_some(Choice {
+        let vocab = self.spec.config.vocab;
+        let n_sorted = s.n_sorted(vocab);
+        let can_choose = n_sorted.is_some() || vocab <= MAX_TOKENS as usize;
+        // Keeping as many tokens as there are is keeping all.
+        let top_k = n_sorted.unwrap_or(if s.top_k < vocab { s.top_k } else { 0 });
+        (can_choose && !s.has_token_rules() && recent.len() <= last_n).then_some(Choice {
             settings: Settings {
                 temperature: s.temperature,
-                top_k,
+                top_k: u32::try_from(top_k).ok()?,
                 top_p: s.top_p,
                 min_p: s.min_p,
                 repeat_penalty: s.repeat_penalty,
@@ -487,7 +490,11 @@ impl Decoder for CudaBackend {
 
     fn seat(&mut self, seat: usize, start: Start<'_>, sampler: &Sampler) -> Result<bool> {
         self.spec.check_limits(start.limits())?;
-        let recent: Vec<u32> = sampler.recent().collect();
+        // Penalties that count the answer alone know of no other tokens, where the others do nothing.
+        let recent: Vec<u32> = match sampler.sampling().repeat_penalty == 1.0 {
+            true => sampler.counted().collect(),
+            false => sampler.recent().collect(),
+        };
         let Some(choice) = self.choice(sampler, &recent) else {
             return Ok(false);
         };

@@ -54,14 +54,38 @@ impl Request {
             seed: number as u64,
             ..Sampling::default()
         };
-        let sampling = match number % 4 {
-            0 | 1 => Sampling::greedy(),
-            2 => drawn,
-            _ => Sampling {
+        let plain = Sampling {
+            seed: number as u64,
+            ..Sampling::plain()
+        };
+        let sampling = match number % 8 {
+            0 | 6 => Sampling::greedy(),
+            1 => drawn,
+            2 => plain,
+            3 => Sampling {
                 repeat_penalty: 1.3,
                 frequency_penalty: 0.1,
                 repeat_last_n: 20,
                 ..drawn
+            },
+            4 => Sampling {
+                top_p: 0.9,
+                min_p: 0.01,
+                repeat_penalty: 1.2,
+                repeat_last_n: 20,
+                ..plain
+            },
+            5 => Sampling {
+                top_k: 300,
+                top_p: 0.8,
+                temperature: 1.4,
+                ..plain
+            },
+            // OpenAI's penalties, of the answer alone.
+            _ => Sampling {
+                presence_penalty: 0.5,
+                frequency_penalty: 0.2,
+                ..plain
             },
         };
         Self {
@@ -74,6 +98,7 @@ impl Request {
     fn sampler(&self) -> Sampler {
         let mut sampler = Sampler::new(self.sampling.clone()).unwrap();
         self.prompt.iter().for_each(|&id| sampler.accept(id));
+        sampler.begin_answer();
         sampler
     }
 

@@ -2,7 +2,7 @@
 //! reads their tokens behind it.
 
 use super::batch::Attention;
-use super::choice::{Choice, RING};
+use super::choice::{Choice, Kernels, RING};
 use super::seats::Seats;
 use super::{Engine, Rows};
 use crate::error::{Error, Result};
@@ -36,8 +36,8 @@ struct Key {
     blocks: usize,
     /// Decode steps: 1 or [`GROUP`].
     steps: usize,
-    /// Candidates that the choice keeps; 0 for the plain largest logit.
-    keep: u32,
+    /// The kernels that choose.
+    kernels: Kernels,
     /// Whether a certified head is screened.
     screens: bool,
 }
@@ -267,12 +267,14 @@ impl Engine {
     /// Gives the device `steps` of the promised steps: 1 or [`GROUP`].
     fn issue(&mut self, steps: usize) -> Result<()> {
         self.flush(steps)?;
+        let kernels = self.seats.kernels();
         let key = Key {
             rows: self.seats.rows(),
             blocks: self.room(self.seats.blocks(steps)),
             steps,
-            keep: self.seats.keep(),
-            screens: self.is_certified() && self.screening.screens(steps),
+            kernels,
+            // Where a row is drawn from all tokens, nothing can be left out.
+            screens: self.is_certified() && !kernels.whole && self.screening.screens(steps),
         };
         self.replay(key)?;
         self.seats.issue(steps);
@@ -292,7 +294,7 @@ impl Engine {
             self.plan_decode(key.rows, key.blocks);
             let graph = self.stream.capture(|_| {
                 for _ in 0..key.steps {
-                    self.step(key.keep, key.screens, &|_| true)?;
+                    self.step(key.kernels, key.screens, &|_| true)?;
                 }
                 Ok(())
             })?;
@@ -316,7 +318,7 @@ impl Engine {
     }
 
     /// The `wanted` parts of a decode step.
-    pub(super) fn step(&self, keep: u32, screens: bool, wanted: &dyn Fn(Part) -> bool) -> Result<()> {
+    pub(super) fn step(&self, kernels: Kernels, screens: bool, wanted: &dyn Fn(Part) -> bool) -> Result<()> {
         let Attention::Decode { steps } = self.attention else {
             return Ok(());
         };
@@ -333,7 +335,7 @@ impl Engine {
             run(Part::Down, &|| self.down(layer))?;
         }
         run(Part::Head, &|| self.head_of_step(screens))?;
-        run(Part::Choose, &|| self.choose(keep))
+        run(Part::Choose, &|| self.choose(kernels))
     }
 
     /// Brings the device what has changed of the rows, before `steps` more steps.

@@ -5,6 +5,7 @@
 //! steps.
 
 use super::cache::page_bytes;
+use super::choice::Kernels;
 use super::verbs::Intermediate;
 use super::{Engine, Grids, Part};
 use crate::error::{Error, Result};
@@ -151,7 +152,7 @@ impl Engine {
         self.plan_decode(rows, self.room(blocks));
         let graph = self.stream.capture(|_| {
             for _ in 0..STEPS {
-                self.step(0, true, wanted)?;
+                self.step(Kernels::default(), true, wanted)?;
             }
             Ok(())
         })?;

@@ -5,7 +5,7 @@
 //! the last sequence may be computed too: *idle* rows, whose tables are [`Cache::idle_entry`](super::cache::Cache).
 
 use super::batch::Bounds;
-use super::choice::Row;
+use super::choice::{Kernels, Row};
 use crate::error::{Error, Result};
 use bitnet_kernels::cache::PAGE;
 use bitnet_kernels::sample::Settings;
@@ -253,9 +253,10 @@ impl Seats {
         last / PAGE as usize + 1
     }
 
-    /// Candidates that the choice keeps for all of these rows; 0 where each takes its largest logit.
-    pub(super) fn keep(&self) -> u32 {
-        self.sitting.iter().map(|s| s.row.keep).max().unwrap_or(0)
+    /// The kernels that choose for all of these rows.
+    pub(super) fn kernels(&self) -> Kernels {
+        let all = self.sitting.iter().map(|s| s.row.kernels);
+        all.reduce(Kernels::and).unwrap_or_default()
     }
 
     /// Whether the device needs [`Seats::state`] before `steps` more steps.

@@ -261,6 +261,26 @@ pub(crate) fn store_shared(address: u32, bytes: &[u8]) {
     });
 }
 
+/// An addition that others may make to the same word at the same time.
+#[track_caller]
+pub(crate) fn add_shared(address: u32, by: u32) {
+    checked(Location::caller(), |state| {
+        let shared = &state.block().shared;
+        let (start, end) = (address as usize, address as usize + 4);
+        if end <= shared.bytes.len()
+            && let Some(byte) = shared.first_unwritten(start, 4)
+        {
+            let detail = format!("shared memory: updates byte {byte}, which nobody wrote");
+            return Err((FaultKind::Unwritten, detail));
+        }
+        state.shared_access(address, 4, Use::AtomicWrite)?;
+        let bytes = &mut state.block().shared.bytes[start..end];
+        let sum = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]).wrapping_add(by);
+        bytes.copy_from_slice(&sum.to_le_bytes());
+        Ok(())
+    });
+}
+
 #[track_caller]
 pub(crate) fn atomic_load(address: u64, len: usize, order: Order) -> u64 {
     let caller = Location::caller();

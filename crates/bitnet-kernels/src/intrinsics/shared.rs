@@ -128,6 +128,25 @@ impl<T: Element> Shared<T> {
     }
 }
 
+impl Shared<u32> {
+    /// Adds to element `index`, wrapping, without ordering. `red.relaxed.cta.shared.add.u32`, PTX ISA 9.7.13.7.
+    ///
+    /// # Safety
+    /// The element was written, and a barrier lies between this and any other access of it that is no such addition.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    pub unsafe fn add(self, index: u32, by: u32) {
+        #[cfg(target_arch = "nvptx64")]
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("red.relaxed.cta.shared.add.u32 [{}], {};", in(reg32) self.offset(index).address, in(reg32) by,
+                options(nostack, preserves_flags));
+        }
+        #[cfg(not(target_arch = "nvptx64"))]
+        lane::add_shared(self.offset(index).address, by);
+    }
+}
+
 impl<T: Word> Shared<T> {
     /// Two elements. `ld.shared.v2`, PTX ISA 9.7.9.8.
     ///

@@ -1,18 +1,32 @@
 //! The next token, chosen on the device: penalties, top-k, top-p, min-p, temperature, then a draw by seed.
 //!
-//! The same tokens as the host's sampler for every setting that keeps at most [`MAX_TOP_K`] tokens before top-p (greedy
-//! included): the same order of candidates, and [`bitnet_layout::draw`]'s arithmetic summed in the same order.
+//! The same tokens as the host's sampler, by [`bitnet_layout::draw`]'s arithmetic.
 //!
-//! [`SelectLogits`] turns logits into keys that sort as candidates do and keeps the best of each 2048; [`SelectKeys`] does
-//! so again until one list is left; [`DrawToken`] draws from it. A key is 64 bits: the logit's bits, made to order as
-//! unsigned numbers, then the complement of the token, so that of equals the lowest token comes first.
+//! Of settings that keep at most [`MAX_TOP_K`] tokens before top-p, and greedy ones: [`SelectLogits`] turns logits into keys that sort
+//! as candidates do and keeps the best of each 2048; [`SelectKeys`] does so again until one list is left; [`DrawToken`] draws from it,
+//! with sums in the host's order. A key is 64 bits: the logit's bits, made to order as unsigned numbers, then the complement of the
+//! token, so that of equals the lowest token comes first.
+//!
+//! Of all others ([`Settings::is_whole`]), nothing is sorted: [`BestKey`] finds the largest logit, [`CutWhole`] where top-k and top-p
+//! cut, digit by digit of the logits, [`WeighWhole`] what each 2048 tokens weigh, and [`DrawWhole`] the token. A token weighs an
+//! integer, so that sums are the host's in whatever order. Rows of both kinds may be in one step.
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
-pub(crate) mod device;
+pub(crate) mod row;
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod whole;
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod draw;
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod device;
 
 use crate::{Global, Launch};
+use bitnet_layout::draw::Cut;
 
-/// Most candidates that the device can keep.
+/// Most candidates that the device sorts.
 pub const MAX_TOP_K: u32 = 256;
 /// Keys of a block of the selection.
 pub const CHUNK: u32 = 2048;
@@ -21,15 +35,19 @@ pub const DAMAGED: u32 = crate::token::NO_TOKEN;
 /// In the ring where penalties leave no token.
 pub const FORBIDDEN: u32 = u32::MAX - 1;
 
-/// Threads of a block of the selection.
+/// Threads of a block of the selection, and of a block that weighs.
 const THREADS: u32 = 512;
+/// Threads of a block that draws.
+const DRAW_THREADS: u32 = 256;
+/// Values of a digit of a logit.
+const BINS: u32 = Cut::BINS;
 
 /// How the tokens of one sequence are chosen; lies in device memory, so that a recorded graph serves every request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
     /// 0 takes the most likely token.
     pub temperature: f32,
-    /// Candidates to keep, 1 to [`MAX_TOP_K`], fewer than the vocabulary; ignored at temperature 0.
+    /// Candidates to keep, fewer than the vocabulary; 0 keeps all; ignored at temperature 0.
     pub top_k: u32,
     /// Keeps the most likely tokens that together have this probability; 1 keeps all.
     pub top_p: f32,
@@ -51,6 +69,13 @@ impl Settings {
     /// Words of the encoded form.
     pub const WORDS: usize = 10;
 
+    /// Whether tokens are drawn without sorting them: from all, or from more than [`MAX_TOP_K`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.temperature > 0.0 && (self.top_k == 0 || self.top_k > MAX_TOP_K)
+    }
+
     /// As the kernels read them.
     #[must_use]
     pub const fn to_words(&self) -> [u32; Self::WORDS] {
@@ -70,7 +95,7 @@ impl Settings {
 }
 
 kernel! {
-    /// The `keep` best keys of each 2048 logits, sorted, after penalties.
+    /// The `keep` best keys of each 2048 logits, sorted, after penalties; nothing of rows that are drawn without sorting.
     ///
     /// - Shapes: as the fields say.
     /// - Launch: [`SelectLogits::launch`]; a block owns 2048 logits of a row.
@@ -97,7 +122,7 @@ kernel! {
 }
 
 kernel! {
-    /// The `keep` best of each 2048 keys, sorted.
+    /// The `keep` best of each 2048 keys, sorted; nothing of rows that are drawn without sorting.
     ///
     /// - Shapes: `from` (rows, n), `keys` (rows, blocks, keep).
     /// - Launch: [`SelectKeys::launch`]; a block owns 2048 keys of a row.
@@ -109,6 +134,8 @@ kernel! {
     pub struct SelectKeys {
         /// Keys, (rows, n).
         pub from: Global<u64>,
+        /// [`Settings`] of each row, (rows, [`Settings::WORDS`]).
+        pub settings: Global<u32>,
         /// Sorted keys, (rows, blocks, keep).
         pub keys: Global<u64>,
         /// Keys of a row.
@@ -118,9 +145,103 @@ kernel! {
     }
 }
 
+/// Sizes of what the kernels that draw without sorting keep of a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Whole;
+
+impl Whole {
+    /// Words of its state.
+    pub const WORDS: usize = 4;
+    /// Bins, one for each value of a digit.
+    pub const BINS: usize = BINS as usize;
+    /// Passes of [`CutWhole`] that make a cut.
+    pub const PASSES: u32 = Cut::PASSES;
+}
+
+kernel! {
+    /// Penalizes each row's logits, and finds the largest key of them, or that of damaged ones.
+    ///
+    /// - Shapes: as the fields say.
+    /// - Launch: [`BestKey::launch`]; a block owns 2048 logits of a row.
+    /// - Moves: `4 rows vocab` bytes, from L2. Bound: latency.
+    ///
+    /// # Safety
+    /// Lengths as above.
+    best_key, block = [THREADS, 1, 1], body = whole::best_key;
+    pub struct BestKey {
+        /// Logits, (rows, vocab); of rows whose penalties are on, those after penalties take their place.
+        pub logits: Global<f32>,
+        /// [`Settings`] of each row, (rows, [`Settings::WORDS`]).
+        pub settings: Global<u32>,
+        /// How often each token is recent, (rows, vocab); read where the row's penalties are on.
+        pub counts: Global<u32>,
+        /// Best key, sums and cut, (rows, [`Whole::WORDS`]); 0 before and after a step.
+        pub state: Global<u64>,
+        /// Tokens of the vocabulary.
+        pub vocab: u32,
+        /// 1 for all rows, 0 for those alone that are drawn without sorting.
+        pub all: u32,
+    }
+}
+
+kernel! {
+    /// A digit of the logit at which top-k (`by_mass` 0) or top-p (1) cuts a row, for rows that are cut like this.
+    ///
+    /// - Shapes: as the fields say.
+    /// - Launch: [`CutWhole::launch`], [`Whole::PASSES`] times for top-k, then as often for top-p; a block owns 2048 logits of a row,
+    ///   and the last one done finds the digit.
+    /// - Bound: additions to shared memory where logits are alike, and latency.
+    ///
+    /// # Safety
+    /// Lengths as above; behind [`BestKey`], passes in order.
+    cut_whole, block = [THREADS, 1, 1], body = whole::cut_whole;
+    pub struct CutWhole {
+        /// Logits after penalties, (rows, vocab).
+        pub logits: Global<f32>,
+        /// [`Settings`] of each row, (rows, [`Settings::WORDS`]).
+        pub settings: Global<u32>,
+        /// Best key, sums and cut, (rows, [`Whole::WORDS`]); 0 before and after a step.
+        pub state: Global<u64>,
+        /// What the tokens of each value of the digit weigh, (rows, [`Whole::BINS`]); 0 before and after.
+        pub bins: Global<u64>,
+        /// Blocks that are done, (rows); 0 before and after.
+        pub done: Global<u32>,
+        /// Tokens of the vocabulary.
+        pub vocab: u32,
+        /// Which digit, from 0.
+        pub pass: u32,
+        /// Whether mass at temperature 1 counts, or tokens.
+        pub by_mass: u32,
+    }
+}
+
+kernel! {
+    /// What each 2048 tokens of a row weigh at the row's temperature after its cuts.
+    ///
+    /// - Shapes: as the fields say.
+    /// - Launch: [`WeighWhole::launch`]; a block owns 2048 logits of a row.
+    /// - Bound: about 40 operations in f64 a token; GPUs that do 1/64 as many of those as of f32 are bound by them.
+    ///
+    /// # Safety
+    /// Lengths as above; behind [`BestKey`] and the passes of [`CutWhole`] that the rows need.
+    weigh_whole, block = [THREADS, 1, 1], body = whole::weigh_whole;
+    pub struct WeighWhole {
+        /// Logits after penalties, (rows, vocab).
+        pub logits: Global<f32>,
+        /// [`Settings`] of each row, (rows, [`Settings::WORDS`]).
+        pub settings: Global<u32>,
+        /// Best key, sums and cut, (rows, [`Whole::WORDS`]); 0 before and after a step.
+        pub state: Global<u64>,
+        /// Mass above the cut and tokens at it, of each 2048 tokens, (rows, chunks, 2).
+        pub sums: Global<u64>,
+        /// Tokens of the vocabulary.
+        pub vocab: u32,
+    }
+}
+
 kernel! {
     /// Draws each row's token from its sorted candidates, appends it to the row's history, puts it into the host's ring, and
-    /// moves the row's position on.
+    /// moves the row's position on; nothing of rows that are drawn without sorting.
     ///
     /// - Shapes: as the fields say; `keep` keys a row.
     /// - Launch: [`DrawToken::launch`]; a block a row.
@@ -163,6 +284,53 @@ kernel! {
     }
 }
 
+kernel! {
+    /// Draws the token of each row that is drawn without sorting, and does with it what [`DrawToken`] does; with `all` the most likely
+    /// one of greedy rows too.
+    ///
+    /// - Shapes: as the fields say, and as for [`DrawToken`].
+    /// - Launch: [`DrawWhole::launch`]; a block a row.
+    /// - Bound: latency of its barriers, and of two reads that depend on each other.
+    ///
+    /// # Safety
+    /// As for [`DrawToken`]; behind [`BestKey`] with the same `all`, and [`WeighWhole`].
+    draw_whole, block = [DRAW_THREADS, 1, 1], min_blocks = 4, body = draw::draw_whole;
+    pub struct DrawWhole {
+        /// Logits after penalties, (rows, vocab).
+        pub logits: Global<f32>,
+        /// Best key, sums and cut, (rows, [`Whole::WORDS`]); 0 before and after a step.
+        pub state: Global<u64>,
+        /// Mass above the cut and tokens at it, of each 2048 tokens, (rows, chunks, 2).
+        pub sums: Global<u64>,
+        /// [`Settings`] of each row, (rows, [`Settings::WORDS`]).
+        pub settings: Global<u32>,
+        /// As for [`DrawToken`].
+        pub counts: Global<u32>,
+        /// As for [`DrawToken`].
+        pub history: Global<u32>,
+        /// As for [`DrawToken`].
+        pub progress: Global<u32>,
+        /// As for [`DrawToken`].
+        pub positions: Global<u32>,
+        /// As for [`DrawToken`].
+        pub tokens: Global<u32>,
+        /// As for [`DrawToken`].
+        pub steps: Global<u32>,
+        /// As for [`DrawToken`].
+        pub ring: Global<u32>,
+        /// Tokens of the vocabulary.
+        pub vocab: u32,
+        /// Length of the ring of recent tokens.
+        pub history_len: u32,
+        /// Steps that the host's ring holds.
+        pub ring_len: u32,
+        /// Rows that a step has in the host's ring.
+        pub ring_rows: u32,
+        /// 1 for all rows, 0 for those alone that are drawn without sorting.
+        pub all: u32,
+    }
+}
+
 impl SelectLogits {
     /// Blocks of 2048 logits by rows.
     #[must_use]
@@ -176,6 +344,51 @@ impl SelectKeys {
     #[must_use]
     pub const fn launch(&self, rows: u32) -> Launch {
         selection(self.n, rows)
+    }
+}
+
+impl BestKey {
+    /// Blocks of 2048 logits by rows.
+    #[must_use]
+    pub const fn launch(&self, rows: u32) -> Launch {
+        Launch {
+            shared_bytes: THREADS / 32 * 8,
+            ..selection(self.vocab, rows)
+        }
+    }
+}
+
+impl CutWhole {
+    /// Blocks of 2048 logits by rows.
+    #[must_use]
+    pub const fn launch(&self, rows: u32) -> Launch {
+        Launch {
+            shared_bytes: THREADS / 32 * 8 + 8 + BINS * 8,
+            ..selection(self.vocab, rows)
+        }
+    }
+}
+
+impl WeighWhole {
+    /// Blocks of 2048 logits by rows.
+    #[must_use]
+    pub const fn launch(&self, rows: u32) -> Launch {
+        Launch {
+            shared_bytes: THREADS / 32 * 8,
+            ..selection(self.vocab, rows)
+        }
+    }
+}
+
+impl DrawWhole {
+    /// A block a row.
+    #[must_use]
+    pub const fn launch(rows: u32) -> Launch {
+        Launch {
+            grid: [rows, 1, 1],
+            block: [DRAW_THREADS, 1, 1],
+            shared_bytes: DRAW_THREADS / 32 * 8 + 5 * 8 + CHUNK * 8,
+        }
     }
 }
 

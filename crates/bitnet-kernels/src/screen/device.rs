@@ -5,7 +5,7 @@ use crate::Global;
 use crate::dense_gemv::device::{Format, Pieces, Room};
 use crate::dense_gemv::{BF16_WORDS, Bf16Gemv, GROUP_BYTES, MAX_COLS, ROWS};
 use crate::intrinsics::*;
-use crate::sample::device::{penalizes, settings};
+use crate::sample::row::{penalizes, settings};
 
 const WARPS: u32 = THREADS / 32;
 /// Rows of a lane of [`ScreenThreshold`].

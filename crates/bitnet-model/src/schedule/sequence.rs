@@ -341,7 +341,9 @@ impl Sequence {
             && self.mask.is_none()
             && self.logprobs.is_none()
             && self.answered() >= self.min_tokens
+            // What counts the answer alone is told of the answer alone, unless something else counts the prompt too.
             && (sampling.penalize_prompt
+                || sampling.repeat_penalty == 1.0
                 || (sampling.presence_penalty == 0.0 && sampling.frequency_penalty == 0.0))
     }
 

@@ -308,7 +308,7 @@ impl Layer {
         emulator
             .launch(&quantize_rows::launch(rows, self.k), &quantize)
             .unwrap();
-        let launch = bit_gemm::Plan::with(self.n, self.k, rows, shape).launch;
+        let launch = bit_gemm::Plan::with(self.n, self.k, rows, kind == Epilogue::Gated, shape).launch;
         macro_rules! run {
             ($Params:ident) => {
                 emulator.launch(
@@ -335,14 +335,20 @@ impl Layer {
         match (kind, shape) {
             (Epilogue::Store, GemmShape::Wide128) => run!(WideStore128),
             (Epilogue::Store, GemmShape::Wide64) => run!(WideStore64),
+            (Epilogue::Store, GemmShape::Mid32) => run!(MidStore32),
+            (Epilogue::Store, GemmShape::Mid16) => run!(MidStore16),
             (Epilogue::Store, GemmShape::Narrow32) => run!(NarrowStore32),
             (Epilogue::Store, GemmShape::Narrow8) => run!(NarrowStore8),
             (Epilogue::Add, GemmShape::Wide128) => run!(WideAdd128),
             (Epilogue::Add, GemmShape::Wide64) => run!(WideAdd64),
+            (Epilogue::Add, GemmShape::Mid32) => run!(MidAdd32),
+            (Epilogue::Add, GemmShape::Mid16) => run!(MidAdd16),
             (Epilogue::Add, GemmShape::Narrow32) => run!(NarrowAdd32),
             (Epilogue::Add, GemmShape::Narrow8) => run!(NarrowAdd8),
             (Epilogue::Gated, GemmShape::Wide128) => run!(WideGated128),
             (Epilogue::Gated, GemmShape::Wide64) => run!(WideGated64),
+            (Epilogue::Gated, GemmShape::Mid32) => run!(MidGated32),
+            (Epilogue::Gated, GemmShape::Mid16) => run!(MidGated16),
             (Epilogue::Gated, GemmShape::Narrow32) => run!(NarrowGated32),
             (Epilogue::Gated, GemmShape::Narrow8) => run!(NarrowGated8),
         }
@@ -501,6 +507,38 @@ fn a_row_alone_and_in_a_batch() {
 }
 
 #[test]
+fn mid_blocks() {
+    for (i, kind) in [Epilogue::Store, Epilogue::Add, Epilogue::Gated]
+        .into_iter()
+        .enumerate()
+    {
+        // Rows of tiles that fill no block, columns that fill none, one tile along k and parts that are not whole.
+        let both = [(GemmShape::Mid16, 3), (GemmShape::Mid32, 5)];
+        check_layer(34, 96, kind, 1e-5, RELU2, &both, 20 + i as u64);
+        let wide = [(GemmShape::Mid16, 17), (GemmShape::Mid32, 35)];
+        check_layer(80, 656, kind, 1e-5, SILU, &wide, 30 + i as u64);
+    }
+    check_layer(
+        32,
+        2560,
+        Epilogue::Gated,
+        1e-5,
+        RELU2,
+        &[(GemmShape::Mid32, 9)],
+        40,
+    );
+    check_layer(
+        32,
+        2560,
+        Epilogue::Store,
+        1e-5,
+        RELU2,
+        &[(GemmShape::Mid16, 9)],
+        41,
+    );
+}
+
+#[test]
 fn wide_blocks() {
     let wide = [(GemmShape::Wide64, 5), (GemmShape::Wide128, 5)];
     for kind in [Epilogue::Store, Epilogue::Add, Epilogue::Gated] {
@@ -528,9 +566,11 @@ fn wide_blocks() {
 /// Large products get the larger blocks, unless these would leave slots empty; every shape covers the product and fits.
 #[test]
 fn plans() {
-    let shape = |n, k, cols| bit_gemm::Plan::new(n, k, cols).shape;
+    let shape = |n, k, cols| bit_gemm::Plan::new(n, k, cols, false).shape;
     assert_eq!(shape(13824, 2560, 8), GemmShape::Narrow8);
-    assert_eq!(shape(13824, 2560, 64), GemmShape::Narrow32);
+    assert_eq!(shape(13824, 2560, 9), GemmShape::Mid16);
+    assert_eq!(shape(13824, 2560, 64), GemmShape::Mid32);
+    assert_eq!(shape(2560, 6912, 64), GemmShape::Narrow32);
     assert_eq!(shape(13824, 2560, 65), GemmShape::Wide64);
     assert_eq!(shape(13824, 2560, 512), GemmShape::Wide64);
     assert_eq!(shape(13824, 2560, 1024), GemmShape::Wide128);
@@ -540,7 +580,7 @@ fn plans() {
     assert_eq!(shape(2560, 6912, 512), GemmShape::Wide64);
     assert_eq!(shape(2560, 6912, 2048), GemmShape::Wide64);
     for wide in [GemmShape::Wide64, GemmShape::Wide128] {
-        let launch = bit_gemm::Plan::with(1000, 640, 300, wide).launch;
+        let launch = bit_gemm::Plan::with(1000, 640, 300, false, wide).launch;
         let width = if wide == GemmShape::Wide64 { 64 } else { 128 };
         assert_eq!(launch.grid, [8, 300u32.div_ceil(width), 1]);
         // What a block may have on every GPU from capability 8.0 on.

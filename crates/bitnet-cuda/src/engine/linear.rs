@@ -94,7 +94,7 @@ impl Engine {
         };
         // SAFETY: the buffers have a row for each token of the batch, as wide as the widest input.
         unsafe { launch(&self.stream, &quantize, quantize_rows::launch(self.batch, *k))? };
-        let plan = bit_gemm::Plan::new(*n, *k, self.batch);
+        let plan = bit_gemm::Plan::new(*n, *k, self.batch, linear.epilogue == Epilogue::Gated);
         macro_rules! run {
             ($Params:ident) => {
                 // SAFETY: as above.
@@ -122,18 +122,24 @@ impl Engine {
                 }
             };
         }
-        use bit_gemm::Shape::{Narrow8, Narrow32, Wide64, Wide128};
+        use bit_gemm::Shape::{Mid16, Mid32, Narrow8, Narrow32, Wide64, Wide128};
         match (linear.epilogue, plan.shape) {
             (Epilogue::Store, Wide128) => run!(WideStore128),
             (Epilogue::Store, Wide64) => run!(WideStore64),
+            (Epilogue::Store, Mid32) => run!(MidStore32),
+            (Epilogue::Store, Mid16) => run!(MidStore16),
             (Epilogue::Store, Narrow32) => run!(NarrowStore32),
             (Epilogue::Store, Narrow8) => run!(NarrowStore8),
             (Epilogue::Add, Wide128) => run!(WideAdd128),
             (Epilogue::Add, Wide64) => run!(WideAdd64),
+            (Epilogue::Add, Mid32) => run!(MidAdd32),
+            (Epilogue::Add, Mid16) => run!(MidAdd16),
             (Epilogue::Add, Narrow32) => run!(NarrowAdd32),
             (Epilogue::Add, Narrow8) => run!(NarrowAdd8),
             (Epilogue::Gated, Wide128) => run!(WideGated128),
             (Epilogue::Gated, Wide64) => run!(WideGated64),
+            (Epilogue::Gated, Mid32) => run!(MidGated32),
+            (Epilogue::Gated, Mid16) => run!(MidGated16),
             (Epilogue::Gated, Narrow32) => run!(NarrowGated32),
             (Epilogue::Gated, Narrow8) => run!(NarrowGated8),
         }

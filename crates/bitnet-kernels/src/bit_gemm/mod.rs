@@ -1,9 +1,11 @@
 //! `Y = X W^T` for ternary `W` and many rows of 8-bit activations: prompts and batches, straight from the packed weights.
 //!
 //! The same tiles as [`crate::bit_gemv`], unpacked by shift and mask into A fragments of int8 tensor cores; each unpacked
-//! fragment meets several columns of activations. Two shapes of block:
+//! fragment meets several columns of activations. Three shapes of block:
 //!
 //! - *wide*: 128 rows by 64 or 128 columns, both operands brought to shared memory by `cp.async` in a ring of stages;
+//! - *mid*: 32 or 64 rows by 16 or 32 columns, the warps split k and load weights straight into registers, and the columns' codes
+//!   come to shared memory once for all rows, in two blocks a multiprocessor;
 //! - *narrow*: 32 rows by 8 or 32 columns, the warps split k and load weights straight into registers, for batches too
 //!   small to fill the machine with wide blocks.
 //!
@@ -14,6 +16,8 @@
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod mid;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod narrow;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
@@ -57,6 +61,16 @@ const NARROW_ROWS: u32 = 32;
 const NARROW_WARPS: u32 = 16;
 /// Tiles along k that a warp of a narrow block asks for before it waits for the activations.
 const NARROW_TILES: usize = 3;
+
+/// Most warps of a mid block.
+const MID_WARPS: u32 = 10;
+/// Most tiles along k that a mid block takes: what its warps have registers for where two blocks share a multiprocessor.
+const MID_TILES_K: usize = 20;
+/// Words of a column's sums of 32 rows in shared memory: columns that lanes write together lie in different banks.
+const MID_STRIDE: u32 = 36;
+/// Pairs of rows of tiles of a mid block, and tiles along k of its warps: more rows where there are many.
+const MID: (u32, usize) = (1, 2);
+const MID_GATED: (u32, usize) = (2, 4);
 
 /// What the sizes of wide blocks differ in.
 struct Wide {
@@ -181,6 +195,14 @@ bit_gemm! {
         "`y += z`.", "128 rows by 128 columns a block.";
     wide_gated_128, WideGated128, wide<GATED, { WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, WIDE_WARPS * 32, 2,
         "`y[i] = activation(z[i]) z[n / 2 + i]`.", "128 rows by 128 columns a block.";
+    mid_store_16, MidStore16, mid<STORE, { MID.0 }, { MID.1 }, 2>, MID_WARPS * 32, 2, "`y = z`.", "32 rows by 16 columns a block.";
+    mid_add_16, MidAdd16, mid<ADD, { MID.0 }, { MID.1 }, 2>, MID_WARPS * 32, 2, "`y += z`.", "32 rows by 16 columns a block.";
+    mid_gated_16, MidGated16, mid<GATED, { MID_GATED.0 }, { MID_GATED.1 }, 2>, MID_WARPS * 32, 2,
+        "`y[i] = activation(z[i]) z[n / 2 + i]`.", "64 rows by 16 columns a block.";
+    mid_store_32, MidStore32, mid<STORE, { MID.0 }, { MID.1 }, 4>, MID_WARPS * 32, 2, "`y = z`.", "32 rows by 32 columns a block.";
+    mid_add_32, MidAdd32, mid<ADD, { MID.0 }, { MID.1 }, 4>, MID_WARPS * 32, 2, "`y += z`.", "32 rows by 32 columns a block.";
+    mid_gated_32, MidGated32, mid<GATED, { MID_GATED.0 }, { MID_GATED.1 }, 4>, MID_WARPS * 32, 2,
+        "`y[i] = activation(z[i]) z[n / 2 + i]`.", "64 rows by 32 columns a block.";
     narrow_store_8, NarrowStore8, narrow<STORE, 1>, NARROW_WARPS * 32, 1, "`y = z`.", "32 rows by 8 columns a block.";
     narrow_add_8, NarrowAdd8, narrow<ADD, 1>, NARROW_WARPS * 32, 1, "`y += z`.", "32 rows by 8 columns a block.";
     narrow_gated_8, NarrowGated8, narrow<GATED, 1>, NARROW_WARPS * 32, 1, "`y[i] = activation(z[i]) z[n / 2 + i]`.",
@@ -198,6 +220,10 @@ pub enum Shape {
     Wide128,
     /// [`WideStore64`] and its siblings.
     Wide64,
+    /// [`MidStore32`] and its siblings; of up to 20 tiles along k.
+    Mid32,
+    /// [`MidStore16`] and its siblings; of as many.
+    Mid16,
     /// [`NarrowStore32`] and its siblings.
     Narrow32,
     /// [`NarrowStore8`] and its siblings.
@@ -214,12 +240,15 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// For an (n, k) matrix and `cols` rows of activations.
+    /// For an (n, k) matrix, `cols` rows of activations, and an epilogue that is gated or not.
     #[must_use]
-    pub fn new(n: usize, k: usize, cols: usize) -> Self {
+    pub fn new(n: usize, k: usize, cols: usize, gated: bool) -> Self {
         let (rows, columns) = (padded_rows(n), cols as u32);
+        let is_mid = mma_tile::tiles_k(k) <= MID_TILES_K;
         let shape = match cols {
             0..=8 => Shape::Narrow8,
+            9..=16 if is_mid => Shape::Mid16,
+            17..=64 if is_mid => Shape::Mid32,
             9..=64 => Shape::Narrow32,
             _ if WIDE_128.time(rows, columns) * 100
                 < WIDE_64.time(rows, columns) * u64::from(WIDE_128_RATE) =>
@@ -228,12 +257,12 @@ impl Plan {
             }
             _ => Shape::Wide64,
         };
-        Self::with(n, k, cols, shape)
+        Self::with(n, k, cols, gated, shape)
     }
 
-    /// A launch of one kernel, for measuring.
+    /// A launch of one kernel, for measuring; `gated` says which epilogue it has.
     #[must_use]
-    pub fn with(n: usize, k: usize, cols: usize, shape: Shape) -> Self {
+    pub fn with(n: usize, k: usize, cols: usize, gated: bool, shape: Shape) -> Self {
         let (rows, cols) = (padded_rows(n), cols as u32);
         let narrow = |width: u32| {
             let warps = (mma_tile::tiles_k(k).div_ceil(NARROW_TILES) as u32).min(NARROW_WARPS);
@@ -243,7 +272,20 @@ impl Plan {
                 shared_bytes: (warps * NARROW_ROWS + 2) * width * 4,
             }
         };
+        let mid = |width: u32| {
+            let (pairs, tiles) = if gated { MID_GATED } else { MID };
+            let parts = mma_tile::tiles_k(k).div_ceil(tiles) as u32;
+            let codes = parts * tiles as u32 * width * 128;
+            let sums = parts * width * MID_STRIDE * pairs * 4;
+            Launch {
+                grid: [rows.div_ceil(32 * pairs), cols.div_ceil(width), 1],
+                block: [parts * pairs * 32, 1, 1],
+                shared_bytes: codes.max(sums) + width * 8,
+            }
+        };
         let launch = match shape {
+            Shape::Mid32 => mid(32),
+            Shape::Mid16 => mid(16),
             Shape::Wide128 => WIDE_128.launch(rows, cols),
             Shape::Wide64 => WIDE_64.launch(rows, cols),
             Shape::Narrow32 => narrow(32),

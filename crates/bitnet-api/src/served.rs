@@ -63,6 +63,7 @@ impl Served {
             defaults: GenerateOptions {
                 sampling: config.sampling,
                 stop: config.stop_strings,
+                max_tokens: config.max_new_tokens,
                 ..GenerateOptions::default()
             },
             completion_tokens: Some(16),

@@ -20,6 +20,8 @@ struct Hinted {
     hint: String,
     /// That error.
     source: Option<anyhow::Error>,
+    /// Whether the advice stands in the place of what most commands advise.
+    replaces: bool,
 }
 
 impl fmt::Display for Hinted {
@@ -40,6 +42,7 @@ pub(crate) fn hinted(message: impl Into<String>, hint: impl Into<String>) -> any
         message: message.into(),
         hint: hint.into(),
         source: None,
+        replaces: false,
     })
 }
 
@@ -49,7 +52,25 @@ pub(crate) fn also_hinted(error: anyhow::Error, hint: String) -> anyhow::Error {
         message: String::new(),
         hint,
         source: Some(error),
+        replaces: false,
     })
+}
+
+/// The error with advice for a command that lacks the flags which others have against it.
+pub(crate) fn advised_by_command(
+    error: anyhow::Error,
+    hint: fn(&Error) -> Option<&'static str>,
+) -> anyhow::Error {
+    let found = error.chain().filter_map(|e| e.downcast_ref()).find_map(hint);
+    match found {
+        None => error,
+        Some(hint) => anyhow::Error::new(Hinted {
+            message: String::new(),
+            hint: hint.to_owned(),
+            source: Some(error),
+            replaces: true,
+        }),
+    }
 }
 
 /// A mistake in what was asked for, on the command line or by a variable.
@@ -83,6 +104,11 @@ pub(crate) fn report(command: impl FnOnce() -> anyhow::Result<ExitCode>) -> Exit
     }
 }
 
+/// The advice that comes with an error of a chain.
+pub(crate) fn hint_of<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e str> {
+    error.downcast_ref::<Hinted>().map(|hinted| hinted.hint.as_str())
+}
+
 /// Prints a failure and gives its exit status.
 pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
     // Only stdout gives such an error without the name of a file around it.
@@ -90,12 +116,30 @@ pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
     if error.chain().count() == 1 && stdout.is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
-    say!("error: {}", message(error));
-    for hinted in error.chain().filter_map(|e| e.downcast_ref::<Hinted>()) {
-        say!("hint: {}", hinted.hint);
-    }
-    for hint in error.chain().filter_map(|e| e.downcast_ref()).filter_map(flag) {
+    let full = |e: &std::io::Error| {
+        let kinds = [
+            ErrorKind::StorageFull,
+            ErrorKind::QuotaExceeded,
+            ErrorKind::FileTooLarge,
+        ];
+        e.raw_os_error().is_some() && kinds.contains(&e.kind())
+    };
+    let place = match error.chain().count() == 1 && stdout.is_some_and(full) {
+        true => "stdout: ",
+        false => "",
+    };
+    say!("error: {place}{}", message(error));
+    for hint in error.chain().filter_map(hint_of) {
         say!("hint: {hint}");
+    }
+    let replaced = error
+        .chain()
+        .filter_map(|e| e.downcast_ref::<Hinted>())
+        .any(|hinted| hinted.replaces);
+    if !replaced {
+        for hint in error.chain().filter_map(|e| e.downcast_ref()).filter_map(flag) {
+            say!("hint: {hint}");
+        }
     }
     if error.chain().any(|e| e.is::<Usage>()) {
         return ExitCode::from(2);

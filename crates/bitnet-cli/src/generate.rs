@@ -60,17 +60,17 @@ struct TextArgs {
     model: ModelArgs,
     #[command(flatten)]
     prompt: PromptArgs,
-    /// Most tokens to generate; -1 goes on until the model stops or the context is full
+    /// Most tokens to generate; -1 (or -2) goes on until the model stops or the context is full
+    /// [default: the model's own max_new_tokens, else -1]
     #[arg(
         short,
         long,
         visible_alias = "max-tokens",
         value_name = "N",
-        default_value = "-1",
         allow_negative_numbers = true,
-        value_parser = clap::value_parser!(i64).range(-1..)
+        value_parser = clap::value_parser!(i64).range(-2..)
     )]
-    n_predict: i64,
+    n_predict: Option<i64>,
     /// Stop at this text; may be repeated
     #[arg(
         long,
@@ -249,12 +249,18 @@ impl TextArgs {
         terminal: Terminal,
     ) -> anyhow::Result<Answerer<'m>> {
         let GenerateOptions {
-            sampling, mut stop, ..
+            sampling,
+            mut stop,
+            max_tokens,
+            ..
         } = model.generate_options();
         stop.extend_from_slice(&self.stop);
         let options = GenerateOptions {
             sampling: self.sampling.apply(sampling),
-            max_tokens: usize::try_from(self.n_predict).ok(),
+            max_tokens: match self.n_predict {
+                Some(n) => usize::try_from(n).ok(),
+                None => max_tokens,
+            },
             stop,
             ignore_eos: self.ignore_eos,
             special: if self.special || self.ignore_eos {

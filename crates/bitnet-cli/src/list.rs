@@ -17,7 +17,7 @@ use crate::terminal::say;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// List the others, too, and why they do not run
-    #[arg(long)]
+    #[arg(short, long)]
     all: bool,
     /// Print one JSON array: model, format, architecture, bytes, path, commit, problem
     #[arg(long)]

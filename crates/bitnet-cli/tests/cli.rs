@@ -271,7 +271,7 @@ fn failures_say_what_to_do() {
 
     for args in [
         &["--bogus"][..],
-        &["-n", "-2"],
+        &["-n", "-3"],
         &["-t", "0"],
         &["--device", "tpu"],
         &["-l", "1"],

@@ -66,7 +66,7 @@ impl Prompt<'_> {
 /// The tokenizer of those who cannot do without.
 fn needed(tokenizer: Option<&Tokenizer>) -> Result<&Tokenizer> {
     tokenizer.ok_or_else(|| {
-        Error::Request("the model folder has no tokenizer.json: only token ids can be prompts".to_owned())
+        Error::Request("the model has no tokenizer (no tokenizer.json in its folder, nor one in its GGUF file): only token ids can be prompts".to_owned())
     })
 }
 

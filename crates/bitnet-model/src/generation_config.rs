@@ -1,7 +1,7 @@
 //! generation_config.json: how the model's own authors choose tokens and stop, and what of it is refused.
 //!
 //! Keys are those of transformers' `GenerationConfig`. What changes the tokens is obeyed or refused by name, never passed over;
-//! lengths (`max_length`, `max_new_tokens`) are the caller's to choose.
+//! `max_new_tokens` counts where nobody says a number, and `max_length` never: the context is the limit.
 
 use serde_json::Value;
 
@@ -26,6 +26,8 @@ pub struct GenerationConfig {
     pub sampling: Sampling,
     /// Strings that end a text.
     pub stop_strings: Vec<String>,
+    /// Most tokens of an answer, for whoever says no number: `max_new_tokens`.
+    pub max_new_tokens: Option<usize>,
 }
 
 /// Settings that are not implemented, each with the values that change nothing. What null and a missing key mean is that too.
@@ -71,13 +73,27 @@ impl GenerationConfig {
         let Some(fields) = Fields::read(files, FILE)? else {
             return Ok(Self {
                 sampling: default,
-                stop_strings: Vec::new(),
+                ..Self::default()
             });
         };
         refuse_what_is_not_implemented(&fields)?;
         let config = Self {
             sampling: sampling(&fields, default)?,
             stop_strings: strings(&fields, "stop_strings")?,
+            max_new_tokens: match fields.get("max_new_tokens") {
+                None => None,
+                Some(value) => Some(
+                    value
+                        .as_u64()
+                        .filter(|&n| n > 0)
+                        .and_then(|n| usize::try_from(n).ok())
+                        .ok_or_else(|| {
+                            fields.invalid(format!(
+                                "max_new_tokens is {value}; expected a whole number, 1 or more"
+                            ))
+                        })?,
+                ),
+            },
         };
         config
             .sampling

@@ -268,6 +268,7 @@ impl Model {
         GenerateOptions {
             sampling: self.generation.sampling.clone(),
             stop: self.generation.stop_strings.clone(),
+            max_tokens: self.generation.max_new_tokens,
             ..GenerateOptions::default()
         }
     }

@@ -39,6 +39,13 @@ fn rules_about_tokens_and_stop_strings_are_read() {
     assert_eq!(config.sampling.bad_words, [vec![5], vec![6], vec![7], vec![1, 2]]);
     assert_eq!(config.sampling.no_repeat_ngram, 3);
     assert_eq!(config.sampling.logit_bias, [(4, -1.5)]);
+    assert_eq!(
+        (
+            config.max_new_tokens,
+            read("{\"max_new_tokens\": 7}").unwrap().max_new_tokens
+        ),
+        (None, Some(7))
+    );
     assert_eq!(config.stop_strings, ["a", "b"]);
     assert_eq!(read(r#"{"stop_strings": "x"}"#).unwrap().stop_strings, ["x"]);
 }
@@ -59,6 +66,7 @@ fn wrong_types_are_refused_by_name() {
             "sequence_bias",
             &["[[[1, 2], 1.0]]", "{\"1\": 2}", "[[[1], \"a\"]]"],
         ),
+        ("max_new_tokens", &["0", "-1", "\"5\""]),
         ("stop_strings", &["5", "[5]", "[\"\"]"]),
     ] {
         for value in values {

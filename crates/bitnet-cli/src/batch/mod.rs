@@ -38,16 +38,16 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Most tokens of an answer that asks for no number; -1 goes on until the model stops or the context is full
+    /// [default: the model's own max_new_tokens, else -1]
     #[arg(
         short,
         long,
         visible_alias = "max-tokens",
         value_name = "N",
-        default_value = "-1",
         allow_negative_numbers = true,
-        value_parser = clap::value_parser!(i64).range(-1..)
+        value_parser = clap::value_parser!(i64).range(-2..)
     )]
-    n_predict: i64,
+    n_predict: Option<i64>,
     /// Answers to compute at a time
     #[arg(
         long,
@@ -237,9 +237,11 @@ impl Batch {
         served.has_priorities = true;
         served.defaults = GenerateOptions {
             sampling: args.sampling.apply(model.generate_options().sampling),
-            max_tokens: usize::try_from(args.n_predict).ok(),
             ..model.generate_options()
         };
+        if let Some(n) = args.n_predict {
+            served.defaults.max_tokens = usize::try_from(n).ok();
+        }
         Ok(Self {
             scheduler: model.into_scheduler(options),
             served,

@@ -21,8 +21,9 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bitnet_model::{Device, LoadOptions, replace_file};
+use bitnet_model::{Device, Error, LoadOptions, replace_file};
 
+use crate::failure::advised_by_command;
 use crate::terminal::{harmless_json, visible};
 use report::Format;
 
@@ -47,13 +48,27 @@ enum What {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.what {
         What::Kernels(args) => kernels::run(args),
-        What::Model(args) => model::run(args),
-        What::Schedule(args) => schedule::run(args),
+        What::Model(args) => model::run(args).map_err(|error| advised_by_command(error, smaller)),
+        What::Schedule(args) => schedule::run(args).map_err(|error| advised_by_command(error, fewer)),
         #[cfg(feature = "cuda")]
-        What::Step(args) => step::run(args),
+        What::Step(args) => step::run(args).map_err(|error| advised_by_command(error, needs_a_gpu)),
         #[cfg(feature = "cuda")]
-        What::Grids(args) => grids::run(args),
+        What::Grids(args) => grids::run(args).map_err(|error| advised_by_command(error, needs_a_gpu)),
     }
+}
+
+fn smaller(error: &Error) -> Option<&'static str> {
+    matches!(error, Error::OutOfMemory { .. }).then_some("-p, -n, -d and -b make the tests smaller")
+}
+
+fn fewer(error: &Error) -> Option<&'static str> {
+    matches!(error, Error::OutOfMemory { .. }).then_some("--requests and --prefix make it smaller")
+}
+
+#[cfg(feature = "cuda")]
+fn needs_a_gpu(error: &Error) -> Option<&'static str> {
+    matches!(error, Error::NoDevice(_))
+        .then_some("a GPU is what it times; `bitnet bench model --device cpu` times the processor")
 }
 
 /// Writes results to stdout and to files.

@@ -15,50 +15,48 @@ use table::{Here, TABLE, VERBS};
 
 /// The command line with flags of other programs in the place of which ours stand. `root` is the command line of the program.
 pub(crate) fn translate(root: &Command, args: Vec<OsString>) -> anyhow::Result<Vec<OsString>> {
-    let mut command = root;
-    let mut out = Vec::with_capacity(args.len());
+    let mut here = Place {
+        root,
+        command: root,
+        path: "bitnet".to_owned(),
+    };
+    let mut out = Line::default();
     let mut rest = args.into_iter().peekable();
-    out.extend(rest.next());
+    out.args.extend(rest.next());
     while let Some(arg) = rest.next() {
         let Some(text) = arg.to_str().map(str::to_owned) else {
-            out.push(arg);
+            out.args.push(arg);
             continue;
         };
         if text == "--" {
-            out.push(arg);
-            out.extend(rest);
-            return Ok(out);
+            out.args.push(arg);
+            out.args.extend(rest);
+            return Ok(out.finish());
         }
         if !text.starts_with('-') || is_number(&text) || text == "-" {
-            if let Some(inner) = command.find_subcommand(&text) {
-                command = inner;
-            } else if command.has_subcommands() {
-                refuse_verb(command, &text)?;
+            match here.enter(&text)? {
+                Some(name) => out.args.push(name),
+                None => out.args.push(arg),
             }
-            out.push(arg);
             continue;
         }
         // llama-bench measures models, and its flags come right after its name.
-        if command.get_name() == "bench"
-            && !matches!(text.as_str(), "-h" | "--help" | "--config")
-            && let Some(model) = command.find_subcommand("model")
-        {
-            command = model;
-            out.push("model".into());
+        if here.command.get_name() == "bench" && !matches!(text.as_str(), "-h" | "--help" | "--config") {
+            out.args.extend(here.enter("model")?);
         }
         let (name, value) = match text.split_once('=') {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
             None => (text.clone(), None),
         };
-        let found = match find(command, &name) {
-            Some(found) => found,
-            None if command.get_name() == "bitnet" => {
+        let (found, spelled, is_theirs) = match find(here.command, &name) {
+            Some(found) => (found, name, false),
+            None if here.command.get_name() == "bitnet" => {
                 let hint = "`bitnet chat` talks to a model, `bitnet generate` continues a text; `bitnet --help` lists the commands";
                 return Err(usage(format!("{name} comes after a command"), hint));
             }
-            None => match foreign(command, &name, value.is_some())? {
+            None => match foreign(&here, &name, value.is_some())? {
                 Foreign::Unknown => {
-                    out.push(arg);
+                    out.args.push(arg);
                     continue;
                 }
                 Foreign::Anyway { values } => {
@@ -87,25 +85,134 @@ pub(crate) fn translate(root: &Command, args: Vec<OsString>) -> anyhow::Result<V
                     }
                     continue;
                 }
-                Foreign::Is(found, spelled) => {
-                    // A folder that is named twice is a mistake, whichever names are used.
-                    out.push(match &value {
-                        Some(value) => format!("{spelled}={value}").into(),
-                        None => spelled.into(),
-                    });
-                    if takes_value(found) && value.is_none() {
-                        out.extend(next_value(found, &mut rest));
-                    }
-                    continue;
-                }
+                Foreign::Is(found, spelled) => (found, spelled, true),
             },
         };
-        out.push(arg);
-        if takes_value(found) && value.is_none() {
-            out.extend(next_value(found, &mut rest));
-        }
+        let attached = value.is_some();
+        let value = match value {
+            Some(value) => Some(value.into()),
+            None if takes_value(found) => next_value(found, &mut rest),
+            None => None,
+        };
+        out.flag(found, spelled, value, attached, is_theirs)?;
     }
-    Ok(out)
+    Ok(out.finish())
+}
+
+/// The command that flags belong to.
+struct Place<'c> {
+    root: &'c Command,
+    command: &'c Command,
+    /// Its names, that of the program first.
+    path: String,
+}
+
+impl Place<'_> {
+    /// Goes on with what is no flag: the command inside that is called so, as it is called here, or `None` where it is none.
+    fn enter(&mut self, text: &str) -> anyhow::Result<Option<OsString>> {
+        let ours = match text {
+            "llama-embedding" => "embed",
+            _ => text
+                .strip_prefix("llama-")
+                .filter(|name| OF_LLAMA_CPP.contains(name))
+                .unwrap_or(text),
+        };
+        if let Some(inner) = self.command.find_subcommand(ours) {
+            self.command = inner;
+            self.path = format!("{} {}", self.path, inner.get_name());
+            return Ok(Some(ours.into()));
+        }
+        if self.command.has_subcommands() {
+            refuse_verb(self.command, text)?;
+        } else if self.command.get_positionals().next().is_none() && find(self.command, "--model").is_some() {
+            let prompt = match find(self.command, "--prompt") {
+                Some(_) => ", -p the text",
+                None => "",
+            };
+            return Err(usage(
+                format!("`{}` takes no argument `{text}`", self.path),
+                format!("-m names the model{prompt}"),
+            ));
+        }
+        Ok(None)
+    }
+}
+
+/// Programs of llama.cpp that are called as the commands here that do the same.
+const OF_LLAMA_CPP: [&str; 3] = ["bench", "perplexity", "tokenize"];
+
+/// A command line that grows.
+#[derive(Default)]
+struct Line {
+    args: Vec<OsString>,
+    /// Where --batch-size stands, and where what llama.cpp calls its physical batch.
+    batches: Vec<std::ops::Range<usize>>,
+    physical: bool,
+    /// The type of keys or of values that was named.
+    kv_type: Option<OsString>,
+}
+
+impl Line {
+    fn flag(
+        &mut self,
+        found: &Arg,
+        spelled: String,
+        value: Option<OsString>,
+        attached: bool,
+        is_theirs: bool,
+    ) -> anyhow::Result<()> {
+        let id = found.get_id().as_str();
+        let mut value = value;
+        // As many as there are by default.
+        if matches!(id, "threads" | "parallel") && value.as_ref().is_some_and(|value| value == "-1") {
+            return Ok(());
+        }
+        if id == "kv_type" && is_theirs {
+            value = value.map(|value| match value.to_str() {
+                Some("f16") => "bf16".into(),
+                Some("q8_0") => "int8".into(),
+                _ => value,
+            });
+            match (&self.kv_type, &value) {
+                (Some(before), Some(now)) if before == now => return Ok(()),
+                (Some(_), _) => {
+                    let hint = "--kv-type is for both: bf16, f32 or int8";
+                    return Err(usage("keys and values are of two types", hint));
+                }
+                (None, _) => self.kv_type.clone_from(&value),
+            }
+        }
+        let begin = self.args.len();
+        match (value, attached) {
+            (Some(value), true) => {
+                let mut whole = OsString::from(spelled);
+                whole.push("=");
+                whole.push(value);
+                self.args.push(whole);
+            }
+            (value, _) => {
+                self.args.push(spelled.into());
+                self.args.extend(value);
+            }
+        }
+        if id == "batch_size" {
+            match is_theirs {
+                true => self.physical = true,
+                false => self.batches.push(begin..self.args.len()),
+            }
+        }
+        Ok(())
+    }
+
+    /// llama.cpp has two sizes of batches, of which the physical one is ours.
+    fn finish(mut self) -> Vec<OsString> {
+        if self.physical {
+            for range in self.batches.into_iter().rev() {
+                self.args.drain(range);
+            }
+        }
+        self.args
+    }
 }
 
 /// What a flag that is not one of this command turned out to be.
@@ -120,7 +227,8 @@ enum Foreign<'c> {
     Unknown,
 }
 
-fn foreign<'c>(command: &'c Command, name: &str, has_value: bool) -> anyhow::Result<Foreign<'c>> {
+fn foreign<'c>(here: &Place<'c>, name: &str, has_value: bool) -> anyhow::Result<Foreign<'c>> {
+    let command = here.command;
     // Underscores are as good as hyphens, in llama.cpp and in Python.
     let hyphens = match name.starts_with("--") {
         true => format!("--{}", name[2..].replace('_', "-")),
@@ -129,65 +237,142 @@ fn foreign<'c>(command: &'c Command, name: &str, has_value: bool) -> anyhow::Res
     if let Some(found) = find(command, &hyphens) {
         return Ok(Foreign::Is(found, hyphens));
     }
-    if let Some((_, here)) = TABLE
-        .iter()
-        .find(|(names, _)| names.split_whitespace().any(|name| name == hyphens))
-    {
-        return match *here {
-            Here::Is(ours) => match find(command, ours) {
-                Some(found) => {
-                    // Not llama.cpp's own spelling: whoever writes it should know the right one.
-                    if hyphens.starts_with("-temp") {
-                        say!("warning: {name} is taken for {ours}");
-                    }
-                    Ok(Foreign::Is(found, ours.to_owned()))
-                }
-                None => Err(no_flag(
-                    name,
-                    &format!("it is {ours} in other commands, and has no place in this one"),
-                )),
-            },
-            Here::IsOr(ours, hint) => match find(command, ours) {
-                Some(found) => Ok(Foreign::Is(found, ours.to_owned())),
-                None => Err(no_flag(name, hint)),
-            },
-            Here::AnywayIn(inner, hint) if command.get_name() != inner => Err(no_flag(name, hint)),
-            Here::Anyway | Here::AnywayIn(..) => Ok(Foreign::Anyway { values: &[] }),
-            Here::AnywayWith(values, hint) => Ok(Foreign::Valued(values, hint)),
-            Here::See(_) if hyphens == "-cnv" && command.get_name() == "chat" => {
-                Ok(Foreign::Anyway { values: &[] })
+    if let Some(row) = row(&hyphens) {
+        return by_row(command, name, &hyphens, row);
+    }
+    if name.starts_with("--") {
+        return match elsewhere(here.root, &hyphens) {
+            Some(hint) if command.get_name() == "serve" && is_sampling(here.root, &hyphens) => {
+                Err(no_flag_of(here, name, &format!("{SAMPLING}; {hint}")))
             }
-            Here::See(_) if hyphens == "--conversation" && command.get_name() == "chat" => {
-                Ok(Foreign::Anyway { values: &[] })
-            }
-            Here::See(_) if hyphens.ends_with("no-cnv") && command.get_name() == "generate" => {
-                Ok(Foreign::Anyway { values: &[] })
-            }
-            Here::See(hint) => Err(no_flag(name, hint)),
+            Some(hint) => Err(no_flag_of(here, name, &hint)),
+            None => Ok(Foreign::Unknown),
         };
     }
+    one_dash(here, name, has_value)
+}
+
+/// A flag with one dash that is none of this command's and none of the table's by this spelling.
+fn one_dash<'c>(here: &Place<'c>, name: &str, has_value: bool) -> anyhow::Result<Foreign<'c>> {
+    let command = here.command;
     let word = name.trim_start_matches('-');
-    let letters = word
+    let looks_like_a_flag = word
         .chars()
-        .all(|c| c.is_ascii_alphabetic() || c == '-' || c == '_');
-    if name.starts_with("--") || word.len() < 2 || !letters {
+        .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    let Some(first) = word
+        .chars()
+        .next()
+        .filter(|_| word.len() > 1 && looks_like_a_flag)
+    else {
         return Ok(Foreign::Unknown);
-    }
-    // One dash before a long name.
+    };
+    // One dash before a long name, of ours or of theirs.
     let long = format!("--{}", word.replace('_', "-"));
     if let Some(found) = find(command, &long) {
         say!("warning: {name} is taken for {long}");
         return Ok(Foreign::Is(found, long));
     }
-    // What clap would take for the short flag that asks for help, or for one that wants a number.
-    let first = word.chars().next().map(String::from).unwrap_or_default();
-    let number = find(command, &format!("-{first}"))
-        .is_some_and(|found| takes_value(found) && wants_number(found) && !has_value);
-    if first == "h" || first == "V" || number {
-        let hint = format!("`bitnet {} --help` lists the flags", command.get_name());
-        return Err(usage(format!("there is no flag {name}"), hint));
+    if let Some(row) = row(&long) {
+        return by_row(command, name, &long, row);
     }
-    Ok(Foreign::Unknown)
+    // One with its number attached is refused as without, and otherwise for the number.
+    let letters = word.trim_end_matches(|c: char| c.is_ascii_digit());
+    if letters.len() > 1
+        && let spelled = format!("-{letters}")
+        && let Some(row) = row(&spelled)
+    {
+        by_row(command, name, &spelled, row)?;
+    }
+    let rest = &word[1..];
+    let own = find(command, &format!("-{first}"));
+    let is_switch = |c: char| {
+        !matches!(c, 'h' | 'V') && find(command, &format!("-{c}")).is_some_and(|found| !takes_value(found))
+    };
+    let count = rest.trim_end_matches(['k', 'K']);
+    let is_count = own.is_some_and(wants_number) && is_number(count);
+    if word.chars().all(is_switch) || (is_count && !has_value) {
+        return Ok(Foreign::Unknown);
+    }
+    // clap would take the rest for the value of the short flag, or print the help.
+    let hint = match own {
+        Some(own) if takes_value(own) => format!(
+            "for -{first} with the value `{rest}` write -{first} '{rest}'; `{} --help` lists the flags",
+            here.path
+        ),
+        _ => format!("`{} --help` lists the flags", here.path),
+    };
+    Err(usage(format!("there is no flag {name}"), hint))
+}
+
+/// What the table says of a flag, which is spelled as there.
+fn row(spelled: &str) -> Option<Here> {
+    let found = TABLE
+        .iter()
+        .find(|(names, _)| names.split_whitespace().any(|name| name == spelled));
+    found.map(|(_, here)| *here)
+}
+
+/// What becomes of the flag `name`, which stands in the table as `spelled`.
+fn by_row<'c>(command: &'c Command, name: &str, spelled: &str, row: Here) -> anyhow::Result<Foreign<'c>> {
+    match row {
+        Here::Is(ours) => match find(command, ours) {
+            Some(found) => {
+                // Not llama.cpp's own spelling: whoever writes it should know the right one.
+                if spelled.starts_with("-temp") {
+                    say!("warning: {name} is taken for {ours}");
+                }
+                Ok(Foreign::Is(found, ours.to_owned()))
+            }
+            None => Err(no_flag(
+                name,
+                &format!("it is {ours} in other commands, and has no place in this one"),
+            )),
+        },
+        Here::IsOr(ours, hint) => match find(command, ours) {
+            Some(found) => Ok(Foreign::Is(found, ours.to_owned())),
+            None => Err(no_flag(name, hint)),
+        },
+        Here::AnywayIn(inner, hint) if command.get_name() != inner => Err(no_flag(name, hint)),
+        Here::Anyway | Here::AnywayIn(..) => Ok(Foreign::Anyway { values: &[] }),
+        Here::AnywayWith(values, hint) => Ok(Foreign::Valued(values, hint)),
+        Here::See(_) if spelled == "-cnv" && command.get_name() == "chat" => {
+            Ok(Foreign::Anyway { values: &[] })
+        }
+        Here::See(_) if spelled == "--conversation" && command.get_name() == "chat" => {
+            Ok(Foreign::Anyway { values: &[] })
+        }
+        Here::See(_) if spelled.ends_with("no-cnv") && command.get_name() == "generate" => {
+            Ok(Foreign::Anyway { values: &[] })
+        }
+        Here::See(hint) => Err(no_flag(name, hint)),
+    }
+}
+
+/// Which commands have a flag that this one has not.
+fn elsewhere(root: &Command, spelled: &str) -> Option<String> {
+    let has = |command: &&Command| find(command, spelled).is_some();
+    let names: Vec<String> = root
+        .get_subcommands()
+        .filter(has)
+        .map(|command| format!("`bitnet {}`", command.get_name()))
+        .take(3)
+        .collect();
+    (!names.is_empty()).then(|| format!("it is a flag of {}", names.join(", ")))
+}
+
+/// Whether a flag chooses tokens.
+fn is_sampling(root: &Command, spelled: &str) -> bool {
+    let found = root
+        .find_subcommand("generate")
+        .and_then(|generate| find(generate, spelled));
+    found.is_some_and(|arg| arg.get_help_heading() == Some("Sampling"))
+}
+
+const SAMPLING: &str =
+    "each request says how its tokens are chosen, and the model's generation_config.json what it leaves open";
+
+fn no_flag_of(here: &Place<'_>, name: &str, hint: &str) -> anyhow::Error {
+    usage(format!("{name} is not a flag of `{}`", here.path), hint)
 }
 
 fn no_flag(name: &str, hint: &str) -> anyhow::Error {
@@ -203,6 +388,10 @@ fn refuse_verb(command: &Command, verb: &str) -> anyhow::Result<()> {
         Some((_, hint)) if command.get_name() == "bitnet" => {
             Err(usage(format!("{verb} is not a command of bitnet"), *hint))
         }
+        _ if command.get_name() == "bench" => Err(usage(
+            format!("there is no `bitnet bench {verb}`"),
+            "`bitnet bench model -m MODEL` times a model; `bitnet bench --help` lists the others",
+        )),
         _ => Ok(()),
     }
 }

@@ -27,8 +27,10 @@ const SAMPLER: &str =
     "there is no such sampler; --temp, --top-k, --top-p, --min-p and the penalties choose tokens";
 const DRAFT: &str = "there is no speculative decoding with a second model";
 const ROPE: &str = "positions are computed as config.json says; -c sets the context";
-const LOGS: &str =
-    "there is no log but that of `bitnet serve`; -q turns the statistics of other commands on stderr off";
+const LOGS: &str = "there is no log but that of `bitnet serve`; -q of `generate`, `chat` and `batch` leaves their statistics out";
+const LOG_FILE: &str =
+    "the log of `bitnet serve` goes to stderr, with the statistics of other commands: 2> FILE keeps it";
+const TOOLS: &str = "requests bring their tools, and the model's chat template says how calls are written; the server runs none";
 const MODEL: &str = "-m names a model: its folder, its GGUF file, or owner/name:file of the Hugging Face Hub";
 const ADAPTER: &str = "adapters are not supported; merge it into the weights, then convert them";
 const MEDIA: &str = "models here read and write text alone";
@@ -44,6 +46,8 @@ const CONTINUOUS: &str =
     "`bitnet serve` and `bitnet batch` answer many at a time, and begin whoever comes beside them";
 const ONE_AT_A_TIME: &str = "one prompt is answered at a time; `bitnet serve` and `bitnet batch` answer many, `bitnet bench model -b` times them";
 const EMBEDDINGS: &str = "`bitnet embed` gives the vector of a text; no server of embeddings is built yet";
+const BENCH: &str = "`bitnet bench model` has it: -p, -n, -d and -b say what is timed";
+const CONVERT: &str = "`bitnet convert -o PATH --to gguf --gguf-type TYPE` has it";
 const CACHE: &str = "a conversation keeps its keys and values; there is nothing to choose";
 
 /// The flags of llama.cpp's programs (cli, completion, server, bench, perplexity) that are not flags here, of the wrappers
@@ -57,6 +61,19 @@ pub(super) const TABLE: &[(&str, Here)] = &[
     ("-hff --hf-file -mu --model-url -dr --docker-repo", See(MODEL)),
     ("-hft --hf-token", See("the variable HF_TOKEN holds the token")),
     (
+        "--load-format --tokenizer --models-dir --models-preset",
+        See(MODEL),
+    ),
+    ("--revision", See("-m owner/name@REVISION names one")),
+    (
+        "--download-dir",
+        See("the variable HF_HUB_CACHE names the folder of the cache"),
+    ),
+    (
+        "--generation-config --override-generation-config",
+        See("generation_config.json of the model's folder says what requests and flags leave open"),
+    ),
+    (
         "-cl --cache-list",
         See("`bitnet list` shows what is in the cache"),
     ),
@@ -65,13 +82,13 @@ pub(super) const TABLE: &[(&str, Here)] = &[
         See("the variable HF_HUB_OFFLINE=1 forbids connections"),
     ),
     (
-        "--lora --lora-scaled --lora-init-without-apply --lora-base --control-vector --control-vector-scaled \
+        "--lora --enable-lora --lora-modules --lora-scaled --lora-init-without-apply --lora-base --control-vector --control-vector-scaled \
          --control-vector-layer-range",
         See(ADAPTER),
     ),
     (
         "-mm --mmproj -mmu --mmproj-url --mmproj-auto --no-mmproj --no-mmproj-auto --mmproj-offload \
-         --no-mmproj-offload -mmdev --mmproj-device --image --audio --video --image-min-tokens --image-max-tokens",
+         --no-mmproj-offload -mmdev --mmproj-device --media-path --image --audio --video --image-min-tokens --image-max-tokens",
         See(MEDIA),
     ),
     (
@@ -83,13 +100,20 @@ pub(super) const TABLE: &[(&str, Here)] = &[
         See(MODEL),
     ),
     // Where it runs.
-    ("-ngl --gpu-layers --n-gpu-layers", See(DEVICE)),
+    (
+        "-ngl --gpu-layers --n-gpu-layers -tp -pp -dp --pipeline-parallel-size --data-parallel-size --swap-space --cpu-offload-gb",
+        See(DEVICE),
+    ),
     ("-dev", Is("--device")),
     ("-mg --main-gpu", See("--device cuda:N names a GPU")),
     (
         "-sm --split-mode -ts --tensor-split --tensor-parallel-size --rpc -rpc -ot --override-tensor --device-map \
          --no-host",
         See(DEVICE),
+    ),
+    (
+        "--enforce-eager",
+        See("steps of a GPU are recorded where that is faster; there is nothing to choose"),
     ),
     (
         "--gpu-memory-utilization",
@@ -121,7 +145,7 @@ pub(super) const TABLE: &[(&str, Here)] = &[
         See(AFFINITY),
     ),
     (
-        "--mlock --no-mmap -lm --load-mode -dio --direct-io -lzm --lazy-mode --low-cpu-mem-usage",
+        "-mmp --mlock --no-mmap -lm --load-mode -dio --direct-io -lzm --lazy-mode --low-cpu-mem-usage",
         See(LOADING),
     ),
     ("--mmap -ndio --no-direct-io --repack --warmup", Anyway),
@@ -151,10 +175,17 @@ pub(super) const TABLE: &[(&str, Here)] = &[
     (
         "-ctxcp --ctx-checkpoints --swa-checkpoints -cram --cache-ram --no-cache-prompt \
          --no-enable-prefix-caching --cache-reuse -dt --defrag-thold --prompt-cache --prompt-cache-all --prompt-cache-ro --slot-save-path \
-         -kvu --kv-unified",
+         -kvu --kv-unified -no-kvu --no-kv-unified -cms --checkpoint-min-step -cpent --checkpoint-every-n-tokens",
         See(CACHE),
     ),
     ("--cache-prompt --enable-prefix-caching", AnywayIn("serve", CACHE)),
+    (
+        "--enable-chunked-prefill",
+        AnywayIn(
+            "serve",
+            "-b says how many tokens of a prompt are computed at once",
+        ),
+    ),
     ("-ctk --cache-type-k -ctv --cache-type-v", Is("--kv-type")),
     (
         "-ctkd --cache-type-k-draft --spec-draft-type-k -ctvd --cache-type-v-draft --spec-draft-type-v",
@@ -208,12 +239,14 @@ pub(super) const TABLE: &[(&str, Here)] = &[
         See(TEMPLATE),
     ),
     (
-        "-rea --reasoning --reasoning-format --reasoning-effort --reasoning-budget --reasoning-budget-message \
+        "-rea --reasoning --reasoning-parser --reasoning-format --reasoning-effort --reasoning-budget --reasoning-budget-message \
          --reasoning-preserve --no-reasoning-preserve --think --hidethinking",
         See(REASONING),
     ),
     ("--in-prefix --in-suffix --in-prefix-bos", See(TEMPLATE)),
-    ("--interactive-first", Is("--interactive")),
+    ("--interactive-first -if", Is("--interactive")),
+    ("-i --interactive", AnywayIn("chat", CHAT)),
+    ("-ins --instruct", See(CHAT)),
     ("-sp", Is("--special")),
     ("-r", Is("--stop")),
     ("--display-prompt --echo-prompt", Is("--echo")),
@@ -231,9 +264,21 @@ pub(super) const TABLE: &[(&str, Here)] = &[
         See("a terminal gets colors and a pipe none; NO_COLOR=1 turns them off"),
     ),
     (
-        "-v --verbose --log-verbose -lv --verbosity --log-verbosity --log-file --log-colors --log-prefix \
+        "-v --verbose --log-verbose -lv --verbosity --log-verbosity -ptc --print-token-count --log-colors --log-prefix \
          --log-timestamps --log-prompts-dir --perf",
         See(LOGS),
+    ),
+    ("--log-file", See(LOG_FILE)),
+    (
+        "--uvicorn-log-level",
+        See("-v of `bitnet serve` logs more, and the variable RUST_LOG says what"),
+    ),
+    ("--disable-log-requests", AnywayIn("serve", SERVER)),
+    ("--usage", See("--help lists the flags")),
+    ("--version", See("`bitnet --version` prints it")),
+    (
+        "--license",
+        See("it is MIT OR Apache-2.0; `bitnet inspect` shows that of a model"),
     ),
     ("--format --keepalive", See("--json prints one JSON object")),
     ("--output-file", See("text goes to stdout; > FILE keeps it")),
@@ -262,7 +307,11 @@ pub(super) const TABLE: &[(&str, Here)] = &[
     // Speculative decoding.
     ("--draft --draft-n", Is("--draft-max")),
     (
-        "--draft-min --draft-n-min --draft-p-split --draft-p-min -md --model-draft \
+        "--spec-type --spec-default",
+        See("guesses come from the text itself; --draft-max of `generate` and `chat` says how many"),
+    ),
+    (
+        "--speculative-config -lcs --lookup-cache-static -lcd --lookup-cache-dynamic --draft-min --draft-n-min --draft-p-split --draft-p-min -md --model-draft \
          -hfd -hfrd --hf-repo-draft -td --threads-draft -tbd --threads-batch-draft -Cd --cpu-mask-draft -Crd \
          --cpu-range-draft --cpu-strict-draft --prio-draft --poll-draft -Cbd --cpu-mask-batch-draft \
          --cpu-strict-batch-draft --prio-batch-draft --poll-batch-draft -otd --override-tensor-draft -cmoed \
@@ -272,8 +321,27 @@ pub(super) const TABLE: &[(&str, Here)] = &[
     ),
     // Measuring.
     (
-        "-pg --delay -oe --output-err --progress -embd --embeddings --n-gen-warmup",
+        "-pg --delay -oe --output-err --progress --n-gen-warmup",
         See("-p, -n, -d and -b say what is timed, -r how often, -o and --save in which form"),
+    ),
+    ("--n-depth", IsOr("--depth", BENCH)),
+    ("-npp", IsOr("--n-prompt", BENCH)),
+    ("-ntg", IsOr("--n-gen", BENCH)),
+    ("-npl", IsOr("--batch", BENCH)),
+    (
+        "-pps",
+        See("prompts that begin alike are computed once; `bitnet bench schedule` times that"),
+    ),
+    (
+        "--kl-divergence-base --save-all-logits",
+        See("`bitnet logits` writes the logits of a text"),
+    ),
+    // Conversion.
+    ("--outfile", IsOr("--out", CONVERT)),
+    ("--outtype", IsOr("--gguf-type", CONVERT)),
+    (
+        "--imatrix --pure --leave-output-tensor --output-tensor-type --token-embedding-type",
+        See("ternary weights are packed as they are, and the rest keeps its type; nothing is estimated"),
     ),
     (
         "--chunks --ppl-stride --ppl-output-type --hellaswag --winogrande --multiple-choice --kl-divergence",
@@ -288,6 +356,25 @@ pub(super) const TABLE: &[(&str, Here)] = &[
     ),
     ("-to", IsOr("--request-timeout", SERVER)),
     (
+        "--reuse-port",
+        See("a gateway before several servers shares requests out; docs/serving.md shows some"),
+    ),
+    (
+        "--cors-methods --cors-headers --cors-credentials",
+        See("--cors-origins of `bitnet serve` names the origins; methods and headers follow"),
+    ),
+    ("--tags", See("--alias of `bitnet serve` names the model")),
+    ("--tools --tool-call-parser -ag --agent --tool-server", See(TOOLS)),
+    ("--enable-auto-tool-choice", AnywayIn("serve", TOOLS)),
+    (
+        "--max-logprobs",
+        See("each request says how many it wants: `top_logprobs`"),
+    ),
+    (
+        "--task --runner --convert",
+        See("a model's files say whether it writes text; `bitnet embed` gives vectors"),
+    ),
+    (
         "--metrics --slots --ui --webui --props",
         AnywayIn("serve", SERVER),
     ),
@@ -300,7 +387,10 @@ pub(super) const TABLE: &[(&str, Here)] = &[
         "--ssl-key-file --ssl-cert-file --ssl-keyfile --ssl-certfile",
         See(TLS),
     ),
-    ("--embedding --pooling --rerank --reranking", See(EMBEDDINGS)),
+    (
+        "-embd --embedding --embeddings --pooling --rerank --reranking",
+        See(EMBEDDINGS),
+    ),
     (
         "--path -sps --slot-prompt-similarity --server-base",
         See("the page and the cache of `bitnet serve` are part of it; there is nothing to choose"),
@@ -327,14 +417,33 @@ pub(super) const VERBS: &[(&str, &str)] = &[
         "detokenize",
         "`bitnet tokenize --ids` gives the text of token ids",
     ),
-    ("benchmark speed", "`bitnet bench model` measures a model"),
-    ("ppl", "`bitnet perplexity` scores a text"),
+    (
+        "benchmark speed batched-bench",
+        "`bitnet bench model` measures a model",
+    ),
+    ("ppl eval", "`bitnet perplexity` scores a text"),
+    (
+        "run-batch",
+        "`bitnet batch -i FILE -o FILE` answers a file of requests",
+    ),
+    ("remove delete", "`bitnet rm` removes models from the cache"),
+    (
+        "embedding embeddings",
+        "`bitnet embed` gives the vector of a text",
+    ),
+    ("version", "`bitnet --version` prints it"),
+    (
+        "update upgrade",
+        "the system or `cargo install` that installed it brings a newer one; `bitnet pull` fetches a model's newest files",
+    ),
+    ("stop", "Ctrl-C or SIGTERM ends `bitnet serve`"),
+    ("push login", "`bitnet` sends nothing; the hub's own `hf` does"),
     (
         "download",
         "`bitnet pull` fetches a model from the Hugging Face Hub",
     ),
     (
-        "ls ps cache",
+        "ls ps cache models",
         "`bitnet list` shows the models in the cache, and `bitnet rm` removes them",
     ),
     ("env collect-env devices", "`bitnet doctor` checks this machine"),

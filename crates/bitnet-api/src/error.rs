@@ -131,6 +131,15 @@ impl ApiError {
         Self::new(415, INVALID, Some("unsupported_media_type"), message)
     }
 
+    /// 415: a body that is compressed.
+    #[must_use]
+    pub fn body_encoding(encoding: &str) -> Self {
+        let message = format!(
+            "the body has the header Content-Encoding: {encoding}; send it as it is, without that header"
+        );
+        Self::new(415, INVALID, Some("unsupported_media_type"), message)
+    }
+
     /// 431: headers that are too large.
     #[must_use]
     pub fn header_size(limit: usize) -> Self {

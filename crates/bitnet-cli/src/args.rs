@@ -375,8 +375,13 @@ fn random_seed() -> u64 {
 
 /// Token ids separated by commas, spaces or both: `1,2,3`.
 pub(crate) fn parse_ids(text: &str) -> Result<Vec<u32>, String> {
-    text.split([',', ' ', '\n', '\t'])
-        .filter(|field| !field.is_empty())
+    let parts: Vec<&str> = text.split(',').map(str::trim).collect();
+    if parts.len() > 1 && parts.contains(&"") {
+        return Err("there is no number beside a comma; expected numbers such as 1,2,3".to_owned());
+    }
+    parts
+        .iter()
+        .flat_map(|part| part.split_whitespace())
         .map(|field| {
             field
                 .parse()
@@ -569,6 +574,7 @@ mod tests {
         assert_eq!(logit_bias("2-inf"), Ok((2, f32::NEG_INFINITY)));
         assert!(logit_bias("2").is_err() && logit_bias("+1").is_err() && logit_bias("é+1").is_err());
         assert_eq!(parse_ids("1, 2,3\n"), Ok(vec![1, 2, 3]));
-        assert!(parse_ids("1,-2").is_err());
+        assert_eq!((parse_ids("1 2"), parse_ids("")), (Ok(vec![1, 2]), Ok(vec![])));
+        assert!(parse_ids("1,-2").is_err() && parse_ids("1,,2").is_err() && parse_ids("1,").is_err());
     }
 }

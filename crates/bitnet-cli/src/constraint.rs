@@ -75,10 +75,8 @@ impl Constraint {
         let flag = self.flag;
         let Some(tokenizer) = model.tokenizer() else {
             return Err(hinted(
-                format!(
-                    "{flag} needs to know the text of tokens, and the model folder has no tokenizer.json"
-                ),
-                "put the model's tokenizer.json beside its weights",
+                format!("{flag} needs to know the text of tokens, and the model has no tokenizer"),
+                "put the model's tokenizer.json beside its weights, or take a GGUF file that has one",
             ));
         };
         let compiler = Compiler::of_model(tokenizer, model.config());

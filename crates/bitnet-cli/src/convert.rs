@@ -7,6 +7,7 @@ use std::time::Instant;
 use bitnet_model::{Checkpoint, ConvertProgress, Existing, GgufTernary, convert, convert_to_gguf};
 
 use crate::args::{SourceArgs, one_of};
+use crate::failure::usage;
 use crate::hub;
 use crate::interrupt::{self, Guard};
 use crate::progress;
@@ -58,6 +59,24 @@ const GGUF_TYPES: [(&str, GgufTernary); 3] = [
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.to == Format::Words {
+        if args.gguf_type.is_some() {
+            return Err(usage("--gguf-type has no place in a folder", "add --to gguf"));
+        }
+        if args
+            .out
+            .extension()
+            .is_some_and(|end| end.eq_ignore_ascii_case("gguf"))
+        {
+            return Err(usage(
+                format!(
+                    "{}: is the name of a GGUF file, and a folder was to be written",
+                    args.out.display()
+                ),
+                "add --to gguf, or name a folder",
+            ));
+        }
+    }
     let start = Instant::now();
     let mut options = args.read.options();
     options.ternarize = args.ternarize;

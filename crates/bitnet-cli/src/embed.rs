@@ -6,6 +6,7 @@ use bitnet_model::{KvType, Pooling};
 use serde_json::json;
 
 use crate::args::{DeviceArgs, ModelArgs, PromptArgs, one_of, tokens};
+use crate::failure::hinted;
 use crate::terminal::Terminal;
 use crate::{model, report};
 
@@ -47,6 +48,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let text = args.prompt.read("give a text with -p, -f or on stdin")?;
     let options = args.device.options(args.ctx_size, KvType::F32);
     let mut model = model::load(&args.model.files()?, options, Terminal::detect(false))?;
+    if args.pooling.or(model.pooling()).is_none() && model.tokenizer().is_some() {
+        return Err(hinted(
+            format!(
+                "{}: no file says how the vectors of a text's tokens become one",
+                model.files()
+            ),
+            "--pooling mean, first or last does",
+        ));
+    }
     let texts = match args.lines {
         true => text.lines().collect(),
         false => vec![text.as_str()],

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::failure::hinted;
-use crate::serve::{filled, prefix, seconds};
+use crate::serve::{host, prefix, seconds};
 use crate::terminal::say;
 
 /// Ask a server whether it takes requests
@@ -18,7 +18,7 @@ use crate::terminal::say;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Name or address of the server, or the path of its Unix socket; 0.0.0.0 and :: are this machine
-    #[arg(long, value_name = "HOST", default_value = "127.0.0.1", value_parser = filled)]
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1", value_parser = host)]
     host: String,
     /// Its port
     #[arg(long, value_name = "PORT", default_value = "8080")]

@@ -43,12 +43,38 @@ pub(crate) fn completions(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The page of a command.
+fn page(command: &clap::Command) -> clap_mangen::Man {
+    let command = command.clone().mut_args(|arg| {
+        let names = arg.get_visible_aliases().unwrap_or_default();
+        if names.is_empty() {
+            return arg;
+        }
+        let names: Vec<String> = names.iter().map(|name| format!("--{name}")).collect();
+        let help = arg
+            .get_long_help()
+            .or(arg.get_help())
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        arg.long_help(format!("{help} (also {})", names.join(", ")))
+    });
+    clap_mangen::Man::new(command).source(concat!("bitnet ", env!("CARGO_PKG_VERSION")))
+}
+
+/// The command line without what shows the help of others, which is no page of its own.
+fn documented(command: clap::Command) -> clap::Command {
+    command.mut_subcommands(|inner| match inner.get_name() {
+        "help" => inner.hide(true),
+        _ => documented(inner),
+    })
+}
+
 /// Writes the page of a command and those of the commands inside it.
 fn pages(command: &clap::Command, dir: &Path) -> anyhow::Result<()> {
     for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
         pages(inner, dir)?;
     }
-    let page = clap_mangen::Man::new(command.clone());
+    let page = page(command);
     let mut text = Vec::new();
     page.render(&mut text)?;
     replace_file(&dir.join(page.get_filename()), &text)?;
@@ -61,11 +87,12 @@ pub(crate) fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
     if let Some(dir) = &args.dir {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot write to {}", dir.display()))?;
         command.build();
-        pages(&command, dir)?;
+        pages(&documented(command), dir)?;
         say!("wrote the manual pages to {}", dir.display());
         return Ok(ExitCode::SUCCESS);
     }
     command.build();
+    let command = documented(command);
     let mut named = &command;
     for name in &args.command {
         named = named.find_subcommand(name).ok_or_else(|| {
@@ -75,8 +102,8 @@ pub(crate) fn man(args: &ManArgs) -> anyhow::Result<ExitCode> {
             )
         })?;
     }
-    let mut page = Vec::new();
-    clap_mangen::Man::new(named.clone()).render(&mut page)?;
-    std::io::stdout().write_all(&page)?;
+    let mut text = Vec::new();
+    page(named).render(&mut text)?;
+    std::io::stdout().write_all(&text)?;
     Ok(ExitCode::SUCCESS)
 }

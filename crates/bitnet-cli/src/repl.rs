@@ -232,15 +232,22 @@ impl Conversation<'_> {
         Ok(Next::Ask)
     }
 
-    /// Sets a number; without an argument, shows it. Whether it is in range is checked by the next answer.
+    /// Sets a number; without an argument, shows it.
     fn set<T: std::str::FromStr + std::fmt::Display>(
         &mut self,
         field: impl FnOnce(&mut Sampling) -> &mut T,
         argument: &str,
     ) {
-        let field = field(&mut self.answerer.options.sampling);
+        let mut sampling = self.answerer.options.sampling.clone();
+        let field = field(&mut sampling);
         match argument.parse() {
-            Ok(value) => *field = value,
+            Ok(value) => {
+                *field = value;
+                match sampling.check() {
+                    Ok(()) => self.answerer.options.sampling = sampling,
+                    Err(error) => refuse(&error.to_string()),
+                }
+            }
             Err(_) if argument.is_empty() => say!("{field}"),
             Err(_) => refuse(&format!("{argument:?} is not a number of the kind expected")),
         }

@@ -58,7 +58,7 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 struct HttpArgs {
     /// Name or address to listen at, 0.0.0.0 for all of this machine; a path that ends in .sock is a Unix socket
-    #[arg(long, value_name = "HOST", default_value = "127.0.0.1", value_parser = filled, help_heading = "HTTP")]
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1", value_parser = host, help_heading = "HTTP")]
     host: String,
     /// Port; 0 takes a free one, which is printed
     #[arg(long, value_name = "PORT", default_value = "8080", help_heading = "HTTP")]
@@ -327,6 +327,25 @@ pub(crate) fn filled(text: &str) -> Result<String, String> {
     }
 }
 
+/// A host without the port, which has a flag of its own.
+pub(crate) fn host(text: &str) -> Result<String, String> {
+    let host = filled(text)?;
+    let is_path = host.contains('/') && !host.contains("://");
+    let bare = host.split_once("://").map_or(&*host, |(_, rest)| rest);
+    let bare = if is_path { bare } else { bare.trim_end_matches('/') };
+    let (name, port) = match bare.rsplit_once(':') {
+        // An address of IPv6 has colons of its own.
+        Some((name, port)) if !is_path && (!name.contains(':') || name.ends_with(']')) => (name, Some(port)),
+        _ => (bare, None),
+    };
+    match port.map(str::parse::<u16>) {
+        Some(Ok(port)) => Err(format!("host and port are separate: --host {name} --port {port}")),
+        Some(Err(_)) => Err("it is a host alone, such as 127.0.0.1; --port names the port".to_owned()),
+        None if bare != host => Err(format!("it is a host alone: --host {name}")),
+        None => Ok(host),
+    }
+}
+
 pub(crate) fn prefix(text: &str) -> Result<String, String> {
     let path = text.trim_end_matches('/');
     let is_plain = path
@@ -383,6 +402,27 @@ mod tests {
         assert_eq!(cors("https://a.example/, http://b:1"), Ok(Cors::List(list)));
         for bad in ["", "a.example", "https://", "https://a/b", "*,https://a"] {
             assert!(cors(bad).is_err(), "{bad}");
+        }
+        for good in [
+            "localhost",
+            "0.0.0.0",
+            "::",
+            "::1",
+            "[::1]",
+            "/run/a:1.sock",
+            "a.sock",
+        ] {
+            assert_eq!(host(good).as_deref(), Ok(good));
+        }
+        for (bad, remedy) in [
+            ("127.0.0.1:9000", "--host 127.0.0.1 --port 9000"),
+            ("http://localhost:80/", "--host localhost --port 80"),
+            ("http://localhost", "--host localhost"),
+            ("[::1]:5", "--host [::1] --port 5"),
+            ("a:b", "a host alone"),
+            (" ", "empty"),
+        ] {
+            assert!(host(bad).unwrap_err().contains(remedy), "{bad}");
         }
         for (given, read) in [("/llm/", "/llm"), ("/a/b", "/a/b"), ("/", ""), ("", "")] {
             assert_eq!(prefix(given).as_deref(), Ok(read));

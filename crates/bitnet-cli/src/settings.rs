@@ -148,10 +148,11 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<
 /// Most bytes of the file.
 const MAX_FILE: u64 = 1 << 20;
 
-/// A setting that was not given on the command line: where it is set, its flag's name and its value.
+/// A setting that was not given on the command line.
 #[derive(Debug)]
 pub(crate) struct Origin {
-    place: String,
+    /// The setting as it stands there.
+    shown: String,
     name: String,
     value: String,
 }
@@ -175,11 +176,11 @@ fn origins(matches: &ArgMatches, file: Option<(&Path, &Table)>) -> Vec<Origin> {
         };
         let id = arg.get_id().as_str();
         let place = match (matches.value_source(id), file) {
-            (Some(ValueSource::EnvVariable), _) => variable(name),
+            (Some(ValueSource::EnvVariable), _) => None,
             (Some(ValueSource::DefaultValue), Some((file, table)))
                 if lookup(table, &path, name).is_some() =>
             {
-                format!("{name} in {}", file.display())
+                Some(file)
             }
             _ => continue,
         };
@@ -189,10 +190,14 @@ fn origins(matches: &ArgMatches, file: Option<(&Path, &Table)>) -> Vec<Origin> {
             // A key is no text for messages.
             values = vec!["(not shown)".into()];
         }
+        let value = values.join(",");
         origins.push(Origin {
-            place,
+            shown: match place {
+                Some(file) => format!("{name} = {value} in {}", file.display()),
+                None => format!("{}={value}", variable(name)),
+            },
             name: name.to_owned(),
-            value: values.join(","),
+            value,
         });
     }
     origins
@@ -201,7 +206,8 @@ fn origins(matches: &ArgMatches, file: Option<(&Path, &Table)>) -> Vec<Origin> {
 /// Says of an error that quotes a setting, by its name or its value, where that is set.
 pub(crate) fn explain(error: anyhow::Error, origins: &[Origin]) -> anyhow::Error {
     let text: Vec<String> = error.chain().map(ToString::to_string).collect();
-    let text = text.join(": ");
+    // The system's words for a full disk mean another device.
+    let text = text.join(": ").replace("left on device", "");
     let quoted = |origin: &&Origin| {
         text.contains(&origin.name)
             || text.contains(&origin.name.replace('-', " "))
@@ -211,7 +217,7 @@ pub(crate) fn explain(error: anyhow::Error, origins: &[Origin]) -> anyhow::Error
     let places: Vec<String> = origins
         .iter()
         .filter(quoted)
-        .map(|origin| format!("{}={}", origin.place, origin.value))
+        .map(|origin| origin.shown.clone())
         .collect();
     match places.is_empty() {
         true => error,
@@ -318,13 +324,27 @@ fn with_defaults(command: Command, file: &Table) -> anyhow::Result<Command> {
         let Some(value) = lookup(file, path, name) else {
             return arg;
         };
-        match texts(value) {
-            Some(texts) if texts.len() == 1 || matches!(arg.get_action(), ArgAction::Append) => {
-                arg.default_values(texts)
+        let (texts, expected) = match (arg.get_action(), value) {
+            (ArgAction::SetTrue, Value::Boolean(_) | Value::String(_)) => {
+                (text(value).map(|text| vec![text]), "")
             }
-            _ => {
+            (ArgAction::SetTrue, _) => (None, "true or false"),
+            (_, Value::Boolean(_)) => (None, "a string or number"),
+            (ArgAction::Append, Value::Array(values)) => {
+                let texts = values.iter().filter(|value| !value.is_bool()).map(text);
+                let all: Option<Vec<_>> = texts.collect();
+                (
+                    all.filter(|all| all.len() == values.len()),
+                    "a list of strings or numbers",
+                )
+            }
+            _ => (text(value).map(|text| vec![text]), "one string or number"),
+        };
+        match texts {
+            Some(texts) => arg.default_values(texts),
+            None => {
                 failure.get_or_insert(format!(
-                    "`{name}` is of type {}; expected one string, number or boolean",
+                    "`{name}` is of type {}; expected {expected}",
                     value.type_str()
                 ));
                 arg
@@ -348,18 +368,14 @@ fn lookup<'t>(file: &'t Table, path: &[String], name: &str) -> Option<&'t Value>
     inner.or_else(|| file.get(name).filter(|value| !value.is_table()))
 }
 
-/// As they would be typed.
-fn texts(value: &Value) -> Option<Vec<String>> {
+/// As it would be typed.
+fn text(value: &Value) -> Option<String> {
     match value {
-        Value::String(text) => Some(vec![text.clone()]),
-        Value::Integer(number) => Some(vec![number.to_string()]),
-        Value::Float(number) => Some(vec![number.to_string()]),
-        Value::Boolean(choice) => Some(vec![choice.to_string()]),
-        Value::Array(values) => {
-            let texts: Option<Vec<_>> = values.iter().map(texts).collect();
-            Some(texts?.concat())
-        }
-        Value::Datetime(_) | Value::Table(_) => None,
+        Value::String(text) => Some(text.clone()),
+        Value::Integer(number) => Some(number.to_string()),
+        Value::Float(number) => Some(number.to_string()),
+        Value::Boolean(choice) => Some(choice.to_string()),
+        Value::Array(_) | Value::Datetime(_) | Value::Table(_) => None,
     }
 }
 
@@ -479,6 +495,21 @@ mod tests {
             ("[chats]\ntemp = 1", "unknown key `chats`"),
             ("[doctor]\ndevice = 'cpu'", "unknown key `doctor.device`"),
             ("temp = [1, 2]", "`temp` is of type array; expected one"),
+            ("temp = [1]", "`temp` is of type array; expected one"),
+            (
+                "temp = true",
+                "`temp` is of type boolean; expected a string or number",
+            ),
+            ("quiet = 1", "`quiet` is of type integer; expected true or false"),
+            (
+                "quiet = [true]",
+                "`quiet` is of type array; expected true or false",
+            ),
+            (
+                "stop = ['a', ['b']]",
+                "`stop` is of type array; expected a list of",
+            ),
+            ("stop = [true]", "`stop` is of type array; expected a list of"),
             ("temp = 2020-01-01", "`temp` is of type datetime; expected one"),
             ("[chat]\ntemp = { a = 1 }", "unknown key `chat.temp`"),
         ] {

@@ -7,6 +7,7 @@ use bitnet_model::Tokenizer;
 use serde_json::json;
 
 use crate::args::{self, ModelArgs, PromptArgs};
+use crate::failure::hinted;
 use crate::report;
 use crate::terminal::Terminal;
 
@@ -33,7 +34,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     args.model.introduce();
     let tokenizer = Tokenizer::of_model(args.model.files()?)?;
     let ids = match &args.ids {
-        Some(ids) => args::parse_ids(ids).map_err(anyhow::Error::msg)?,
+        Some(ids) => {
+            let ids = args::parse_ids(ids).map_err(|e| anyhow::anyhow!("--ids: {e}"))?;
+            if let Some(id) = ids.iter().find(|&&id| tokenizer.id_to_token(id).is_none()) {
+                return Err(hinted(
+                    format!("--ids: token {id} is none of the vocabulary's"),
+                    "`bitnet inspect` shows how many tokens there are",
+                ));
+            }
+            ids
+        }
         None => {
             let text = args
                 .prompt

@@ -304,7 +304,7 @@ fn full_and_closed_outputs_are_no_bug() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
         assert!(
-            stderr.contains("error: No space left") && !stderr.contains("internal"),
+            stderr.contains("error: stdout: No space left") && !stderr.contains("internal"),
             "{args:?}: {stderr}"
         );
         // Nobody hears of it; the work is done all the same.
@@ -364,6 +364,16 @@ fn flags_without_effect_are_refused() {
     let both = run("inspect", &folder, &[folder.to_str().unwrap()]);
     assert_eq!(both.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&both.stderr).contains("FOLDER and --model are both given"));
+    // The form that is written is the one that was named.
+    let converted = |args: &[&str]| bitnet().arg("convert").arg(&folder).args(args).output().unwrap();
+    for args in [&["-o", "x.gguf"][..], &["-o", "x", "--gguf-type", "i2_s"]] {
+        let output = converted(args);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("add --to gguf"));
+    }
+    for ids in ["1,,2", "99999999"] {
+        assert!(failure(&run("tokenize", &folder, &["--ids", ids])).contains("--ids: "));
+    }
     // A variable is outranked, not contradicted.
     let ranked = bitnet()
         .arg("inspect")
@@ -392,9 +402,14 @@ fn a_piped_conversation_tells_its_failures() {
         stderr.contains("error: the message has ") && !stderr.contains("forgot"),
         "{stderr}"
     );
-    // /retry of a message that fails keeps the conversation.
-    let output = chat("What is 1 + 1?\n/topp 2\n/retry\n/topp 1\nplus 5?\n");
+    // A number out of range is refused where it is set, and changes nothing.
+    let output = chat("What is 1 + 1?\n/topp 2\n/temp -1\nplus 5?\n");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "1 + 1 = 2\n2 + 5 = 7\n");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        stderr.contains("error: top-p is 2") && stderr.contains("error: temperature is -1"),
+        "{stderr}"
+    );
 
     let mut child = bitnet();
     child.args(["chat", "--temp", "0", "-q"]).stdin(Stdio::piped());

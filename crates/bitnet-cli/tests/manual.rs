@@ -41,6 +41,18 @@ fn every_command_has_a_page() {
         let text = std::fs::read_to_string(pages.join(page)).unwrap();
         assert!(text.contains(content), "{page}: {text}");
     }
+    let names: Vec<String> = std::fs::read_dir(&pages)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(!names.iter().any(|name| name.contains("help")), "{names:?}");
+    let text = std::fs::read_to_string(pages.join("bitnet-bench-model.1")).unwrap();
+    assert!(
+        text.contains(concat!("\"bitnet ", env!("CARGO_PKG_VERSION"), "\"")),
+        "{text}"
+    );
+    let text = std::fs::read_to_string(pages.join("bitnet-generate.1")).unwrap();
+    assert!(text.contains(r"(also \-\-max\-tokens)"), "{text}");
     let page = stdout(&bitnet().args(["man", "bench", "model"]).output().unwrap());
     assert!(page.contains(r"\-\-repetitions"), "{page}");
     let unknown = bitnet().args(["man", "bench", "models"]).output().unwrap();

@@ -41,9 +41,10 @@ pub(crate) async fn read(state: &Arc<State>, request: Request) -> Result<Receive
             let kind = kind.split(';').next().unwrap_or_default();
             kind.trim().eq_ignore_ascii_case("application/json")
         });
-    let is_plain = headers
+    let encoding = headers
         .get(CONTENT_ENCODING)
-        .is_none_or(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"));
+        .filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"))
+        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let length = headers
         .get(CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
@@ -51,7 +52,9 @@ pub(crate) async fn read(state: &Arc<State>, request: Request) -> Result<Receive
     let limit = state.options.max_body;
     let until = Instant::now() + TIME;
     let mut body = request.into_body();
-    let refusal = if !is_json || !is_plain {
+    let refusal = if let Some(encoding) = encoding {
+        Some(ApiError::body_encoding(&encoding))
+    } else if !is_json {
         Some(ApiError::body_type())
     } else if length.is_some_and(|n| n > limit as u64) {
         Some(ApiError::body_size(limit))

@@ -85,6 +85,11 @@ fn bodies_that_are_refused_leave_the_connection_open() {
         assert_eq!((answer.status, answer.code().as_str()), (status, code));
         assert_eq!(answer.header("connection"), None, "{code}");
     }
+    let json = ("Content-Type", "application/json");
+    let answer = client.send("POST", CHAT, &[json, ("Content-Encoding", "gzip")], &good);
+    assert_eq!(answer.status, 415);
+    let text = String::from_utf8(answer.body).unwrap();
+    assert!(text.contains("Content-Encoding: gzip"), "{text}");
     let answer = client.send(
         "POST",
         CHAT,

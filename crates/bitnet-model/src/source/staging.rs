@@ -27,6 +27,16 @@ pub(crate) struct Staging {
 impl Staging {
     /// Starts in `dir`, which is made if need be, and locks it.
     pub(crate) fn begin(dir: &Path) -> Result<Self> {
+        // Without a slash at the end, which would make a link what it leads to.
+        let named: PathBuf = dir.components().collect();
+        if named.is_symlink() {
+            let target = std::fs::read_link(&named).unwrap_or_default();
+            return Err(Error::Request(format!(
+                "{}: is a link to {}, and what it leads to is not written to; name the folder itself",
+                named.display(),
+                target.display()
+            )));
+        }
         let missing = dir
             .ancestors()
             .take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
@@ -415,6 +425,12 @@ mod tests {
 
         let dir = root.path().join("out");
         std::fs::create_dir(&dir).unwrap();
+        let to_dir = root.path().join("to_dir");
+        symlink(&dir, &to_dir).unwrap();
+        for named in [to_dir.clone(), to_dir.join("")] {
+            let error = Staging::begin(&named).unwrap_err().to_string();
+            assert!(error.contains("is a link to "), "{error}");
+        }
         symlink(&victim, dir.join(".x.partial")).unwrap();
         let mut staging = Staging::begin(&dir).unwrap();
         staging.write("x", b"1").unwrap();

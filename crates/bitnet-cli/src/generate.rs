@@ -9,7 +9,7 @@ use bitnet_model::{ChatTemplate, FinishReason, GenerateOptions, Message, Model, 
 use crate::answer::Answerer;
 use crate::args::{self, CacheArgs, DeviceArgs, ModelArgs, PromptArgs, SamplingArgs};
 use crate::constraint::{Constraint, ConstraintArgs};
-use crate::failure::hinted;
+use crate::failure::{hinted, usage};
 use crate::report::{self, Facts};
 use crate::terminal::Terminal;
 use crate::{interrupt, model, repl};
@@ -115,7 +115,12 @@ struct TextArgs {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let text = &args.text;
     let ids = args.prompt_ids.as_deref().map(args::parse_ids).transpose();
-    let ids = ids.map_err(|e| anyhow::anyhow!("--prompt-ids: {e}"))?;
+    let ids = ids.map_err(|e| {
+        usage(
+            format!("--prompt-ids: {e}"),
+            "commas or spaces separate the numbers",
+        )
+    })?;
     if text.system.is_some() && !args.chat_format {
         return Err(hinted(
             "--system has no place in plain text",

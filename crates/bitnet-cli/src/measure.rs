@@ -3,6 +3,7 @@
 use bitnet_model::{Backend, Checkpoint, Config, Device, KvType, LmHead, SkipZeros, Tokenizer, WeightSource};
 
 use crate::args::{self, DeviceArgs, ModelArgs, PromptArgs};
+use crate::failure::usage;
 use crate::model;
 
 /// Which model, on which tokens.
@@ -65,8 +66,12 @@ impl MeasureArgs {
                     tokenizer.encode_prompt(&text)?
                 }
             }
-            (ids, _) => args::parse_ids(ids.as_deref().unwrap_or_default())
-                .map_err(|e| anyhow::anyhow!("--prompt-ids: {e}"))?,
+            (ids, _) => args::parse_ids(ids.as_deref().unwrap_or_default()).map_err(|e| {
+                usage(
+                    format!("--prompt-ids: {e}"),
+                    "commas or spaces separate the numbers",
+                )
+            })?,
         };
         anyhow::ensure!(!ids.is_empty(), "the text is empty; give at least one token");
         let context = context(config, ids.len());

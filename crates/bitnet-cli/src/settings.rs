@@ -16,7 +16,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 use toml::{Table, Value};
 
 use crate::Cli;
-use crate::failure::{also_hinted, hinted, usage};
+use crate::failure::{also_hinted, usage};
 use crate::flags;
 
 /// Flags that belong to one run: what to do it with, where its results go, what it prints.
@@ -352,7 +352,10 @@ fn with_defaults(command: Command, file: &Table) -> anyhow::Result<Command> {
         }
     });
     match failure {
-        Some(failure) => Err(anyhow::Error::msg(failure)),
+        Some(failure) => Err(usage(
+            failure,
+            "as in temp = 0.5, quiet = true, stop = ['a', 'b']",
+        )),
         None => Ok(command),
     }
 }
@@ -393,7 +396,7 @@ fn check(command: &Command, path: &[String], table: &Table) -> anyhow::Result<()
             } else {
                 format!("a setting of `bitnet {}`", path.join(" "))
             };
-            return Err(hinted(
+            return Err(usage(
                 format!("unknown key `{}`; expected {place}", full.join(".")),
                 "settings are the flags with an [env: ...] in `bitnet <command> --help`, without their dashes: temp = 0.5",
             ));
@@ -415,10 +418,13 @@ fn knows(command: &Command, path: &[String], name: &str) -> bool {
 fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> anyhow::Error {
     let start = error.span().map_or(0, |span| span.start);
     let line = 1 + text.bytes().take(start).filter(|&byte| byte == b'\n').count();
-    anyhow::anyhow!(
-        "{} line {line}: {}",
-        path.display(),
-        error.message().replace('\n', ", ")
+    usage(
+        format!(
+            "{} line {line}: {}",
+            path.display(),
+            error.message().replace('\n', ", ")
+        ),
+        "settings are TOML, as in temp = 0.5",
     )
 }
 
@@ -426,10 +432,13 @@ fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> anyhow::Error {
 fn refused(path: &Path, error: &clap::Error) -> anyhow::Error {
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default();
-    anyhow::anyhow!(
-        "{}: {}",
-        path.display(),
-        first.strip_prefix("error: ").unwrap_or(first)
+    usage(
+        format!(
+            "{}: {}",
+            path.display(),
+            first.strip_prefix("error: ").unwrap_or(first)
+        ),
+        "change it there; the flag itself outranks it",
     )
 }
 
@@ -514,7 +523,8 @@ mod tests {
             ("[chat]\ntemp = { a = 1 }", "unknown key `chat.temp`"),
         ] {
             let error = with_defaults(command(), &text.parse().unwrap()).unwrap_err();
-            assert!(error.to_string().contains(expected), "{text}: {error}");
+            let error = format!("{error:#}");
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 }

@@ -7,7 +7,7 @@ use bitnet_model::Tokenizer;
 use serde_json::json;
 
 use crate::args::{self, ModelArgs, PromptArgs};
-use crate::failure::hinted;
+use crate::failure::{hinted, usage};
 use crate::report;
 use crate::terminal::Terminal;
 
@@ -35,7 +35,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let tokenizer = Tokenizer::of_model(args.model.files()?)?;
     let ids = match &args.ids {
         Some(ids) => {
-            let ids = args::parse_ids(ids).map_err(|e| anyhow::anyhow!("--ids: {e}"))?;
+            let ids = args::parse_ids(ids)
+                .map_err(|e| usage(format!("--ids: {e}"), "commas or spaces separate the numbers"))?;
             if let Some(id) = ids.iter().find(|&&id| tokenizer.id_to_token(id).is_none()) {
                 return Err(hinted(
                     format!("--ids: token {id} is none of the vocabulary's"),

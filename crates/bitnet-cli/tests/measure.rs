@@ -209,7 +209,9 @@ fn failures_leave_no_file() {
     let fails = |args: &[&str]| failure(&run("logits", &folder, &[&["-o", out], args].concat()));
     assert!(fails(&["--prompt-ids", "1,777"]).contains("token id 777 is not below the vocabulary size 777"));
     assert!(fails(&["--prompt-ids", ""]).contains("empty"));
-    assert!(fails(&["--prompt-ids", "1,a"]).contains("--prompt-ids: `a` is not a token id"));
+    let unread = run("logits", &folder, &["-o", out, "--prompt-ids", "1,a"]);
+    assert_eq!(unread.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unread.stderr).contains("--prompt-ids: `a` is not a token id"));
     assert!(fails(&["-f", "/nonexistent"]).contains("/nonexistent"));
     assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
     let onto = |path: &str| failure(&run("logits", &folder, &["--prompt-ids", "1", "-o", path]));

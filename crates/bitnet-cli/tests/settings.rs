@@ -85,9 +85,20 @@ fn a_mistake_in_the_file_is_named() {
         ("temp = 'warm'\n", "invalid value 'warm' for '--temp <T>'"),
         ("temp = 1\nquiet = \n", " line 2: "),
     ] {
-        let message = failure(&with_file(text));
-        assert!(message.contains(expected), "{text}: {message}");
+        let output = with_file(text);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{message}");
+        assert!(
+            message.starts_with("error: ") && message.contains(expected),
+            "{text}: {message}"
+        );
     }
+    // What is of the right kind and cannot be had is told with its place.
+    let message = failure(&with_file("model = '/nope'\n"));
+    assert!(
+        message.contains("that is a setting: model = /nope in "),
+        "{message}"
+    );
     let missing = bitnet()
         .args(["tokenize", "-p", "a", "--config", "/nonexistent"])
         .output();

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+#[cfg(feature = "cuda")]
+use bitnet_model::Error;
 use bitnet_model::{Device, Simd, replace_file};
 
 use super::report::{Format, Report};
@@ -96,7 +98,7 @@ fn on_gpu(_: usize) -> anyhow::Result<Report> {
 
 #[cfg(feature = "cuda")]
 pub(super) fn gpu_peak(index: usize) -> anyhow::Result<f64> {
-    super::cuda::peak(index).map_err(|error| hinted(error.to_string(), "--device cpu measures the processor"))
+    super::cuda::peak(index).map_err(|error| Error::NoDevice(error.into()).into())
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -124,11 +124,10 @@ pub(crate) fn fail(error: &anyhow::Error) -> ExitCode {
         ];
         e.raw_os_error().is_some() && kinds.contains(&e.kind())
     };
-    let place = match error.chain().count() == 1 && stdout.is_some_and(full) {
-        true => "stdout: ",
-        false => "",
-    };
-    say!("error: {place}{}", message(error));
+    say!("error: {}", message(error));
+    if error.chain().count() == 1 && stdout.is_some_and(full) {
+        say!("hint: that is where its output (stdout) goes");
+    }
     for hint in error.chain().filter_map(hint_of) {
         say!("hint: {hint}");
     }

@@ -3,7 +3,8 @@
 
 use crate::error::{Error, Result};
 use crate::memory::DeviceBuffer;
-use crate::stream::{LaunchConfig, Stream};
+use crate::stream::{Dependent, LaunchConfig, Stream};
+use bitnet_kernels::Global;
 use bitnet_kernels::bit_gemv::{
     BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K3Bits, BitGemvT2K5, BitGemvT2K5Bits, BitGemvT4K1,
     BitGemvT4K2, BitGemvT5K2, BitGemvT5K2Bits, MAX_COLS, Plan,
@@ -11,7 +12,6 @@ use bitnet_kernels::bit_gemv::{
 use bitnet_kernels::decode_linear::{self, DecodeLinear, Epilogue, with_kernel};
 use bitnet_kernels::dense_gemv::Bf16Gemv;
 use bitnet_kernels::ref_gemv::RefGemv;
-use bitnet_kernels::{Global, Kernel, Launch};
 use bitnet_layout::mma_tile::{self, RowOrder};
 use bitnet_layout::random::Random;
 use bitnet_layout::reference;
@@ -278,20 +278,9 @@ impl Gemv for Layer {
         };
         let (epilogue, bits) = (Epilogue::Store, stream.gpu().multiplies_bits());
         let tile_rows = epilogue.tile_rows(k).next().unwrap_or_default();
-        with_kernel(layer, epilogue, bits, tile_rows, OnStream(stream))
-    }
-}
-
-/// Launches the kernel of a layer.
-struct OnStream<'a>(&'a Stream);
-
-impl decode_linear::Use for OnStream<'_> {
-    type Output = Result<()>;
-
-    fn of<K: Kernel>(self, kernel: K, launch: Launch) -> Result<()> {
-        let config = LaunchConfig::from(launch).programmatic_dependent();
-        // SAFETY: lengths by the contract of `Gemv::launch`; buffers are aligned, k is a multiple of 16.
-        unsafe { self.0.launch(&kernel, config) }
+        // SAFETY: lengths by this trait's contract; buffers are aligned, k is a multiple of 16.
+        let run = unsafe { Dependent::on(stream) };
+        with_kernel(layer, epilogue, bits, tile_rows, run)
     }
 }
 

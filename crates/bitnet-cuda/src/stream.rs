@@ -4,7 +4,7 @@ use crate::error::{Error, Result, check};
 use crate::gpu::{Gpu, Reporting};
 use crate::graph::{Event, Graph};
 use crate::memory::{DeviceBuffer, Element, SharedWords};
-use bitnet_kernels::{Kernel, KernelInfo, Launch};
+use bitnet_kernels::{Kernel, KernelInfo, Launch, Use};
 use cuda_driver::sys::{self, CUgraph, CUresult, CUstream};
 use cuda_driver::{LaunchAttribute, launch_kernel};
 use std::cell::Cell;
@@ -55,6 +55,30 @@ pub struct Stream {
     gpu: Gpu,
     /// Whether work goes into a graph instead of running.
     capturing: Cell<bool>,
+}
+
+/// Launches the kernel that a `with_kernel` finds, so that it may start before its predecessor ends.
+pub(crate) struct Dependent<'a>(&'a Stream);
+
+impl<'a> Dependent<'a> {
+    /// On this stream.
+    ///
+    /// # Safety
+    /// The one kernel that this is handed may be launched: as for [`Stream::launch`], and it waits for its predecessor before it uses
+    /// what others wrote.
+    pub(crate) unsafe fn on(stream: &'a Stream) -> Self {
+        Self(stream)
+    }
+}
+
+impl Use for Dependent<'_> {
+    type Output = Result<()>;
+
+    fn of<K: Kernel>(self, kernel: K, launch: Launch) -> Result<()> {
+        let config = LaunchConfig::from(launch).programmatic_dependent();
+        // SAFETY: the promise of whoever made this.
+        unsafe { self.0.launch(&kernel, config) }
+    }
 }
 
 impl Gpu {

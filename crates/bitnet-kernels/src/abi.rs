@@ -53,6 +53,15 @@ pub unsafe trait Kernel: Copy {
     unsafe fn run(self);
 }
 
+/// What is done with a kernel that a `with_kernel` has found for some parameters.
+#[cfg(not(target_arch = "nvptx64"))]
+pub trait Use {
+    /// What comes of it.
+    type Output;
+    /// Does it; the kernel has the launch.
+    fn of<K: Kernel + 'static>(self, kernel: K, launch: Launch) -> Self::Output;
+}
+
 /// Address of `T`s in device memory; the host cannot read through it.
 ///
 /// On the device its methods are loads and stores; in the emulator the same methods are checked.

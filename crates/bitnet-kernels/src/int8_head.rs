@@ -12,6 +12,16 @@ use bitnet_layout::act;
 
 /// Threads of a block.
 const THREADS: u32 = 256;
+
+/// A block for each of `n`, whose warps share `words` words each.
+const fn a_block_each(n: u32, words: u32) -> Launch {
+    Launch {
+        grid: [n, 1, 1],
+        block: [THREADS, 1, 1],
+        shared_bytes: words * THREADS / 32 * 4,
+    }
+}
+
 kernel! {
     /// `q[r] = round(w[r] * 127 / max|w[r]|)`, `scales[r] = max|w[r]| / 127`.
     ///
@@ -38,11 +48,7 @@ impl Int8Rows {
     /// A block a row.
     #[must_use]
     pub const fn launch(rows: u32) -> Launch {
-        Launch {
-            grid: [rows, 1, 1],
-            block: [THREADS, 1, 1],
-            shared_bytes: THREADS / 32 * 4,
-        }
+        a_block_each(rows, 1)
     }
 }
 
@@ -75,11 +81,7 @@ impl RowBounds {
     /// A block a row.
     #[must_use]
     pub const fn launch(rows: u32) -> Launch {
-        Launch {
-            grid: [rows, 1, 1],
-            block: [THREADS, 1, 1],
-            shared_bytes: 2 * THREADS / 32 * 4,
-        }
+        a_block_each(rows, 2)
     }
 }
 
@@ -124,11 +126,7 @@ impl Int8Columns {
     /// A block a column.
     #[must_use]
     pub const fn launch(cols: u32) -> Launch {
-        Launch {
-            grid: [cols, 1, 1],
-            block: [THREADS, 1, 1],
-            shared_bytes: 4 * THREADS / 32 * 4,
-        }
+        a_block_each(cols, 4)
     }
 }
 

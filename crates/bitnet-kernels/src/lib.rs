@@ -54,6 +54,8 @@ pub mod token;
 
 pub mod attention;
 
+#[cfg(not(target_arch = "nvptx64"))]
+pub use abi::Use;
 pub use abi::{Global, Kernel, KernelInfo, Launch};
 
 /// Every kernel of the PTX modules, in the order of the `mod` lines.

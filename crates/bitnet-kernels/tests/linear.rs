@@ -1,15 +1,15 @@
 //! The ternary products in the emulator, against the scalar reference: integers exactly, and the same bits for a row of
 //! activations whether it comes alone or in a batch.
 
-use bitnet_kernels::bit_gemm::{self, Shape as GemmShape};
+use bitnet_kernels::bit_gemm::{self, BitGemm, Shape as GemmShape};
 use bitnet_kernels::bit_gemv::{
     self, BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K3Bits, BitGemvT2K5, BitGemvT2K5Bits, BitGemvT4K1,
     BitGemvT4K2, BitGemvT5K2, BitGemvT5K2Bits,
 };
-use bitnet_kernels::decode_linear::{self, DecodeLinear, Epilogue, RELU2, SILU, with_kernel};
+use bitnet_kernels::decode_linear::{DecodeLinear, Epilogue, RELU2, SILU, with_kernel};
 use bitnet_kernels::emulator::{Emulator, Fault};
 use bitnet_kernels::quantize_rows::{self, QuantizeRows};
-use bitnet_kernels::{Global, Kernel, KernelInfo, Launch};
+use bitnet_kernels::{Global, Kernel, KernelInfo, Launch, Use};
 use bitnet_layout::mma_tile::{self, RowOrder};
 use bitnet_layout::reference;
 use bitnet_layout::words::{Shape, pack_row};
@@ -232,7 +232,7 @@ fn outputs(kind: Epilogue, n: usize) -> usize {
 /// Runs a kernel in the emulator.
 struct InEmulator<'a>(&'a mut Emulator);
 
-impl decode_linear::Use for InEmulator<'_> {
+impl Use for InEmulator<'_> {
     type Output = Result<(), Fault>;
 
     fn of<K: Kernel + 'static>(self, kernel: K, launch: Launch) -> Self::Output {
@@ -243,7 +243,7 @@ impl decode_linear::Use for InEmulator<'_> {
 /// Tells which kernel it is, and its launch.
 struct Which;
 
-impl decode_linear::Use for Which {
+impl Use for Which {
     type Output = (KernelInfo, Launch);
 
     fn of<K: Kernel>(self, _: K, launch: Launch) -> Self::Output {
@@ -308,51 +308,23 @@ impl Layer {
         emulator
             .launch(&quantize_rows::launch(rows, self.k), &quantize)
             .unwrap();
-        let launch = bit_gemm::Plan::with(self.n, self.k, rows, kind == Epilogue::Gated, shape).launch;
-        macro_rules! run {
-            ($Params:ident) => {
-                emulator.launch(
-                    &launch,
-                    &bit_gemm::$Params {
-                        w: b.tiles,
-                        x: q,
-                        unit,
-                        sum,
-                        y: b.y,
-                        n: self.n as u32,
-                        k: self.k as u32,
-                        cols: rows as u32,
-                        activation: self.activation,
-                        row_b: self.row_b(kind),
-                        row_c: self.row_c(kind),
-                        scale_a: self.scales[0],
-                        scale_b: self.scales[1],
-                        scale_c: self.scales[2],
-                    },
-                )
-            };
-        }
-        match (kind, shape) {
-            (Epilogue::Store, GemmShape::Wide128) => run!(WideStore128),
-            (Epilogue::Store, GemmShape::Wide64) => run!(WideStore64),
-            (Epilogue::Store, GemmShape::Mid32) => run!(MidStore32),
-            (Epilogue::Store, GemmShape::Mid16) => run!(MidStore16),
-            (Epilogue::Store, GemmShape::Narrow32) => run!(NarrowStore32),
-            (Epilogue::Store, GemmShape::Narrow8) => run!(NarrowStore8),
-            (Epilogue::Add, GemmShape::Wide128) => run!(WideAdd128),
-            (Epilogue::Add, GemmShape::Wide64) => run!(WideAdd64),
-            (Epilogue::Add, GemmShape::Mid32) => run!(MidAdd32),
-            (Epilogue::Add, GemmShape::Mid16) => run!(MidAdd16),
-            (Epilogue::Add, GemmShape::Narrow32) => run!(NarrowAdd32),
-            (Epilogue::Add, GemmShape::Narrow8) => run!(NarrowAdd8),
-            (Epilogue::Gated, GemmShape::Wide128) => run!(WideGated128),
-            (Epilogue::Gated, GemmShape::Wide64) => run!(WideGated64),
-            (Epilogue::Gated, GemmShape::Mid32) => run!(MidGated32),
-            (Epilogue::Gated, GemmShape::Mid16) => run!(MidGated16),
-            (Epilogue::Gated, GemmShape::Narrow32) => run!(NarrowGated32),
-            (Epilogue::Gated, GemmShape::Narrow8) => run!(NarrowGated8),
-        }
-        .unwrap();
+        let product = BitGemm {
+            w: b.tiles,
+            x: q,
+            unit,
+            sum,
+            y: b.y,
+            n: self.n as u32,
+            k: self.k as u32,
+            cols: rows as u32,
+            activation: self.activation,
+            row_b: self.row_b(kind),
+            row_c: self.row_c(kind),
+            scale_a: self.scales[0],
+            scale_b: self.scales[1],
+            scale_c: self.scales[2],
+        };
+        bit_gemm::with_kernel(product, kind, shape, InEmulator(emulator)).unwrap();
     }
 }
 
@@ -566,7 +538,7 @@ fn wide_blocks() {
 /// Large products get the larger blocks, unless these would leave slots empty; every shape covers the product and fits.
 #[test]
 fn plans() {
-    let shape = |n, k, cols| bit_gemm::Plan::new(n, k, cols, false).shape;
+    let shape = GemmShape::new;
     assert_eq!(shape(13824, 2560, 8), GemmShape::Narrow8);
     assert_eq!(shape(13824, 2560, 9), GemmShape::Mid16);
     assert_eq!(shape(13824, 2560, 64), GemmShape::Mid32);
@@ -579,8 +551,30 @@ fn plans() {
     assert_eq!(shape(3840, 2560, 2048), GemmShape::Wide128);
     assert_eq!(shape(2560, 6912, 512), GemmShape::Wide64);
     assert_eq!(shape(2560, 6912, 2048), GemmShape::Wide64);
+    let mut emulator = Emulator::new(0);
+    let (word, one, zero) = (
+        emulator.constant(&[0u32]),
+        emulator.constant(&[1.0f32]),
+        emulator.constant(&[0i32]),
+    );
+    let product = BitGemm {
+        w: word,
+        x: word,
+        unit: one,
+        sum: zero,
+        y: one,
+        n: 1000,
+        k: 640,
+        cols: 300,
+        activation: RELU2,
+        row_b: 0,
+        row_c: 0,
+        scale_a: 1.0,
+        scale_b: 1.0,
+        scale_c: 1.0,
+    };
     for wide in [GemmShape::Wide64, GemmShape::Wide128] {
-        let launch = bit_gemm::Plan::with(1000, 640, 300, false, wide).launch;
+        let (_, launch) = bit_gemm::with_kernel(product, Epilogue::Store, wide, Which);
         let width = if wide == GemmShape::Wide64 { 64 } else { 128 };
         assert_eq!(launch.grid, [8, 300u32.div_ceil(width), 1]);
         // What a block may have on every GPU from capability 8.0 on.

@@ -202,6 +202,7 @@ mod tests {
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(f64::NEG_INFINITY), 0.0);
     }
+
     #[test]
     fn shares_are_exponentials_and_masses_their_nearest_integers() {
         let mut before = 0;

@@ -293,7 +293,7 @@ impl Engine {
         // Greedy and idle rows are sorted with others, and chosen with the rest where nothing is sorted.
         let all = u32::from(kernels.keep == 0);
         if kernels.whole {
-            self.weigh(kernels, settings, all)?;
+            self.weigh(kernels, all)?;
             let draw = DrawWhole {
                 logits: s.logits.global(),
                 state: c.whole.global(),
@@ -318,7 +318,7 @@ impl Engine {
         if kernels.keep == 0 {
             return Ok(());
         }
-        let keys = self.sort(kernels.keep, settings)?;
+        let keys = self.sort(kernels.keep)?;
         let draw = DrawToken {
             keys,
             settings,
@@ -338,9 +338,11 @@ impl Engine {
         // SAFETY: as above.
         unsafe { launch(&self.stream, &draw, DrawToken::launch(rows)) }
     }
+
     /// Sorts the `keep` best candidates of every row that is drawn from sorted ones: where they are.
-    fn sort(&self, keep: u32, settings: Global<u32>) -> Result<Global<u64>> {
+    fn sort(&self, keep: u32) -> Result<Global<u64>> {
         let (c, rows, vocab) = (&self.buffers.chooser, self.batch as u32, self.dims.vocab as u32);
+        let settings = c.settings();
         let mut blocks = vocab.div_ceil(CHUNK);
         let select = SelectLogits {
             logits: self.buffers.scratch.logits.global(),
@@ -372,8 +374,9 @@ impl Engine {
     }
 
     /// Cuts and weighs the tokens of every row that is drawn without sorting; with `all` finds the most likely one of every other.
-    fn weigh(&self, kernels: Kernels, settings: Global<u32>, all: u32) -> Result<()> {
+    fn weigh(&self, kernels: Kernels, all: u32) -> Result<()> {
         let (c, rows, vocab) = (&self.buffers.chooser, self.batch as u32, self.dims.vocab as u32);
+        let settings = c.settings();
         let logits = self.buffers.scratch.logits.global();
         let best = BestKey {
             logits,

@@ -1,13 +1,22 @@
 //! What both shapes of block share: unpacking and the epilogue.
 
-use super::WideStore64;
+use super::BitGemm;
 use crate::bit_gemv::device::row_scale;
 use crate::decode_linear::device::{ADD, GATED, gated};
 
-/// Gives the parameter structs of all kernels here one shape.
-pub(super) trait Params: Copy {
-    /// The fields, as those of one of them.
-    fn get(self) -> WideStore64;
+/// A shape of block.
+pub(super) trait Block {
+    /// Computes this block's part of the product.
+    ///
+    /// # Safety
+    /// As for [`BitGemm`].
+    unsafe fn run<const EPILOGUE: u32>(p: BitGemm);
+}
+
+#[inline(always)]
+pub(super) unsafe fn run<B: Block, const EPILOGUE: u32>(p: impl Into<BitGemm>) {
+    // SAFETY: the caller's promise.
+    unsafe { B::run::<EPILOGUE>(p.into()) }
 }
 
 /// Plane `p` of a lane's four words: an A fragment of codes 0, 1 and 2 times `2^`[`CODE_BITS`].
@@ -28,7 +37,7 @@ const CODE_BITS: u32 = 6;
 /// # Safety
 /// `col` is below `cols`, and the activations were written.
 #[inline(always)]
-pub(super) unsafe fn column(p: &WideStore64, col: u32) -> (f32, i32) {
+pub(super) unsafe fn column(p: &BitGemm, col: u32) -> (f32, i32) {
     // SAFETY: the caller's promise.
     unsafe { (p.unit.load_l2(col as usize)[0], p.sum.load_l2(col as usize)[0]) }
 }
@@ -39,7 +48,7 @@ pub(super) unsafe fn column(p: &WideStore64, col: u32) -> (f32, i32) {
 /// # Safety
 /// The output was written, by no lane of this kernel but perhaps this one.
 #[inline(always)]
-pub(super) unsafe fn before<const EPILOGUE: u32>(p: &WideStore64, tile_row: u32, col: u32) -> [f32; 2] {
+pub(super) unsafe fn before<const EPILOGUE: u32>(p: &BitGemm, tile_row: u32, col: u32) -> [f32; 2] {
     if EPILOGUE != ADD {
         return [0.0; 2];
     }
@@ -62,7 +71,7 @@ pub(super) unsafe fn before<const EPILOGUE: u32>(p: &WideStore64, tile_row: u32,
 /// Rows and columns outside the output write nothing; no other lane writes those inside.
 #[inline(always)]
 pub(super) unsafe fn finish<const EPILOGUE: u32>(
-    p: &WideStore64,
+    p: &BitGemm,
     tile_row: u32,
     col: u32,
     (unit, sum): (f32, i32),

@@ -23,6 +23,9 @@ mod narrow;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod wide;
 
+#[cfg(not(target_arch = "nvptx64"))]
+use crate::Use;
+use crate::decode_linear::Epilogue;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 use crate::decode_linear::device::{ADD, GATED, STORE};
 use crate::{Global, Launch};
@@ -48,7 +51,7 @@ const WIDE_128: Wide = Wide {
     tiles: 1,
     ahead: 2,
 };
-/// Wide blocks that run at once on the GPU that [`Plan::new`] has in mind: two on each of 132 multiprocessors.
+/// Wide blocks that run at once on the GPU that [`Shape::new`] has in mind: two on each of 132 multiprocessors.
 const WIDE_SLOTS: u32 = 264;
 /// Products that a wide block of 128 columns finishes in the time in which one of 64 columns finishes 100, measured on an H200.
 const WIDE_128_RATE: u32 = 104;
@@ -68,9 +71,26 @@ const MID_WARPS: u32 = 10;
 const MID_TILES_K: usize = 20;
 /// Words of a column's sums of 32 rows in shared memory: columns that lanes write together lie in different banks.
 const MID_STRIDE: u32 = 36;
-/// Pairs of rows of tiles of a mid block, and tiles along k of its warps: more rows where there are many.
-const MID: (u32, usize) = (1, 2);
-const MID_GATED: (u32, usize) = (2, 4);
+/// The mid block, and that of gate and up, of which there are more rows.
+const MID: Mid = Mid { pairs: 1, tiles: 2 };
+const MID_GATED: Mid = Mid { pairs: 2, tiles: 4 };
+
+/// What mid blocks differ in.
+struct Mid {
+    /// Pairs of rows of tiles.
+    pairs: u32,
+    /// Tiles along k of a warp.
+    tiles: usize,
+}
+
+/// Bytes of shared memory of the codes of `width` columns, and then of the sums of `parts` parts of k in their place.
+const fn mid_bytes(parts: u32, pairs: u32, tiles: u32, width: u32) -> u32 {
+    let (codes, sums) = (
+        parts * tiles * width * 128,
+        parts * width * MID_STRIDE * pairs * 4,
+    );
+    if codes > sums { codes } else { sums }
+}
 
 /// What the sizes of wide blocks differ in.
 struct Wide {
@@ -115,183 +135,180 @@ impl Wide {
     }
 }
 
-macro_rules! bit_gemm {
-    ($($name:ident, $Params:ident, $body:ident<$($arg:tt),*>, $block:expr, $min_blocks:expr, $what:literal, $shape:literal;)*) => {
-        $(kernel! {
-            /// `z[c][n] = (sum over k of t[n][k] x[c][k]) * (scale(n) * unit[c])`, then
-            #[doc = $what]
-            ///
-            /// - Shapes: `w` tiles of (n, k); `x` (cols, k padded to 128) i8, padded with zeros; `y` as said, row per column c.
-            /// - Launch: [`Plan`];
-            #[doc = $shape]
-            /// - Layout: [`bitnet_layout::mma_tile`]. Moves: weights once for every block along the columns, `x` once for every
-            ///   block along the rows, from L2.
-            /// - Bound: the rate of the tensor cores, and of unpacking, for wide blocks; latency and L2 for narrow ones.
-            ///
-            /// # Safety
-            /// Lengths as above; `w` and `x` 16-byte aligned; sizes at least 1; the launch is the plan's.
-            $name, block = [$block, 1, 1], min_blocks = $min_blocks, body = $body::block::<$($arg),*>;
-            pub struct $Params {
-                /// Weights in tiles; in pairs of rows for the gated kernels.
-                pub w: Global<u32>,
-                /// Codes, four a word in the order of [`mma_tile::activation_word`], (cols, k padded / 4).
-                pub x: Global<u32>,
-                /// What a code of column c is worth, (cols).
-                pub unit: Global<f32>,
-                /// Sum of the codes of column c, (cols).
-                pub sum: Global<i32>,
-                /// Output, (cols, n); gated, (cols, n / 2).
-                pub y: Global<f32>,
-                /// Rows.
-                pub n: u32,
-                /// Columns of the matrix.
-                pub k: u32,
-                /// Rows of activations.
-                pub cols: u32,
-                /// [`crate::decode_linear::RELU2`] or [`crate::decode_linear::SILU`], for the gated kernels.
-                pub activation: u32,
-                /// First row that has `scale_b`.
-                pub row_b: u32,
-                /// First row that has `scale_c`.
-                pub row_c: u32,
-                /// What a ternary unit of the first rows (gated: of the gate) is worth.
-                pub scale_a: f32,
-                /// What a ternary unit of rows `row_b ..` (gated: of up) is worth.
-                pub scale_b: f32,
-                /// What a ternary unit of rows `row_c ..` is worth.
-                pub scale_c: f32,
-            }
-        })*
-
-        #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
-        mod params {
-            use super::WideStore64;
-            use super::device::Params;
-            $(
-                impl Params for super::$Params {
-                    #[inline(always)]
-                    #[rustfmt::skip]
-                    fn get(self) -> WideStore64 {
-                        let super::$Params { w, x, unit, sum, y, n, k, cols, activation, row_b, row_c, scale_a, scale_b,
-                            scale_c } = self;
-                        WideStore64 { w, x, unit, sum, y, n, k, cols, activation, row_b, row_c, scale_a, scale_b, scale_c }
-                    }
-                }
-            )*
-        }
-    };
+kernels! {
+    /// Parameters of the kernels here, one for each epilogue and shape of block: convert it into that kernel's, or let [`with_kernel`] do
+    /// it.
+    ///
+    /// `z[c][n] = (sum over k of t[n][k] x[c][k]) * (scale(n) * unit[c])`, then `y = z` (store), `y += z` (add), or
+    /// `y[i] = activation(z[i]) z[n / 2 + i]` (gated).
+    ///
+    /// - Shapes: `w` tiles of (n, k); `x` (cols, k padded to 128) i8, padded with zeros; `y` as said, row per column c.
+    /// - Launch: [`WideStore64::launch`]; blocks are those of [`Shape`].
+    /// - Layout: [`bitnet_layout::mma_tile`]. Moves: weights once for every block along the columns, `x` once for every
+    ///   block along the rows, from L2.
+    /// - Bound: the rate of the tensor cores, and of unpacking, for wide blocks; latency and L2 for the others.
+    ///
+    /// # Safety
+    /// Lengths as above; `w` and `x` 16-byte aligned; sizes at least 1, and no more columns than the shape takes; the launch is that of
+    /// the parameters.
+    pub struct BitGemm {
+        /// Weights in tiles; in pairs of rows for the gated kernels.
+        pub w: Global<u32>,
+        /// Codes, four a word in the order of [`mma_tile::activation_word`], (cols, k padded / 4).
+        pub x: Global<u32>,
+        /// What a code of column c is worth, (cols).
+        pub unit: Global<f32>,
+        /// Sum of the codes of column c, (cols).
+        pub sum: Global<i32>,
+        /// Output, (cols, n); gated, (cols, n / 2).
+        pub y: Global<f32>,
+        /// Rows.
+        pub n: u32,
+        /// Columns of the matrix.
+        pub k: u32,
+        /// Rows of activations.
+        pub cols: u32,
+        /// [`crate::decode_linear::RELU2`] or [`crate::decode_linear::SILU`], for the gated kernels.
+        pub activation: u32,
+        /// First row that has `scale_b`.
+        pub row_b: u32,
+        /// First row that has `scale_c`.
+        pub row_c: u32,
+        /// What a ternary unit of the first rows (gated: of the gate) is worth.
+        pub scale_a: f32,
+        /// What a ternary unit of rows `row_b ..` (gated: of up) is worth.
+        pub scale_b: f32,
+        /// What a ternary unit of rows `row_c ..` is worth.
+        pub scale_c: f32,
+    }
+    [min_blocks = 2,]
+    wide_store_64, WideStore64, "q, k and v", [wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, { STORE }], (Shape::Wide64, Epilogue::Store);
+    wide_add_64, WideAdd64, "a projection back to the residual stream", [wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, { ADD }], (Shape::Wide64, Epilogue::Add);
+    wide_gated_64, WideGated64, "gate and up", [wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, { GATED }], (Shape::Wide64, Epilogue::Gated);
+    wide_store_128, WideStore128, "q, k and v", [wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, { STORE }], (Shape::Wide128, Epilogue::Store);
+    wide_add_128, WideAdd128, "a projection back to the residual stream", [wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, { ADD }], (Shape::Wide128, Epilogue::Add);
+    wide_gated_128, WideGated128, "gate and up", [wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, { GATED }], (Shape::Wide128, Epilogue::Gated);
+    mid_store_16, MidStore16, "q, k and v", [mid::Mid<{ MID.pairs }, { MID.tiles }, 2>, { STORE }], (Shape::Mid16, Epilogue::Store);
+    mid_add_16, MidAdd16, "a projection back to the residual stream", [mid::Mid<{ MID.pairs }, { MID.tiles }, 2>, { ADD }], (Shape::Mid16, Epilogue::Add);
+    mid_gated_16, MidGated16, "gate and up", [mid::Mid<{ MID_GATED.pairs }, { MID_GATED.tiles }, 2>, { GATED }], (Shape::Mid16, Epilogue::Gated);
+    mid_store_32, MidStore32, "q, k and v", [mid::Mid<{ MID.pairs }, { MID.tiles }, 4>, { STORE }], (Shape::Mid32, Epilogue::Store);
+    mid_add_32, MidAdd32, "a projection back to the residual stream", [mid::Mid<{ MID.pairs }, { MID.tiles }, 4>, { ADD }], (Shape::Mid32, Epilogue::Add);
+    mid_gated_32, MidGated32, "gate and up", [mid::Mid<{ MID_GATED.pairs }, { MID_GATED.tiles }, 4>, { GATED }], (Shape::Mid32, Epilogue::Gated);
+    [min_blocks = 1,]
+    narrow_store_8, NarrowStore8, "q, k and v", [narrow::Narrow<1>, { STORE }], (Shape::Narrow8, Epilogue::Store);
+    narrow_add_8, NarrowAdd8, "a projection back to the residual stream", [narrow::Narrow<1>, { ADD }], (Shape::Narrow8, Epilogue::Add);
+    narrow_gated_8, NarrowGated8, "gate and up", [narrow::Narrow<1>, { GATED }], (Shape::Narrow8, Epilogue::Gated);
+    narrow_store_32, NarrowStore32, "q, k and v", [narrow::Narrow<4>, { STORE }], (Shape::Narrow32, Epilogue::Store);
+    narrow_add_32, NarrowAdd32, "a projection back to the residual stream", [narrow::Narrow<4>, { ADD }], (Shape::Narrow32, Epilogue::Add);
+    narrow_gated_32, NarrowGated32, "gate and up", [narrow::Narrow<4>, { GATED }], (Shape::Narrow32, Epilogue::Gated);
 }
 
-bit_gemm! {
-    wide_store_64, WideStore64, wide<STORE, { WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, WIDE_WARPS * 32, 2,
-        "`y = z`.", "128 rows by 64 columns a block.";
-    wide_add_64, WideAdd64, wide<ADD, { WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, WIDE_WARPS * 32, 2,
-        "`y += z`.", "128 rows by 64 columns a block.";
-    wide_gated_64, WideGated64, wide<GATED, { WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, WIDE_WARPS * 32, 2,
-        "`y[i] = activation(z[i]) z[n / 2 + i]`.", "128 rows by 64 columns a block.";
-    wide_store_128, WideStore128, wide<STORE, { WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, WIDE_WARPS * 32, 2,
-        "`y = z`.", "128 rows by 128 columns a block.";
-    wide_add_128, WideAdd128, wide<ADD, { WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, WIDE_WARPS * 32, 2,
-        "`y += z`.", "128 rows by 128 columns a block.";
-    wide_gated_128, WideGated128, wide<GATED, { WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, WIDE_WARPS * 32, 2,
-        "`y[i] = activation(z[i]) z[n / 2 + i]`.", "128 rows by 128 columns a block.";
-    mid_store_16, MidStore16, mid<STORE, { MID.0 }, { MID.1 }, 2>, MID_WARPS * 32, 2, "`y = z`.", "32 rows by 16 columns a block.";
-    mid_add_16, MidAdd16, mid<ADD, { MID.0 }, { MID.1 }, 2>, MID_WARPS * 32, 2, "`y += z`.", "32 rows by 16 columns a block.";
-    mid_gated_16, MidGated16, mid<GATED, { MID_GATED.0 }, { MID_GATED.1 }, 2>, MID_WARPS * 32, 2,
-        "`y[i] = activation(z[i]) z[n / 2 + i]`.", "64 rows by 16 columns a block.";
-    mid_store_32, MidStore32, mid<STORE, { MID.0 }, { MID.1 }, 4>, MID_WARPS * 32, 2, "`y = z`.", "32 rows by 32 columns a block.";
-    mid_add_32, MidAdd32, mid<ADD, { MID.0 }, { MID.1 }, 4>, MID_WARPS * 32, 2, "`y += z`.", "32 rows by 32 columns a block.";
-    mid_gated_32, MidGated32, mid<GATED, { MID_GATED.0 }, { MID_GATED.1 }, 4>, MID_WARPS * 32, 2,
-        "`y[i] = activation(z[i]) z[n / 2 + i]`.", "64 rows by 32 columns a block.";
-    narrow_store_8, NarrowStore8, narrow<STORE, 1>, NARROW_WARPS * 32, 1, "`y = z`.", "32 rows by 8 columns a block.";
-    narrow_add_8, NarrowAdd8, narrow<ADD, 1>, NARROW_WARPS * 32, 1, "`y += z`.", "32 rows by 8 columns a block.";
-    narrow_gated_8, NarrowGated8, narrow<GATED, 1>, NARROW_WARPS * 32, 1, "`y[i] = activation(z[i]) z[n / 2 + i]`.",
-        "32 rows by 8 columns a block.";
-    narrow_store_32, NarrowStore32, narrow<STORE, 4>, NARROW_WARPS * 32, 1, "`y = z`.", "32 rows by 32 columns a block.";
-    narrow_add_32, NarrowAdd32, narrow<ADD, 4>, NARROW_WARPS * 32, 1, "`y += z`.", "32 rows by 32 columns a block.";
-    narrow_gated_32, NarrowGated32, narrow<GATED, 4>, NARROW_WARPS * 32, 1, "`y[i] = activation(z[i]) z[n / 2 + i]`.",
-        "32 rows by 32 columns a block.";
-}
-
-/// The kernel for a batch.
+/// A shape of block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// [`WideStore128`] and its siblings.
+    /// 128 rows by 128 columns.
     Wide128,
-    /// [`WideStore64`] and its siblings.
+    /// 128 rows by 64 columns.
     Wide64,
-    /// [`MidStore32`] and its siblings; of up to 20 tiles along k.
+    /// 32 rows (gated: 64) by 32 columns; of up to 20 tiles along k.
     Mid32,
-    /// [`MidStore16`] and its siblings; of as many.
+    /// 32 rows (gated: 64) by 16 columns; of as many.
     Mid16,
-    /// [`NarrowStore32`] and its siblings.
+    /// 32 rows by 32 columns.
     Narrow32,
-    /// [`NarrowStore8`] and its siblings.
+    /// 32 rows by 8 columns.
     Narrow8,
 }
 
-/// The kernel and launch for a product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// Which kernel.
-    pub shape: Shape,
-    /// Grid, block and shared memory.
-    pub launch: Launch,
-}
-
-impl Plan {
-    /// For an (n, k) matrix, `cols` rows of activations, and an epilogue that is gated or not.
+impl Shape {
+    /// The fastest for an (n, k) matrix and `cols` rows of activations.
     #[must_use]
-    pub fn new(n: usize, k: usize, cols: usize, gated: bool) -> Self {
+    pub fn new(n: usize, k: usize, cols: usize) -> Self {
         let (rows, columns) = (padded_rows(n), cols as u32);
         let is_mid = mma_tile::tiles_k(k) <= MID_TILES_K;
-        let shape = match cols {
-            0..=8 => Shape::Narrow8,
-            9..=16 if is_mid => Shape::Mid16,
-            17..=64 if is_mid => Shape::Mid32,
-            9..=64 => Shape::Narrow32,
+        match cols {
+            0..=8 => Self::Narrow8,
+            9..=16 if is_mid => Self::Mid16,
+            17..=64 if is_mid => Self::Mid32,
+            9..=64 => Self::Narrow32,
             _ if WIDE_128.time(rows, columns) * 100
                 < WIDE_64.time(rows, columns) * u64::from(WIDE_128_RATE) =>
             {
-                Shape::Wide128
+                Self::Wide128
             }
-            _ => Shape::Wide64,
-        };
-        Self::with(n, k, cols, gated, shape)
+            _ => Self::Wide64,
+        }
     }
+}
 
-    /// A launch of one kernel, for measuring; `gated` says which epilogue it has.
-    #[must_use]
-    pub fn with(n: usize, k: usize, cols: usize, gated: bool, shape: Shape) -> Self {
-        let (rows, cols) = (padded_rows(n), cols as u32);
-        let narrow = |width: u32| {
-            let warps = (mma_tile::tiles_k(k).div_ceil(NARROW_TILES) as u32).min(NARROW_WARPS);
-            Launch {
-                grid: [rows.div_ceil(NARROW_ROWS), cols.div_ceil(width), 1],
-                block: [warps * 32, 1, 1],
-                shared_bytes: (warps * NARROW_ROWS + 2) * width * 4,
-            }
-        };
-        let mid = |width: u32| {
-            let (pairs, tiles) = if gated { MID_GATED } else { MID };
-            let parts = mma_tile::tiles_k(k).div_ceil(tiles) as u32;
-            let codes = parts * tiles as u32 * width * 128;
-            let sums = parts * width * MID_STRIDE * pairs * 4;
-            Launch {
-                grid: [rows.div_ceil(32 * pairs), cols.div_ceil(width), 1],
-                block: [parts * pairs * 32, 1, 1],
-                shared_bytes: codes.max(sums) + width * 8,
-            }
-        };
-        let launch = match shape {
-            Shape::Mid32 => mid(32),
-            Shape::Mid16 => mid(16),
-            Shape::Wide128 => WIDE_128.launch(rows, cols),
-            Shape::Wide64 => WIDE_64.launch(rows, cols),
-            Shape::Narrow32 => narrow(32),
-            Shape::Narrow8 => narrow(8),
-        };
-        Self { shape, launch }
+/// Most threads of a block.
+const fn threads(shape: Shape, _: Epilogue) -> u32 {
+    32 * match shape {
+        Shape::Wide128 | Shape::Wide64 => WIDE_WARPS,
+        Shape::Mid32 | Shape::Mid16 => MID_WARPS,
+        Shape::Narrow32 | Shape::Narrow8 => NARROW_WARPS,
+    }
+}
+
+fn launch(shape: Shape, epilogue: Epilogue, p: &BitGemm) -> Launch {
+    let (rows, tiles_k) = (padded_rows(p.n as usize), mma_tile::tiles_k(p.k as usize));
+    let narrow = |width: u32| {
+        let warps = (tiles_k.div_ceil(NARROW_TILES) as u32).min(NARROW_WARPS);
+        Launch {
+            grid: [rows.div_ceil(NARROW_ROWS), p.cols.div_ceil(width), 1],
+            block: [warps * 32, 1, 1],
+            shared_bytes: (warps * NARROW_ROWS + 2) * width * 4,
+        }
+    };
+    let mid = |width: u32| {
+        let is_gated = matches!(epilogue, Epilogue::Gated);
+        let Mid { pairs, tiles } = if is_gated { MID_GATED } else { MID };
+        let parts = tiles_k.div_ceil(tiles) as u32;
+        Launch {
+            grid: [rows.div_ceil(32 * pairs), p.cols.div_ceil(width), 1],
+            block: [parts * pairs * 32, 1, 1],
+            shared_bytes: mid_bytes(parts, pairs, tiles as u32, width) + width * 8,
+        }
+    };
+    match shape {
+        Shape::Wide128 => WIDE_128.launch(rows, p.cols),
+        Shape::Wide64 => WIDE_64.launch(rows, p.cols),
+        Shape::Mid32 => mid(32),
+        Shape::Mid16 => mid(16),
+        Shape::Narrow32 => narrow(32),
+        Shape::Narrow8 => narrow(8),
+    }
+}
+
+/// Hands the kernel for these parameters, in blocks of `shape`, to `run`.
+#[cfg(not(target_arch = "nvptx64"))]
+pub fn with_kernel<U: Use>(p: BitGemm, epilogue: Epilogue, shape: Shape, run: U) -> U::Output {
+    use Epilogue::{Add, Gated, Store};
+    macro_rules! run {
+        ($Params:ident) => {{
+            let kernel = $Params::from(p);
+            run.of(kernel, kernel.launch())
+        }};
+    }
+    match (epilogue, shape) {
+        (Store, Shape::Wide128) => run!(WideStore128),
+        (Store, Shape::Wide64) => run!(WideStore64),
+        (Store, Shape::Mid32) => run!(MidStore32),
+        (Store, Shape::Mid16) => run!(MidStore16),
+        (Store, Shape::Narrow32) => run!(NarrowStore32),
+        (Store, Shape::Narrow8) => run!(NarrowStore8),
+        (Add, Shape::Wide128) => run!(WideAdd128),
+        (Add, Shape::Wide64) => run!(WideAdd64),
+        (Add, Shape::Mid32) => run!(MidAdd32),
+        (Add, Shape::Mid16) => run!(MidAdd16),
+        (Add, Shape::Narrow32) => run!(NarrowAdd32),
+        (Add, Shape::Narrow8) => run!(NarrowAdd8),
+        (Gated, Shape::Wide128) => run!(WideGated128),
+        (Gated, Shape::Wide64) => run!(WideGated64),
+        (Gated, Shape::Mid32) => run!(MidGated32),
+        (Gated, Shape::Mid16) => run!(MidGated16),
+        (Gated, Shape::Narrow32) => run!(NarrowGated32),
+        (Gated, Shape::Narrow8) => run!(NarrowGated8),
     }
 }
 

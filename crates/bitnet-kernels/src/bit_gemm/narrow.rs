@@ -1,7 +1,7 @@
 //! Narrow blocks: the warps split k and load weights straight into registers.
 
-use super::device::{Params, before, column, finish, unpack};
-use super::{NARROW_ROWS, NARROW_TILES, WideStore64};
+use super::device::{Block, before, column, finish, unpack};
+use super::{BitGemm, NARROW_ROWS, NARROW_TILES};
 use crate::intrinsics::*;
 
 /// This lane's words of tile `tile` along k of two rows of tiles from `first`; zeros past the end of k.
@@ -9,7 +9,7 @@ use crate::intrinsics::*;
 /// # Safety
 /// The launch is the plan's.
 #[inline(always)]
-unsafe fn narrow_weights(p: &WideStore64, first: u32, tile: u32) -> [[u32; 4]; 2] {
+unsafe fn narrow_weights(p: &BitGemm, first: u32, tile: u32) -> [[u32; 4]; 2] {
     let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
     let mut w = [[0; 4]; 2];
     if tile < tiles_k {
@@ -32,7 +32,7 @@ unsafe fn narrow_weights(p: &WideStore64, first: u32, tile: u32) -> [[u32; 4]; 2
 /// The whole warp calls this, after the activations were written.
 #[inline(always)]
 unsafe fn multiply<const GROUPS: usize>(
-    p: &WideStore64,
+    p: &BitGemm,
     acc: &mut [[[i32; 4]; GROUPS]; 2],
     w: [[u32; 4]; 2],
     first_col: u32,
@@ -67,89 +67,93 @@ unsafe fn multiply<const GROUPS: usize>(
     }
 }
 
-#[inline(always)]
-pub(super) unsafe fn block<const EPILOGUE: u32, const GROUPS: usize>(p: impl Params) {
-    let p = p.get();
-    let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
-    let (g, t) = (lane / 4, lane % 4);
-    let tiles_k = p.k.div_ceil(128);
-    let width = GROUPS as u32 * 8;
-    let (first, first_col) = (block_idx_x() * 2, block_idx_y() * width);
-    let mut acc = [[[0; 4]; GROUPS]; 2];
-    // (warp, column, row of the block), then (column) twice.
-    let parts = Shared::<i32>::at(0);
-    let units = Shared::<f32>::at(warps * width * NARROW_ROWS * 4);
-    let sums = Shared::<i32>::at((warps * NARROW_ROWS + 1) * width * 4);
-    // SAFETY: tiles and columns are clamped to what exists; every branch around a warp or block operation is uniform.
-    unsafe {
-        // Weights do not depend on the kernel before this one.
-        let mut w = [[[0; 4]; 2]; NARROW_TILES];
-        let mut i = 0;
-        while i < NARROW_TILES {
-            w[i] = narrow_weights(&p, first, warp + i as u32 * warps);
-            i += 1;
-        }
-        grid_dependency_launch();
-        grid_dependency_wait();
-        // Asked for with the first codes, so that nothing is when the sums are there.
-        let me = thread_idx_x();
-        let mut of_column = (0.0, 0);
-        if me < width {
-            of_column = column(&p, (first_col + me).min(p.cols - 1));
-        }
-        let mut i = 0;
-        while i < NARROW_TILES {
-            multiply(&p, &mut acc, w[i], first_col, warp + i as u32 * warps);
-            i += 1;
-        }
-        // What a wider matrix has beyond those, in a loop that takes no registers from the loads above.
-        let mut tile = warp + NARROW_TILES as u32 * warps;
-        while tile < tiles_k {
-            multiply(&p, &mut acc, narrow_weights(&p, first, tile), first_col, tile);
-            tile += warps;
-        }
-        if me < width {
-            units.store(me, of_column.0);
-            sums.store(me, of_column.1);
-        }
-        let mut m = 0;
-        while m < 2 {
-            let mut c = 0;
-            while c < GROUPS {
-                let mut j = 0;
-                while j < 4 {
-                    let col = c as u32 * 8 + 2 * t + j as u32 % 2;
-                    let row = m as u32 * 16 + g + j as u32 / 2 * 8;
-                    parts.store((warp * width + col) * NARROW_ROWS + row, acc[m][c][j]);
-                    j += 1;
-                }
-                c += 1;
-            }
-            m += 1;
-        }
-        // Orders every warp's parts, the units and the sums before their loads below.
-        sync_threads();
-        // A pair of rows 8 apart of one column at a time.
-        let mut at = thread_idx_x();
-        while at < width * NARROW_ROWS / 2 {
-            let (col, pair) = (at / (NARROW_ROWS / 2), at % (NARROW_ROWS / 2));
-            let row = pair / 8 * 16 + pair % 8;
-            let (mut upper, mut lower) = (0, 0);
+/// A block of 32 rows and `8 GROUPS` columns.
+pub(super) struct Narrow<const GROUPS: usize>;
+
+impl<const GROUPS: usize> Block for Narrow<GROUPS> {
+    #[inline(always)]
+    unsafe fn run<const EPILOGUE: u32>(p: BitGemm) {
+        let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
+        let (g, t) = (lane / 4, lane % 4);
+        let tiles_k = p.k.div_ceil(128);
+        let width = GROUPS as u32 * 8;
+        let (first, first_col) = (block_idx_x() * 2, block_idx_y() * width);
+        let mut acc = [[[0; 4]; GROUPS]; 2];
+        // (warp, column, row of the block), then (column) twice.
+        let parts = Shared::<i32>::at(0);
+        let units = Shared::<f32>::at(warps * width * NARROW_ROWS * 4);
+        let sums = Shared::<i32>::at((warps * NARROW_ROWS + 1) * width * 4);
+        // SAFETY: tiles and columns are clamped to what exists; every branch around a warp or block operation is uniform.
+        unsafe {
+            // Weights do not depend on the kernel before this one.
+            let mut w = [[[0; 4]; 2]; NARROW_TILES];
             let mut i = 0;
-            while i < warps {
-                let part = (i * width + col) * NARROW_ROWS + row;
-                upper += parts.load(part);
-                lower += parts.load(part + 8);
+            while i < NARROW_TILES {
+                w[i] = narrow_weights(&p, first, warp + i as u32 * warps);
                 i += 1;
             }
-            let (row, col, of_column) = (
-                first * 16 + row,
-                first_col + col,
-                (units.load(col), sums.load(col)),
-            );
-            let before = before::<EPILOGUE>(&p, row, col);
-            finish::<EPILOGUE>(&p, row, col, of_column, before, [upper, lower]);
-            at += block_dim_x();
+            grid_dependency_launch();
+            grid_dependency_wait();
+            // Asked for with the first codes, so that nothing is when the sums are there.
+            let me = thread_idx_x();
+            let mut of_column = (0.0, 0);
+            if me < width {
+                of_column = column(&p, (first_col + me).min(p.cols - 1));
+            }
+            let mut i = 0;
+            while i < NARROW_TILES {
+                multiply(&p, &mut acc, w[i], first_col, warp + i as u32 * warps);
+                i += 1;
+            }
+            // What a wider matrix has beyond those, in a loop that takes no registers from the loads above.
+            let mut tile = warp + NARROW_TILES as u32 * warps;
+            while tile < tiles_k {
+                multiply(&p, &mut acc, narrow_weights(&p, first, tile), first_col, tile);
+                tile += warps;
+            }
+            if me < width {
+                units.store(me, of_column.0);
+                sums.store(me, of_column.1);
+            }
+            let mut m = 0;
+            while m < 2 {
+                let mut c = 0;
+                while c < GROUPS {
+                    let mut j = 0;
+                    while j < 4 {
+                        let col = c as u32 * 8 + 2 * t + j as u32 % 2;
+                        let row = m as u32 * 16 + g + j as u32 / 2 * 8;
+                        parts.store((warp * width + col) * NARROW_ROWS + row, acc[m][c][j]);
+                        j += 1;
+                    }
+                    c += 1;
+                }
+                m += 1;
+            }
+            // Orders every warp's parts, the units and the sums before their loads below.
+            sync_threads();
+            // A pair of rows 8 apart of one column at a time.
+            let mut at = thread_idx_x();
+            while at < width * NARROW_ROWS / 2 {
+                let (col, pair) = (at / (NARROW_ROWS / 2), at % (NARROW_ROWS / 2));
+                let row = pair / 8 * 16 + pair % 8;
+                let (mut upper, mut lower) = (0, 0);
+                let mut i = 0;
+                while i < warps {
+                    let part = (i * width + col) * NARROW_ROWS + row;
+                    upper += parts.load(part);
+                    lower += parts.load(part + 8);
+                    i += 1;
+                }
+                let (row, col, of_column) = (
+                    first * 16 + row,
+                    first_col + col,
+                    (units.load(col), sums.load(col)),
+                );
+                let before = before::<EPILOGUE>(&p, row, col);
+                finish::<EPILOGUE>(&p, row, col, of_column, before, [upper, lower]);
+                at += block_dim_x();
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Wide blocks: both operands come to shared memory, in a ring of stages, and every warp multiplies its part of the block.
 
-use super::device::{Params, before, column, finish, unpack};
-use super::{WIDE_WARPS, WideStore64};
+use super::device::{Block, before, column, finish, unpack};
+use super::{BitGemm, WIDE_WARPS};
 use crate::intrinsics::*;
 
 /// Groups of 8 columns of a warp.
@@ -26,7 +26,7 @@ struct Copies<const BANDS: usize> {
 
 impl<const BANDS: usize> Copies<BANDS> {
     #[inline(always)]
-    fn new(p: &WideStore64, tiles_k: u32) -> Self {
+    fn new(p: &BitGemm, tiles_k: u32) -> Self {
         let me = thread_idx_x();
         // 8 tiles of 32 chunks: one a thread. Rows and columns past the end are copies of the last.
         let band = (block_idx_x() * 8 + me / 32).min(p.n.div_ceil(16) - 1);
@@ -51,7 +51,7 @@ impl<const BANDS: usize> Copies<BANDS> {
     /// # Safety
     /// All threads of the block call this; the place is free, and the tile one of the matrix.
     #[inline(always)]
-    unsafe fn start(&self, p: &WideStore64, tile: u32, place: u32) {
+    unsafe fn start(&self, p: &BitGemm, tile: u32, place: u32) {
         // SAFETY: rows and columns are clamped to what exists; the offsets are below the tile's size.
         unsafe {
             let to = Shared::<u32>::at(place + self.to[0]);
@@ -136,69 +136,70 @@ impl Reads {
 
 /// A block of 128 rows and `32 BANDS` columns, each warp with `BANDS` rows of tiles and 4 groups of columns. A stage has `TILES`
 /// tiles along k, and while one is waited for, `AHEAD` more are on their way.
-#[inline(always)]
-pub(super) unsafe fn block<const EPILOGUE: u32, const BANDS: usize, const TILES: u32, const AHEAD: usize>(
-    p: impl Params,
-) {
-    let p = p.get();
-    let bands = BANDS as u32;
-    let tile_bytes = super::wide_tile_bytes(bands);
-    let (stage_bytes, stages) = (TILES * tile_bytes, AHEAD as u32 + 2);
-    let (band, group) = (
-        warp_id() * bands % WIDE_WARPS,
-        warp_id() * bands / WIDE_WARPS * GROUPS as u32,
-    );
-    let tiles_k = p.k.div_ceil(128);
-    let copies = Copies::<BANDS>::new(&p, tiles_k);
-    let reads = Reads::new(band, group);
-    let mut acc = [[[0; 4]; GROUPS]; BANDS];
-    // SAFETY: every branch around a warp or block operation is uniform; places follow each other around the ring.
-    unsafe {
-        let fetch = |first: u32, place: u32| {
-            let mut i = 0;
-            while i < TILES {
-                if first + i < tiles_k {
-                    copies.start(&p, first + i, place + i * tile_bytes);
-                }
-                i += 1;
-            }
-            async_copy_commit();
-        };
-        grid_dependency_launch();
-        grid_dependency_wait();
-        let mut stage = 0;
-        while stage < stages - 1 {
-            fetch(stage * TILES, stage * stage_bytes);
-            stage += 1;
-        }
-        let (mut place, mut free) = (0, (stages - 1) * stage_bytes);
-        let mut tile = 0;
-        while tile < tiles_k {
-            async_copy_wait::<AHEAD>();
-            // Orders this stage's copies of all threads before the loads below, and the loads of the stage that the next
-            // fetch overwrites before it.
-            sync_threads();
-            fetch(tile + (stages - 1) * TILES, free);
-            let mut i = 0;
-            while i < TILES {
-                if tile + i < tiles_k {
-                    reads.multiply(&mut acc, place + i * tile_bytes);
-                }
-                i += 1;
-            }
-            tile += TILES;
-            free = place;
-            place += stage_bytes;
-            if place == stages * stage_bytes {
-                place = 0;
-            }
-        }
-        store::<EPILOGUE, BANDS>(
-            &p,
-            &acc,
-            block_idx_x() * 8 + band,
-            (block_idx_y() * bands * GROUPS as u32) + group,
+pub(super) struct Wide<const BANDS: usize, const TILES: u32, const AHEAD: usize>;
+
+impl<const BANDS: usize, const TILES: u32, const AHEAD: usize> Block for Wide<BANDS, TILES, AHEAD> {
+    #[inline(always)]
+    unsafe fn run<const EPILOGUE: u32>(p: BitGemm) {
+        let bands = BANDS as u32;
+        let tile_bytes = super::wide_tile_bytes(bands);
+        let (stage_bytes, stages) = (TILES * tile_bytes, AHEAD as u32 + 2);
+        let (band, group) = (
+            warp_id() * bands % WIDE_WARPS,
+            warp_id() * bands / WIDE_WARPS * GROUPS as u32,
         );
+        let tiles_k = p.k.div_ceil(128);
+        let copies = Copies::<BANDS>::new(&p, tiles_k);
+        let reads = Reads::new(band, group);
+        let mut acc = [[[0; 4]; GROUPS]; BANDS];
+        // SAFETY: every branch around a warp or block operation is uniform; places follow each other around the ring.
+        unsafe {
+            let fetch = |first: u32, place: u32| {
+                let mut i = 0;
+                while i < TILES {
+                    if first + i < tiles_k {
+                        copies.start(&p, first + i, place + i * tile_bytes);
+                    }
+                    i += 1;
+                }
+                async_copy_commit();
+            };
+            grid_dependency_launch();
+            grid_dependency_wait();
+            let mut stage = 0;
+            while stage < stages - 1 {
+                fetch(stage * TILES, stage * stage_bytes);
+                stage += 1;
+            }
+            let (mut place, mut free) = (0, (stages - 1) * stage_bytes);
+            let mut tile = 0;
+            while tile < tiles_k {
+                async_copy_wait::<AHEAD>();
+                // Orders this stage's copies of all threads before the loads below, and the loads of the stage that the next
+                // fetch overwrites before it.
+                sync_threads();
+                fetch(tile + (stages - 1) * TILES, free);
+                let mut i = 0;
+                while i < TILES {
+                    if tile + i < tiles_k {
+                        reads.multiply(&mut acc, place + i * tile_bytes);
+                    }
+                    i += 1;
+                }
+                tile += TILES;
+                free = place;
+                place += stage_bytes;
+                if place == stages * stage_bytes {
+                    place = 0;
+                }
+            }
+            store::<EPILOGUE, BANDS>(
+                &p,
+                &acc,
+                block_idx_x() * 8 + band,
+                (block_idx_y() * bands * GROUPS as u32) + group,
+            );
+        }
     }
 }
 
@@ -210,7 +211,7 @@ pub(super) unsafe fn block<const EPILOGUE: u32, const BANDS: usize, const TILES:
 /// No other lane writes these outputs.
 #[inline(always)]
 unsafe fn store<const EPILOGUE: u32, const BANDS: usize>(
-    p: &WideStore64,
+    p: &BitGemm,
     acc: &[[[i32; 4]; GROUPS]; BANDS],
     band: u32,
     group: u32,

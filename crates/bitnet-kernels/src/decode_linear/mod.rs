@@ -18,7 +18,7 @@ mod product;
 pub(crate) mod device;
 
 #[cfg(not(target_arch = "nvptx64"))]
-use crate::Kernel;
+use crate::Use;
 use crate::{Global, Launch};
 use bitnet_layout::{Activation, mma_tile};
 
@@ -189,15 +189,6 @@ impl Epilogue {
             .copied()
             .filter(move |tile_rows| tile_rows * outputs <= lanes)
     }
-}
-
-/// What is done with a kernel that [`with_kernel`] has found.
-#[cfg(not(target_arch = "nvptx64"))]
-pub trait Use {
-    /// What comes of it.
-    type Output;
-    /// Does it; the kernel has the launch.
-    fn of<K: Kernel + 'static>(self, kernel: K, launch: Launch) -> Self::Output;
 }
 
 /// Hands the kernel for these parameters to `run`: on bytes, or on bits with blocks of `tile_rows` rows of tiles; where

@@ -6,6 +6,7 @@ use crate::dense_gemv::device::{Format, Pieces, Room};
 use crate::dense_gemv::{BF16_WORDS, Bf16Gemv, GROUP_BYTES, MAX_COLS, ROWS};
 use crate::intrinsics::*;
 use crate::sample::row::{penalizes, settings};
+use bitnet_layout::draw::{ordered, unordered};
 
 const WARPS: u32 = THREADS / 32;
 /// Rows of a lane of [`ScreenThreshold`].
@@ -18,19 +19,6 @@ const HELD: usize = 8;
 const LAST_BIT: u32 = 1 << 12;
 /// Pieces of a row that a lane has on their way.
 const DEPTH: usize = 4;
-
-/// Bits that order as the floats do; no NaN.
-#[inline(always)]
-fn ordered(x: f32) -> u32 {
-    let bits = x.to_bits();
-    bits ^ ((bits as i32 >> 31) as u32 | 0x8000_0000)
-}
-
-/// The float of ordered bits.
-#[inline(always)]
-fn float(key: u32) -> f32 {
-    f32::from_bits(key ^ ((!key as i32 >> 31) as u32 | 0x8000_0000))
-}
 
 /// How far the score of a row is from its logit at most.
 ///
@@ -173,7 +161,7 @@ pub(super) unsafe fn threshold(p: ScreenThreshold) {
             let value = if key <= ordered(f32::NEG_INFINITY) {
                 f32::NEG_INFINITY
             } else {
-                float(key)
+                unordered(key)
             };
             p.threshold.store(col, value);
             p.done.store_relaxed(col, 0);

@@ -136,7 +136,7 @@ impl CertifiedGemv {
         let (warps, _) = share(2 * self.k);
         let resident = 2 * machine.multiprocessors;
         let bands = self.n.div_ceil(ROWS);
-        let blocks = (2 * resident / cols).clamp(bands.div_ceil(MAX_BANDS).min(resident), resident);
+        let blocks = (2 * resident / cols).min(resident);
         let blocks = blocks.max(bands.div_ceil(MAX_BANDS)).min(bands);
         Launch {
             grid: [blocks, cols, 1],

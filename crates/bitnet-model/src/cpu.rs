@@ -159,7 +159,7 @@ impl CpuBackend {
             context: options.context,
             max_batch: options.max_batch,
             kv_type: options.kv_type,
-            certified_head: matches!(head, Head::Certified { .. }),
+            head_bytes: head.step_bytes(&embedding),
             memory_bytes: weight_bytes + kv.bytes() + scratch.bytes(),
             weight_bytes,
             kv_bytes: kv.bytes(),
@@ -207,7 +207,7 @@ impl Backend for CpuBackend {
     }
 
     fn certified(&mut self) -> Option<&mut dyn CertifiedHead> {
-        self.spec.certified_head.then_some(self)
+        matches!(self.head, Head::Certified { .. }).then_some(self)
     }
 }
 

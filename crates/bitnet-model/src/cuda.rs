@@ -206,7 +206,7 @@ impl CudaBackend {
             context: options.context,
             max_batch,
             kv_type: options.kv_type,
-            certified_head: engine.is_certified(),
+            head_bytes: engine.head_bytes(),
             memory_bytes: engine.memory_bytes(),
             weight_bytes: engine.weight_bytes(),
             kv_bytes: engine.kv_bytes(),

@@ -26,8 +26,8 @@ pub struct Spec {
     pub max_batch: usize,
     /// How keys and values are kept.
     pub kv_type: KvType,
-    /// Whether tokens are chosen with an 8-bit copy of the output head and few of its own rows, see [`crate::LmHead::Certified`].
-    pub certified_head: bool,
+    /// Bytes of the output head that a decode step reads, but for single rows.
+    pub head_bytes: u64,
     /// Bytes held for weights, keys and values, and scratch.
     pub memory_bytes: u64,
     /// Those of them that hold weights.

@@ -115,7 +115,7 @@ fn backend(next: fn(&[u32]) -> u32) -> Scripted {
         context: 32,
         max_batch: 5,
         kv_type: KvType::F32,
-        certified_head: false,
+        head_bytes: 0,
         memory_bytes: 0,
         weight_bytes: 0,
         kv_bytes: 0,

@@ -1,21 +1,15 @@
 //! `bitnet bench grids`: which grids of a decoded token's linear layers are fastest on this GPU.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bitnet_model::{
-    Backend, Checkpoint, CudaBackend, CudaOptions, Grids, KvMemory, KvType, LmHead, Session, Want,
-    WeightForm, WeightSource,
-};
+use bitnet_model::{Backend, Grids};
 use serde_json::{Value, json};
 
+use super::on_gpu::{GpuArgs, ROOM, fill};
 use super::report::Format;
-use crate::args::{LM_HEADS, ModelArgs, one_of};
 use crate::failure::hinted;
 
-/// Positions past the depth that a measurement goes through, and some.
-const ROOM: usize = 64;
 /// Samples of a measurement, of 32 steps each.
 const SAMPLES: usize = 3;
 /// Combinations that are measured again beside the default, and how often.
@@ -31,10 +25,7 @@ const SHOWN: usize = 20;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    /// GPU, as the driver counts
-    #[arg(long, value_name = "N", default_value = "0")]
-    gpu: u32,
+    common: GpuArgs,
     /// Tokens of context, separated by commas
     #[arg(
         short,
@@ -44,37 +35,12 @@ pub(crate) struct Args {
         default_value = "64,2048"
     )]
     depth: Vec<usize>,
-    /// Output head, as in bench model: stored, certified, int8, or auto (certified where that pays)
-    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = one_of(&LM_HEADS))]
-    lm_head: LmHead,
-    /// What to print
-    #[arg(short, long, value_name = "FORMAT", default_value = "md")]
-    output: Format,
-    /// Also write the results to this file, in the format of its ending (.md, .json or .csv); can be repeated
-    #[arg(long, value_name = "FILE")]
-    save: Vec<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let saves = super::formats(&args.save)?;
-    args.model.introduce();
-    let files = args.model.files()?;
-    crate::model::require(&files)?;
-    let checkpoint = Checkpoint::open(&files)?;
-    let deepest = args.depth.iter().copied().max().unwrap_or(0);
-    let options = CudaOptions {
-        device: args.gpu,
-        context: deepest.saturating_add(ROOM),
-        // One for each depth.
-        n_seqs: args.depth.len(),
-        kv_type: KvType::Bf16,
-        kv_memory: KvMemory::Auto,
-        max_batch: 512,
-        lm_head: args.lm_head,
-        weights: WeightForm::Ternary,
-        sync: false,
-    };
-    let mut backend = CudaBackend::new(&checkpoint, options)?;
+    let saves = super::formats(&args.common.save)?;
+    // A sequence for each depth.
+    let mut backend = args.common.load(&args.common.open()?, &args.depth)?;
     let possible = backend.possible_grids();
     if possible.len() < 2 {
         return Err(hinted(
@@ -85,15 +51,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "grids are searched on GPUs of compute capability 9.0, for layers of up to 2560 columns and of more than 5120",
         ));
     }
-    let vocab = checkpoint.config().vocab;
     let name = backend.spec().name.clone();
-    let mut session = Session::new(&mut backend);
-    for (seq, &depth) in args.depth.iter().enumerate() {
-        let ids: Vec<u32> = (0..depth).map(|i| (i * 7919 % vocab) as u32).collect();
-        for part in ids.chunks(session.spec().max_batch) {
-            session.step(&[(seq, part)], Want::Nothing)?;
-        }
-    }
+    let mut session = fill(&mut backend, &args.depth)?;
     // Pages for every position that is measured; a measurement begins at the first.
     let batches = (0..args.depth.len())
         .map(|seq| session.batch(&[(seq, &[1; ROOM])]))
@@ -111,7 +70,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         backend: name,
         depths,
     };
-    super::publish(&|format| report.text(format), args.output, &saves)?;
+    super::publish(&|format| report.text(format), args.common.output, &saves)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -12,6 +12,9 @@ mod plot;
 mod kernels;
 
 #[cfg(feature = "cuda")]
+mod on_gpu;
+
+#[cfg(feature = "cuda")]
 mod grids;
 mod schedule;
 #[cfg(feature = "cuda")]

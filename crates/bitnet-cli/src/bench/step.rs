@@ -1,20 +1,13 @@
 //! `bitnet bench step`: where the time of a decode step on a GPU goes.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use bitnet_model::{
-    Backend, Checkpoint, CudaBackend, CudaOptions, KvMemory, KvType, LmHead, PartTime, Profile, Session,
-    Want, WeightForm, WeightSource,
-};
+use bitnet_model::{Backend, PartTime, Profile};
 use serde_json::{Value, json};
 
+use super::on_gpu::{GpuArgs, ROOM, fill};
 use super::report::Format;
-use crate::args::{LM_HEADS, ModelArgs, one_of};
-
-/// Positions past the depth that a profile goes through, and some.
-const ROOM: usize = 64;
 
 /// Time the parts of a decode step on a GPU
 ///
@@ -23,55 +16,23 @@ const ROOM: usize = 64;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    /// GPU, as the driver counts
-    #[arg(long, value_name = "N", default_value = "0")]
-    gpu: u32,
+    common: GpuArgs,
     /// Tokens of context
     #[arg(short, long, value_name = "N", default_value = "64")]
     depth: usize,
     /// Sequences decoded side by side
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = crate::args::at_least_one)]
     batch: usize,
-    /// Output head, as in bench model: stored, certified, int8, or auto (certified where that pays)
-    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = one_of(&LM_HEADS))]
-    lm_head: LmHead,
-    /// What to print
-    #[arg(short, long, value_name = "FORMAT", default_value = "md")]
-    output: Format,
-    /// Also write the results to this file, in the format of its ending (.md, .json or .csv); can be repeated
-    #[arg(long, value_name = "FILE")]
-    save: Vec<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let saves = super::formats(&args.save)?;
-    args.model.introduce();
-    let files = args.model.files()?;
-    crate::model::require(&files)?;
-    let checkpoint = Checkpoint::open(&files)?;
-    let peak_gb_per_s = super::kernels::gpu_peak(args.gpu as usize)?;
-    let options = CudaOptions {
-        device: args.gpu,
-        context: args.depth + ROOM,
-        n_seqs: args.batch,
-        kv_type: KvType::Bf16,
-        kv_memory: KvMemory::Auto,
-        max_batch: 512.max(args.batch * ROOM),
-        lm_head: args.lm_head,
-        weights: WeightForm::Ternary,
-        sync: false,
-    };
-    let mut backend = CudaBackend::new(&checkpoint, options)?;
-    let vocab = checkpoint.config().vocab;
-    let ids: Vec<u32> = (0..args.depth).map(|i| (i * 7919 % vocab) as u32).collect();
+    let saves = super::formats(&args.common.save)?;
+    let depths = vec![args.depth; args.batch];
+    let checkpoint = args.common.open()?;
+    let peak_gb_per_s = super::kernels::gpu_peak(args.common.gpu as usize)?;
+    let mut backend = args.common.load(&checkpoint, &depths)?;
     let name = backend.spec().name.clone();
-    let mut session = Session::new(&mut backend);
-    for seq in 0..args.batch {
-        for part in ids.chunks(session.spec().max_batch) {
-            session.step(&[(seq, part)], Want::Nothing)?;
-        }
-    }
+    let mut session = fill(&mut backend, &depths)?;
     // Pages for every position that is measured; the profile begins at the first.
     let first: Vec<(usize, &[u32])> = (0..args.batch).map(|seq| (seq, &[1; ROOM][..])).collect();
     let batch = session.batch(&first)?;
@@ -83,7 +44,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         peak_gb_per_s,
         profile: backend.profile(&batch)?,
     };
-    super::publish(&|format| report.text(format), args.output, &saves)?;
+    super::publish(&|format| report.text(format), args.common.output, &saves)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -166,7 +166,8 @@ impl Engine {
     }
 
     /// Bytes of weights that the output head of a decode step reads, but for single rows.
-    pub(super) fn head_bytes(&self) -> u64 {
+    #[must_use]
+    pub fn head_bytes(&self) -> u64 {
         let whole = (self.dims.vocab * self.dims.d_model * 2) as u64;
         match (&self.buffers.head, &self.buffers.certified) {
             (Head::Int8(copy), _) => copy.size_bytes(),

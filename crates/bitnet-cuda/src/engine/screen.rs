@@ -50,12 +50,6 @@ impl Engine {
         CertifiedGemv::takes(d_model, gpu.machine().shared_limit)
     }
 
-    /// Whether decode steps may find their choices without the whole head.
-    #[must_use]
-    pub fn is_certified(&self) -> bool {
-        self.buffers.certified.is_some()
-    }
-
     /// Takes note of how the screening of the steps done by now went; the last of them had `rows` rows.
     pub(super) fn watch_screening(&mut self, rows: usize) {
         if let Some(certified) = &self.buffers.certified {

@@ -77,6 +77,17 @@ impl Head {
         }
     }
 
+    /// Bytes that a decode step reads, but for single rows.
+    pub(super) fn step_bytes(&self, embedding: &DenseMatrix) -> u64 {
+        match self {
+            Self::Embedding => embedding.bytes(),
+            Self::Dense(w) => w.bytes(),
+            Self::Certified { copy, .. } => copy.bytes(),
+            Self::Int8(w, _) => w.bytes(),
+            Self::Ternary(w) => w.bytes(),
+        }
+    }
+
     /// Logits of the rows of `x`, (tokens, d_model).
     pub(super) fn apply(
         &mut self,

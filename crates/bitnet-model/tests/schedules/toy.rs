@@ -62,7 +62,7 @@ impl Toy {
                 context: 48,
                 max_batch,
                 kv_type: KvType::Bf16,
-                certified_head: false,
+                head_bytes: 0,
                 memory_bytes: 0,
                 weight_bytes: 0,
                 kv_bytes: 0,

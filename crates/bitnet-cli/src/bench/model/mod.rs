@@ -7,8 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use bitnet_cpu::ScreenMatrix;
-use bitnet_model::{Backend, Checkpoint, Config, KvType, LmHead, LoadOptions, WeightForm, WeightSource};
+use bitnet_model::{Checkpoint, Config, KvType, LoadOptions, Spec, WeightForm, WeightSource};
 
 pub(super) use measure::{Test, measure};
 use report::{Report, Run};
@@ -111,7 +110,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let loading = Instant::now();
         let mut backend = crate::model::open(&checkpoint, &options)?;
         let load = loading.elapsed();
-        let bytes = weight_bytes(&config, &options, backend.as_mut());
+        let bytes = weight_bytes(backend.spec(), weights);
         let mut outcomes = Vec::new();
         for &test in &tests {
             let step_bytes = if test.n_gen > 0 {
@@ -194,18 +193,12 @@ fn parameters(c: &Config) -> u64 {
 }
 
 /// Bytes of weights that a decode step reads: of the linear layers, and of the output head.
-fn weight_bytes(c: &Config, options: &LoadOptions, backend: &mut dyn Backend) -> u64 {
-    let linear = match options.weights {
-        WeightForm::Ternary => linear(c) / 4,
-        WeightForm::Bf16 => linear(c) * 2,
+fn weight_bytes(spec: &Spec, weights: WeightForm) -> u64 {
+    let linear = match weights {
+        WeightForm::Ternary => linear(&spec.config) / 4,
+        WeightForm::Bf16 => linear(&spec.config) * 2,
     };
-    let head = (c.vocab * c.d_model) as u64;
-    let head = match options.lm_head {
-        LmHead::Int8 => head,
-        _ if backend.spec().certified_head => ScreenMatrix::bytes_of(c.vocab, c.d_model),
-        _ => 2 * head,
-    };
-    linear + head
+    linear + spec.head_bytes
 }
 
 /// Bytes of weights that a step does not read where these shares of the rows that are gated, and of the columns that these meet, are left

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use program::{bitnet, failure, oracle, run, run_with_input, stdout};
 
@@ -191,6 +191,9 @@ fn outputs_replace_files_alone() {
 
 #[test]
 fn a_signal_leaves_nothing_of_a_file() {
+    // Under nohup a hang-up is ignored, by what is started here too.
+    // SAFETY: no handler is installed.
+    unsafe { signal(Signal::SIGHUP, SigHandler::SigDfl) }.unwrap();
     let dir = tempfile::tempdir().unwrap();
     for (signal, status) in [
         (Signal::SIGINT, 130),

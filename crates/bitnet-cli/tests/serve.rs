@@ -246,16 +246,24 @@ fn a_full_disk_for_the_log_ends_nothing() {
         );
         std::thread::sleep(Duration::from_millis(20));
     }
-    let mut stream = UnixStream::connect(&path).unwrap();
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let lost = answer
-        .lines()
-        .find_map(|line| line.strip_prefix("bitnet_log_lines_lost_total "));
-    assert!(lost.is_some_and(|n| n.parse::<u64>().unwrap() > 0), "{answer}");
+    // Lines are written by a thread of their own, when it gets to run.
+    loop {
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let lost = answer
+            .lines()
+            .find_map(|line| line.strip_prefix("bitnet_log_lines_lost_total "))
+            .map(|n| n.parse::<u64>().unwrap());
+        if lost.is_some_and(|n| n > 0) {
+            break;
+        }
+        assert!(lost.is_some() && Instant::now() < end, "{answer}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert!(!path.exists());

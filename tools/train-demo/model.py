@@ -116,6 +116,11 @@ def forward(shape, params, ids, dtype):
     return F.linear(h.to(dtype), embedding.to(dtype)).float()
 
 
+# What stored logits are of those that training ends with. Text that follows from its question teaches certainty without limit, until
+# no temperature that people choose changes a word. A power of two leaves every digit, and so every greedy answer, as it is.
+CALMED = 0.5
+
+
 @torch.no_grad()
 def finished(shape, params):
     """The weights as they are stored: ternary values with a scale, everything else in bfloat16."""
@@ -127,6 +132,8 @@ def finished(shape, params):
             out[name] = (ternary, mean.to(torch.bfloat16).float())
         else:
             out[name] = p.to(torch.bfloat16).float()
+    # Nothing but the logits is computed with it.
+    out["model.norm.weight"] *= CALMED
     return out
 
 

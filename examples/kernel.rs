@@ -4,8 +4,8 @@
 //! The kernel is `ref_gemv`, y = W x for ternary W in the layout of the reference project's benchmark.
 
 use anyhow::ensure;
+use bitnet_kernels::bench::ref_gemv::RefGemv;
 use bitnet_kernels::emulator::Emulator;
-use bitnet_kernels::ref_gemv::RefGemv;
 use bitnet_layout::random::Random;
 use bitnet_layout::reference;
 use bitnet_layout::reference_tile::ReferenceTile;
@@ -64,7 +64,7 @@ fn main() -> anyhow::Result<()> {
 fn on_gpu(tiles: &[u32], packed: &[u32], expected: &[u16]) -> anyhow::Result<()> {
     use bitnet_cuda::{Gpu, Reporting};
 
-    let gpu = match Gpu::new(0, Reporting::EachLaunch) {
+    let gpu = match Gpu::with_bench(0, Reporting::EachLaunch) {
         Ok(gpu) => gpu,
         Err(error) => {
             println!("no GPU: {error}");

@@ -200,9 +200,6 @@ impl Source {
     }
 }
 
-/// Crates in which the rule does not hold yet.
-const UNORDERED: [&str; 1] = ["bitnet-kernels"];
-
 fn check(root: &Path) -> Vec<String> {
     let mut source = Source::default();
     source.read(root, root.parent().unwrap(), &[]);
@@ -216,7 +213,6 @@ fn files_use_only_those_above() {
         .map(|entry| entry.unwrap().path())
         .collect();
     roots.push(crate::workspace_root().join("xtask"));
-    roots.retain(|root| !UNORDERED.iter().any(|name| root.ends_with(name)));
     roots.sort();
     let mut violations = Vec::new();
     for root in roots {

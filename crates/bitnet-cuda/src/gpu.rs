@@ -1,7 +1,7 @@
 //! A GPU: its context, its properties, and the kernels, each resolved once.
 
 use crate::error::{Error, Result, check};
-use crate::ptx;
+use crate::ptx::{self, Part, PtxModule};
 use bitnet_kernels::dense_gemv::Machine;
 use bitnet_kernels::{Kernel, KernelInfo};
 use cuda_driver::sys::{self, CUfunction, CUfunction_attribute, CUjit_option, CUmodule};
@@ -52,7 +52,7 @@ struct Inner {
     properties: Properties,
     reporting: Reporting,
     functions: HashMap<&'static str, Function>,
-    module: Module,
+    modules: Vec<Module>,
     context: Context,
 }
 
@@ -87,11 +87,24 @@ pub struct KernelUsage {
 }
 
 impl Gpu {
-    /// Opens GPU `index` and loads the kernels.
+    /// Opens GPU `index` and loads the kernels that models run.
     ///
     /// # Errors
     /// When there is no such GPU, or its driver or compute capability is too old, or the kernels do not load.
     pub fn new(index: u32, reporting: Reporting) -> Result<Self> {
+        Self::open(index, reporting, &[PtxModule::model])
+    }
+
+    /// [`Gpu::new`], with the kernels of [`bitnet_kernels::bench`] too.
+    ///
+    /// # Errors
+    /// As for [`Gpu::new`].
+    #[cfg(feature = "bench")]
+    pub fn with_bench(index: u32, reporting: Reporting) -> Result<Self> {
+        Self::open(index, reporting, &[PtxModule::model, PtxModule::bench])
+    }
+
+    fn open(index: u32, reporting: Reporting, parts: &[fn(&PtxModule) -> Part]) -> Result<Self> {
         let found = probe(index)?;
         let Some(ptx) = ptx::choose(found.compute_capability) else {
             return Err(Error::Request(format!("no kernels are built for {}", found.name)));
@@ -120,23 +133,22 @@ impl Gpu {
             )?,
             name: found.name.clone(),
         };
-        let module = Module::load(ptx.text, &found.name)?;
-        let functions = bitnet_kernels::ALL
-            .iter()
-            .filter(|kernel| kernel.min_sm <= ptx.sm)
-            .map(|kernel| {
-                Ok((
-                    kernel.name,
-                    module.function(kernel, properties.shared_bytes_per_block)?,
-                ))
-            })
-            .collect::<Result<_>>()?;
+        let mut modules = Vec::with_capacity(parts.len());
+        let mut functions = HashMap::new();
+        for (text, kernels) in parts.iter().map(|part| part(ptx)) {
+            let module = Module::load(text, &found.name)?;
+            for kernel in kernels.iter().filter(|kernel| kernel.min_sm <= ptx.sm) {
+                let function = module.function(kernel, properties.shared_bytes_per_block)?;
+                functions.insert(kernel.name, function);
+            }
+            modules.push(module);
+        }
         Ok(Self {
             inner: Arc::new(Inner {
                 properties,
                 reporting,
                 functions,
-                module,
+                modules,
                 context,
             }),
         })
@@ -219,12 +231,16 @@ impl Gpu {
     pub(crate) fn function(&self, kernel: &KernelInfo) -> Result<Function> {
         self.inner.functions.get(kernel.name).copied().ok_or_else(|| {
             let (major, minor) = self.inner.properties.compute_capability;
-            let reason = format!(
-                "it needs compute capability {}.{}, and {} has {major}.{minor}",
-                kernel.min_sm / 10,
-                kernel.min_sm % 10,
-                self.inner.properties.name
-            );
+            let reason = if kernel.min_sm <= 10 * major + minor {
+                "its module was not loaded; `Gpu::with_bench` loads it".to_owned()
+            } else {
+                format!(
+                    "it needs compute capability {}.{}, and {} has {major}.{minor}",
+                    kernel.min_sm / 10,
+                    kernel.min_sm % 10,
+                    self.inner.properties.name
+                )
+            };
             Error::Launch {
                 kernel: kernel.name,
                 reason,
@@ -313,8 +329,10 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // Errors have nowhere to go here, and the process's end frees what is left.
         if self.context.set_current().is_ok() {
-            // SAFETY: nothing uses the module any more: streams, buffers and graphs hold a `Gpu` each.
-            let _ = unsafe { sys::cuModuleUnload(self.module.0) };
+            for module in &self.modules {
+                // SAFETY: nothing uses the module any more: streams, buffers and graphs hold a `Gpu` each.
+                let _ = unsafe { sys::cuModuleUnload(module.0) };
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`Stream::launch`] is the only launch; [`Gpu`] resolves every kernel once. The PTX is stored beside this crate
 //! ([`ptx`]) and embedded, so that a program needs neither CUDA nor a special compiler to build, and a driver only to use
-//! a GPU. `docs/gpu.md` tells how the PTX is made. A file may use only files whose `mod` line stands above its own.
+//! a GPU. The feature `bench` adds what measures kernels, with a module of its own. `docs/gpu.md` tells how the PTX is made. A file may use only files whose `mod` line stands above its own.
 //!
 //! ```
 //! use bitnet_cuda::{Gpu, Reporting};
@@ -22,8 +22,9 @@ mod graph;
 mod memory;
 mod stream;
 
-pub mod gemv;
+mod layer;
 
+#[cfg(feature = "bench")]
 pub mod bench;
 
 pub mod engine;

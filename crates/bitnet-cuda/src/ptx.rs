@@ -1,25 +1,36 @@
 //! The PTX modules, as `cargo xtask build-ptx` stored them, and the choice between them.
 
+use bitnet_kernels::KernelInfo;
 use cuda_driver::CudaVersion;
 
-/// The kernels compiled for one architecture and everything after it.
+/// The kernels compiled for one architecture and everything after it: those that models run, and with the feature `bench`
+/// the others in a module of their own.
 #[derive(Clone, Copy, Debug)]
 pub struct PtxModule {
     /// Compute capability it needs, as in `sm_90`: 10 * major + minor.
     pub sm: u32,
     /// The text.
     pub text: &'static str,
+    #[cfg(feature = "bench")]
+    bench_text: &'static str,
 }
+
+/// A module to load, and the kernels that it has.
+pub(crate) type Part = (&'static str, &'static [KernelInfo]);
 
 /// Every module, newest architecture first.
 pub const MODULES: [PtxModule; 2] = [
     PtxModule {
         sm: 90,
         text: include_str!("../ptx/sm_90.ptx"),
+        #[cfg(feature = "bench")]
+        bench_text: include_str!("../ptx/bench_sm_90.ptx"),
     },
     PtxModule {
         sm: 80,
         text: include_str!("../ptx/sm_80.ptx"),
+        #[cfg(feature = "bench")]
+        bench_text: include_str!("../ptx/bench_sm_80.ptx"),
     },
 ];
 
@@ -31,6 +42,17 @@ pub fn choose(compute_capability: (u32, u32)) -> Option<&'static PtxModule> {
 }
 
 impl PtxModule {
+    /// What every GPU loads.
+    pub(crate) fn model(&self) -> Part {
+        (self.text, bitnet_kernels::MODEL)
+    }
+
+    /// What measurements load too.
+    #[cfg(feature = "bench")]
+    pub(crate) fn bench(&self) -> Part {
+        (self.bench_text, bitnet_kernels::BENCH)
+    }
+
     /// The CUDA version whose drivers can load it, from its `.version` line. `None` for a text without one.
     #[must_use]
     pub fn needs(&self) -> Option<CudaVersion> {
@@ -65,20 +87,35 @@ mod tests {
             .collect()
     }
 
+    /// Every module, with its architecture and the kernels that must be in it.
+    fn parts() -> impl Iterator<Item = (u32, Part)> {
+        MODULES
+            .iter()
+            .flat_map(|module| [(module.sm, module.model()), (module.sm, module.bench())])
+    }
+
     #[test]
     fn entries_take_what_the_host_passes() {
-        for module in &MODULES {
-            for kernel in bitnet_kernels::ALL {
-                let expected = (kernel.min_sm <= module.sm).then(|| kernel.param_sizes.to_vec());
+        for (sm, (text, kernels)) in parts() {
+            for kernel in kernels {
+                let expected = (kernel.min_sm <= sm).then(|| kernel.param_sizes.to_vec());
                 assert_eq!(
-                    entry_params(module.text, kernel.name),
+                    entry_params(text, kernel.name),
                     expected,
-                    "{} in sm_{}",
-                    kernel.name,
-                    module.sm
+                    "{} in sm_{sm}",
+                    kernel.name
                 );
             }
-            assert!(module.text.contains(&format!(".target sm_{}", module.sm)));
+            assert!(text.contains(&format!(".target sm_{sm}")));
+        }
+    }
+
+    #[test]
+    fn models_load_nothing_that_only_measurements_need() {
+        for module in &MODULES {
+            for kernel in bitnet_kernels::BENCH {
+                assert_eq!(entry_params(module.text, kernel.name), None, "{}", kernel.name);
+            }
         }
     }
 
@@ -92,7 +129,8 @@ mod tests {
     #[test]
     fn a_barrier_between_two_branches_stays_one() {
         for module in &MODULES {
-            let body = entry_body(module.text, "probe_divergence").expect("a probe in every module");
+            let body =
+                entry_body(module.bench_text, "probe_divergence").expect("a probe for every architecture");
             // Two would mean that the compiler put a copy on either side, and lanes of one warp would wait at both.
             assert_eq!(body.matches("bar.sync").count(), 1, "sm_{}", module.sm);
         }
@@ -100,17 +138,16 @@ mod tests {
 
     #[test]
     fn kernels_cannot_panic() {
-        for module in &MODULES {
-            for kernel in bitnet_kernels::ALL {
-                let Some(body) = entry_body(module.text, kernel.name) else {
+        for (sm, (text, kernels)) in parts() {
+            for kernel in kernels {
+                let Some(body) = entry_body(text, kernel.name) else {
                     continue;
                 };
                 for forbidden in ["call.uni", "trap;"] {
                     assert!(
                         !body.contains(forbidden),
-                        "{} in sm_{}: {forbidden}",
-                        kernel.name,
-                        module.sm
+                        "{} in sm_{sm}: {forbidden}",
+                        kernel.name
                     );
                 }
             }
@@ -135,6 +172,8 @@ mod tests {
                 "sm_{}",
                 module.sm
             );
+            let version = |text: &'static str| text.lines().find(|line| line.starts_with(".version "));
+            assert_eq!(version(module.bench_text), version(module.text));
         }
     }
 }

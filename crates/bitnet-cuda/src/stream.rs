@@ -57,7 +57,7 @@ pub struct Stream {
     capturing: Cell<bool>,
 }
 
-/// Launches the kernel that a `with_kernel` finds, so that it may start before its predecessor ends.
+/// Launches the kernel that the `with_kernel` of some parameters finds, so that it may start before its predecessor ends.
 pub(crate) struct Dependent<'a>(&'a Stream);
 
 impl<'a> Dependent<'a> {
@@ -69,15 +69,25 @@ impl<'a> Dependent<'a> {
     pub(crate) unsafe fn on(stream: &'a Stream) -> Self {
         Self(stream)
     }
+
+    /// The launch, and what `change` makes of how.
+    pub(crate) fn launch<K: Kernel>(
+        self,
+        kernel: &K,
+        launch: Launch,
+        change: impl FnOnce(LaunchConfig) -> LaunchConfig,
+    ) -> Result<()> {
+        let config = change(LaunchConfig::from(launch).programmatic_dependent());
+        // SAFETY: the promise of whoever made this.
+        unsafe { self.0.launch(kernel, config) }
+    }
 }
 
 impl Use for Dependent<'_> {
     type Output = Result<()>;
 
     fn of<K: Kernel>(self, kernel: K, launch: Launch) -> Result<()> {
-        let config = LaunchConfig::from(launch).programmatic_dependent();
-        // SAFETY: the promise of whoever made this.
-        unsafe { self.0.launch(&kernel, config) }
+        self.launch(&kernel, launch, |config| config)
     }
 }
 

@@ -5,10 +5,12 @@ mod gpu;
 
 use bitnet_cuda::{DeviceBuffer, LaunchConfig, Stream};
 use bitnet_kernels::attention::{
-    self, AttentionCluster, AttentionCombine, AttentionDecode, AttentionPrefill, Tile,
+    AttentionCluster, AttentionCluster64, AttentionCombine, AttentionDecode, AttentionPrefill, DecodeInputs,
+    Heads, Tile,
 };
 use bitnet_kernels::cache::{CopyPages, KvType, PAGE, READ_ONLY, padded_head_dim};
-use bitnet_kernels::rope::{RopeAppend, RopeAppendBf16, RopeAppendInt8, q_scale};
+use bitnet_kernels::rope::{RopeAppend, q_scale};
+use bitnet_kernels::{Kernel, Launch, Use};
 use bitnet_layout::random::Random;
 
 const CONTEXT: u32 = 512;
@@ -20,20 +22,16 @@ const TABLE_LEN: u32 = CONTEXT / PAGE;
 /// Rows and positions of tokens, and the table of each.
 type Batch = (DeviceBuffer<f32>, DeviceBuffer<u32>, DeviceBuffer<u32>);
 
-/// Launches the kernel of a layer: its parameters, how, and the kernels for 64 and 128 dimensions in both types.
-macro_rules! launch_by_width {
-    ($layer:ident, $params:expr, $config:expr, $Bf16:ident, $Int8:ident, $Wide:ident, $WideInt8:ident) => {
-        match ($layer.padded, $layer.kv_type) {
-            (64, KvType::Bf16) => launch_by_width!(@ $layer, $params, $config, $Bf16),
-            (64, KvType::Int8) => launch_by_width!(@ $layer, $params, $config, $Int8),
-            (_, KvType::Bf16) => launch_by_width!(@ $layer, $params, $config, $Wide),
-            (_, KvType::Int8) => launch_by_width!(@ $layer, $params, $config, $WideInt8),
-        }
-    };
-    (@ $layer:ident, $params:expr, $config:expr, $Params:ident) => {{
-        let params = attention::$Params::from($params);
-        $layer.stream.launch(&params, $config(params.launch())).unwrap();
-    }};
+/// Launches a kernel on a stream, as the function says.
+struct Run<'a>(&'a Stream, fn(Launch) -> LaunchConfig);
+
+impl Use for Run<'_> {
+    type Output = ();
+
+    fn of<K: Kernel>(self, kernel: K, launch: Launch) {
+        // SAFETY: as in `Layer::prefill`.
+        unsafe { self.0.launch(&kernel, (self.1)(launch)) }.unwrap();
+    }
 }
 
 /// An attention layer on the GPU.
@@ -179,32 +177,19 @@ impl<'a> Layer<'a> {
             head_dim: self.head_dim,
             table_len: TABLE_LEN,
         };
-        // SAFETY: the buffers have the lengths that the kernels' shapes say, and live until the download below.
-        unsafe {
-            match self.kv_type {
-                KvType::Bf16 => {
-                    let append = RopeAppendBf16::from(append);
-                    self.stream.launch(&append, append.launch()).unwrap();
-                }
-                KvType::Int8 => {
-                    let append = RopeAppendInt8::from(append);
-                    self.stream.launch(&append, append.launch()).unwrap();
-                }
-            }
-            launch_by_width! { self, attend, LaunchConfig::from, AttentionPrefill64, AttentionPrefill64Int8,
-            AttentionPrefill128, AttentionPrefill128Int8 }
-        }
+        // The buffers have the lengths that the kernels' shapes say, and live until the download below.
+        append.with_kernel(self.kv_type, Run(self.stream, LaunchConfig::from));
+        attend.with_kernel(self.heads(), Run(self.stream, LaunchConfig::from));
         self.stream.download_all(&out).unwrap()
     }
 
-    /// Decoding of a batch, with room for partial results of `steps` steps.
-    fn attend(
-        &self,
-        (rows, positions, tables): &Batch,
-        steps: u32,
-        [values, sums]: [&DeviceBuffer<f32>; 2],
-    ) -> AttentionDecode {
-        AttentionDecode {
+    fn heads(&self) -> Heads {
+        Heads::new(self.padded, self.kv_type).unwrap()
+    }
+
+    /// Decoding of a batch in `steps` steps.
+    fn attend(&self, (rows, positions, tables): &Batch, steps: u32) -> DecodeInputs {
+        DecodeInputs {
             qkv: rows.global(),
             positions: positions.global(),
             tables: tables.global(),
@@ -212,8 +197,6 @@ impl<'a> Layer<'a> {
             sin: self.tables[1].global(),
             k_cache: self.k.global(),
             v_cache: self.v.global(),
-            values: values.global(),
-            sums: sums.global(),
             batch: positions.len() as u32,
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
@@ -232,7 +215,7 @@ impl<'a> Layer<'a> {
         let values = gpu.alloc("values", partial * self.padded as usize).unwrap();
         let sums = gpu.alloc("sums", 2 * partial).unwrap();
         let out = gpu.alloc("out", tokens.len() * self.d_q()).unwrap();
-        let attend = self.attend(&inputs, steps, [&values, &sums]);
+        let attend = AttentionDecode::new(self.attend(&inputs, steps), values.global(), sums.global());
         let combine = AttentionCombine {
             values: values.global(),
             sums: sums.global(),
@@ -244,10 +227,9 @@ impl<'a> Layer<'a> {
             padded: self.padded,
             steps,
         };
+        attend.with_kernel(self.heads(), Run(self.stream, LaunchConfig::from));
         // SAFETY: as in `prefill`.
         unsafe {
-            launch_by_width! { self, attend, LaunchConfig::from, AttentionDecode64, AttentionDecode64Int8,
-            AttentionDecode128, AttentionDecode128Int8 }
             let dependent = LaunchConfig::from(combine.launch()).programmatic_dependent();
             self.stream.launch(&combine, dependent).unwrap();
         }
@@ -257,7 +239,7 @@ impl<'a> Layer<'a> {
     /// [`Layer::decode`] in one kernel, where the GPU has clusters.
     fn decode_in_clusters(&self, tokens: &[(u32, u32)]) -> Option<Vec<f32>> {
         let gpu = self.stream.gpu();
-        if !gpu.has::<attention::AttentionCluster64>() {
+        if !gpu.has::<AttentionCluster64>() {
             return None;
         }
         let inputs = self.batch(tokens);
@@ -265,15 +247,13 @@ impl<'a> Layer<'a> {
         let last = tokens.iter().map(|t| t.1).max().unwrap();
         let steps = AttentionCluster::blocks(last / 64 + 1, heads_per_kv).unwrap();
         let out = gpu.alloc("out", tokens.len() * self.d_q()).unwrap();
-        // No partial results are left.
-        let attend = self.attend(&inputs, steps, [&out, &out]);
-        let attend = AttentionCluster::of(&attend, out.global());
-        let config = |launch| LaunchConfig::from(launch).programmatic_dependent().cluster(steps);
-        // SAFETY: as in `prefill`.
-        unsafe {
-            launch_by_width! { self, attend, config, AttentionCluster64, AttentionCluster64Int8,
-            AttentionCluster128, AttentionCluster128Int8 }
-        }
+        let attend = AttentionCluster::new(self.attend(&inputs, steps), out.global());
+        let config = |launch: Launch| {
+            LaunchConfig::from(launch)
+                .programmatic_dependent()
+                .cluster(launch.grid[0])
+        };
+        attend.with_kernel(self.heads(), Run(self.stream, config));
         Some(self.stream.download_all(&out).unwrap())
     }
 

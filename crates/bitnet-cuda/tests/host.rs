@@ -5,7 +5,7 @@ mod gpu;
 
 use bitnet_cuda::{Error, Gpu, LaunchConfig, Reporting, Stream};
 use bitnet_kernels::Launch;
-use bitnet_kernels::probe::{ProbeBulk, ProbeDivergence, ProbeMemory};
+use bitnet_kernels::bench::probe::{ProbeBulk, ProbeDivergence, ProbeMemory};
 use bitnet_layout::random::Random;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -272,7 +272,7 @@ fn a_failing_kernel_is_named() {
     }
     const CHILD: &str = "BITNET_TEST_FAILING_KERNEL";
     if std::env::var_os(CHILD).is_some() {
-        let gpu = Gpu::new(0, Reporting::EachLaunch).unwrap();
+        let gpu = Gpu::with_bench(0, Reporting::EachLaunch).unwrap();
         let stream = gpu.stream().unwrap();
         let nowhere = bitnet_kernels::Global::new(256);
         // SAFETY: not upheld on purpose; the device stops the access and this process's context is lost.

@@ -2,8 +2,7 @@
 
 mod gpu;
 
-use bitnet_cuda::bench::Bench;
-use bitnet_cuda::gemv::{GEMVS, Problem, check};
+use bitnet_cuda::bench::{Bench, GEMVS, Problem, check};
 use bitnet_layout::random::Random;
 
 /// The matrices of the reference project's benchmark.

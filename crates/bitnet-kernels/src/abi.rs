@@ -53,7 +53,7 @@ pub unsafe trait Kernel: Copy {
     unsafe fn run(self);
 }
 
-/// What is done with a kernel that a `with_kernel` has found for some parameters.
+/// What is done with a kernel that the `with_kernel` of its parameters has found.
 #[cfg(not(target_arch = "nvptx64"))]
 pub trait Use {
     /// What comes of it.
@@ -150,23 +150,33 @@ pub(crate) const fn sm_number(arch: &str) -> u32 {
     number
 }
 
-/// Declares a kernel: `name, block = [x, y, z], min_blocks = n, arch = sm_90, body = path; pub struct Params { .. }`.
-///
-/// `min_blocks` and `arch` may be left out. On the host this is the struct and its [`Kernel`]; on the device an entry with
-/// flat parameters (a struct by value would cost the pointers their address space) that rebuilds the struct and calls
-/// `body`, an `unsafe fn(Params)`.
-macro_rules! kernel {
-    (
-        $(#[$meta:meta])*
-        $name:ident, block = $block:expr, $(min_blocks = $min_blocks:expr,)? $(arch = $arch:ident,)? body = $body:path;
-        pub struct $Params:ident { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* }
-    ) => {
+/// Declares the parameters of kernels: a struct, the sizes of its fields, and on the host pointers to them.
+macro_rules! parameters {
+    ($(#[$meta:meta])* pub struct $Params:ident { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* }) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug)]
         pub struct $Params { $( $(#[$field_meta])* pub $field: $type, )* }
 
-        // SAFETY: name, order and types come from this one declaration.
-        unsafe impl $crate::Kernel for $Params {
+        impl $Params {
+            const SIZES: &'static [usize] = &[$( size_of::<$type>() ),*];
+
+            #[cfg(not(target_arch = "nvptx64"))]
+            fn pointers(&self) -> [*const core::ffi::c_void; Self::SIZES.len()] {
+                [$( (&raw const self.$field).cast() ),*]
+            }
+        }
+    };
+}
+
+/// Makes `$Kernel`, whose `parameters` are `$Params`, a [`Kernel`], and on the device an entry with flat parameters (a struct by value
+/// would cost the pointers their address space) that rebuilds the struct and calls `body`, an `unsafe fn($Params)`.
+macro_rules! entry {
+    (
+        $name:ident, $Kernel:ident, $block:expr, [$(min_blocks = $min_blocks:expr,)? $(arch = $arch:ident,)?], $body:path;
+        $Params:ident { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* }
+    ) => {
+        // SAFETY: name, order and types come from one declaration.
+        unsafe impl $crate::Kernel for $Kernel {
             const INFO: $crate::KernelInfo = $crate::KernelInfo {
                 name: stringify!($name),
                 block: $block,
@@ -176,18 +186,18 @@ macro_rules! kernel {
                     $( let _ = arch; let arch = stringify!($arch); )?
                     $crate::abi::sm_number(arch)
                 },
-                param_sizes: &[$( size_of::<$type>() ),*],
+                param_sizes: $Params::SIZES,
             };
             #[cfg(not(target_arch = "nvptx64"))]
-            type Args = [*const core::ffi::c_void; [$( stringify!($field) ),*].len()];
+            type Args = [*const core::ffi::c_void; $Params::SIZES.len()];
             #[cfg(not(target_arch = "nvptx64"))]
             fn args(&self) -> Self::Args {
-                [$( (&raw const self.$field).cast() ),*]
+                self.parameters().pointers()
             }
             #[cfg(feature = "emulator")]
             unsafe fn run(self) {
                 // SAFETY: the emulator checks every access the body makes.
-                unsafe { $body(self) }
+                unsafe { $body(*self.parameters()) }
             }
         }
 
@@ -207,65 +217,132 @@ macro_rules! kernel {
     };
 }
 
-/// Declares a struct of parameters, and some kernels that take these parameters and convert from the struct and back:
-/// `[what kernel! takes of min_blocks and arch] name, Params, "what it is for", [generics], (arguments); ..`, once or for
-/// several groups. The module has their `threads(arguments)`, `launch(arguments, &struct)` and `device::run::<generics>`.
-macro_rules! kernels {
+/// Declares a kernel: `name, block = [x, y, z], min_blocks = n, arch = sm_90, body = path; pub struct Params { .. }`, of which
+/// `min_blocks` and `arch` may be left out. On the host this is the struct and its [`Kernel`], on the device an entry.
+macro_rules! kernel {
     (
         $(#[$meta:meta])*
-        pub struct $Common:ident $fields:tt
+        $name:ident, block = $block:expr, $(min_blocks = $min_blocks:expr,)? $(arch = $arch:ident,)? body = $body:path;
+        pub struct $Params:ident $fields:tt
+    ) => {
+        parameters! { $(#[$meta])* pub struct $Params $fields }
+
+        #[cfg(not(target_arch = "nvptx64"))]
+        impl $Params {
+            fn parameters(&self) -> &Self {
+                self
+            }
+        }
+
+        entry! {
+            $name, $Params, $block, [$(min_blocks = $min_blocks,)? $(arch = $arch,)?], $body;
+            $Params $fields
+        }
+    };
+}
+
+/// Declares the kernels of a file, one after the other as [`kernel!`] takes them, and lists them for the crate.
+macro_rules! kernels {
+    ($(
+        $(#[$meta:meta])*
+        $name:ident, block = $block:expr, $(min_blocks = $min_blocks:expr,)? $(arch = $arch:ident,)? body = $body:path;
+        pub struct $Params:ident $fields:tt
+    )+) => {
         $(
-            [$($options:tt)*]
-            $($name:ident, $Params:ident, $what:literal, $generics:tt, $arguments:tt;)*
+            kernel! {
+                $(#[$meta])*
+                $name, block = $block, $(min_blocks = $min_blocks,)? $(arch = $arch,)? body = $body;
+                pub struct $Params $fields
+            }
         )+
-    ) => {
-        kernels! { @common ($(#[$meta])*) $Common $fields }
-        $( kernels! { @group [$($options)*] $Common, $fields, $($name, $Params, $what, $generics, $arguments;)* } )+
-    };
-    (
-        @group $options:tt $Common:ident, $fields:tt,
-        $($name:ident, $Params:ident, $what:literal, $generics:tt, $arguments:tt;)*
-    ) => {
-        $( kernels! { @kernel $options $Common, $name, $Params, $what, $generics, $arguments, $fields } )*
-    };
-    (@common ($(#[$meta:meta])*) $Common:ident { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug)]
-        pub struct $Common { $( $(#[$field_meta])* pub $field: $type, )* }
-    };
-    (
-        @kernel [$($options:tt)*] $Common:ident, $name:ident, $Params:ident, $what:literal, [$($generic:tt)*],
-        ($($argument:expr),*), { $( $(#[$field_meta:meta])* pub $field:ident: $type:ty, )* }
-    ) => {
-        kernel! {
-            #[doc = concat!("[`", stringify!($Common), "`] for ", $what, ".")]
-            ///
-            /// # Safety
-            #[doc = concat!("As [`", stringify!($Common), "`] says.")]
-            $name, block = [threads($($argument),*), 1, 1], $($options)* body = device::run::<$($generic)*>;
-            pub struct $Params { $( $(#[$field_meta])* pub $field: $type, )* }
-        }
 
-        impl From<$Common> for $Params {
-            #[inline(always)]
-            fn from($Common { $($field),* }: $Common) -> Self {
-                Self { $($field),* }
-            }
-        }
+        /// The kernels of this file.
+        pub(crate) const INFOS: &[$crate::KernelInfo] = &[$( <$Params as $crate::Kernel>::INFO ),+];
+    };
+}
 
-        impl From<$Params> for $Common {
-            #[inline(always)]
-            fn from($Params { $($field),* }: $Params) -> Self {
-                Self { $($field),* }
-            }
-        }
+/// Declares kernels that have their parameters in common: the struct, what tells one from another (its *key*), and a row for each
+/// kernel: `[what kernel! takes of min_blocks and arch] name, Kernel, "what it is for", [generics], [key];`.
+///
+/// `each Key` is for keys that all have a kernel, which the compiler checks, `some Key` for others. Either gives the struct a
+/// `with_kernel`, the only place that chooses, and lists the kernels for the crate. The module has their `threads(key)`,
+/// `launch(key, &struct)` and `device::run::<generics>`.
+macro_rules! family {
+    (
+        $(#[$meta:meta])*
+        pub struct $Params:ident $fields:tt
+        $which:ident $Key:ty;
+        $( [$($options:tt)*] $($name:ident, $Kernel:ident, $what:literal, $generics:tt, $key:tt;)+ )+
+    ) => {
+        parameters! { $(#[$meta])* pub struct $Params $fields }
 
         impl $Params {
+            /// The kernels that take these parameters.
+            pub(crate) const INFOS: &'static [$crate::KernelInfo] = &[$($( <$Kernel as $crate::Kernel>::INFO ),+),+];
+        }
+
+        family! { @choose $which $Params, $Key, $($( $Kernel $key )+)+ }
+
+        $( family! { @group [$($options)*] $Params $fields $( $name, $Kernel, $what, $generics, $key; )+ } )+
+    };
+    (@group $options:tt $Params:ident $fields:tt $($name:ident, $Kernel:ident, $what:literal, $generics:tt, $key:tt;)+) => {
+        $( family! { @kernel $options $name, $Kernel, $what, $generics, $key, $Params $fields } )+
+    };
+    (@choose each $Params:ident, $Key:ty, $($Kernel:ident [$($key:tt)+])+) => {
+        #[cfg(not(target_arch = "nvptx64"))]
+        impl $Params {
+            /// Hands the kernel of that key, with these parameters and its launch, to `run`.
+            pub fn with_kernel<U: $crate::Use>(self, key: $Key, run: U) -> U::Output {
+                match key {
+                    $( $($key)+ => run.of($Kernel(self), $Kernel(self).launch()), )+
+                }
+            }
+        }
+    };
+    (@choose some $Params:ident, $Key:ty, $($Kernel:ident [$($key:tt)+])+) => {
+        impl $Params {
+            /// The keys that have a kernel: those of every module before those of one for later GPUs.
+            pub const KEYS: &'static [$Key] = &[$( $($key)+ ),+];
+        }
+
+        #[cfg(not(target_arch = "nvptx64"))]
+        impl $Params {
+            /// Hands the kernel of that key, with these parameters and its launch, to `run`; `None` where the key has none.
+            pub fn with_kernel<U: $crate::Use>(self, key: $Key, run: U) -> Option<U::Output> {
+                match key {
+                    $( $($key)+ => Some(run.of($Kernel(self), $Kernel(self).launch())), )+
+                    _ => None,
+                }
+            }
+        }
+    };
+    (
+        @kernel $options:tt $name:ident, $Kernel:ident, $what:literal, [$($generic:tt)*], [$($key:tt)+],
+        $Params:ident $fields:tt
+    ) => {
+        #[doc = concat!("[`", stringify!($Params), "`] for ", $what, ".")]
+        ///
+        /// # Safety
+        #[doc = concat!("As [`", stringify!($Params), "`] says.")]
+        #[derive(Clone, Copy, Debug)]
+        pub struct $Kernel(pub $Params);
+
+        impl $Kernel {
             /// The launch for these parameters.
             #[must_use]
             pub fn launch(&self) -> $crate::Launch {
-                launch($($argument,)* &(*self).into())
+                launch($($key)+, &self.0)
             }
+
+            #[cfg(not(target_arch = "nvptx64"))]
+            fn parameters(&self) -> &$Params {
+                &self.0
+            }
+        }
+
+        entry! {
+            $name, $Kernel, [threads($($key)+), 1, 1], $options, device::run::<$($generic)*>;
+            $Params $fields
         }
     };
 }

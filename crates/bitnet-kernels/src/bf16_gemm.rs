@@ -39,7 +39,7 @@ pub const fn term_words(k: usize) -> usize {
     k / GROUP as usize * TERM_WORDS as usize
 }
 
-kernel! {
+kernels! {
     /// `terms = split(x[c] norm)`, `inverse[c] = 1 / rms(x[c])`, for `cols` columns c.
     ///
     /// - Shapes: `x` (cols, k); `norm` (k); `terms` ([`term_words`]), per group of 32 matrix columns, tile of 8 columns and
@@ -67,22 +67,7 @@ kernel! {
         /// Epsilon of the norm; negative where there is no norm.
         pub eps: f32,
     }
-}
 
-impl SplitColumns {
-    /// A block for each of 32 columns, with the warps that the product for few columns has.
-    #[must_use]
-    pub fn launch(&self) -> Launch {
-        let warps = dense_gemv::bf16_parts(self.k as usize);
-        Launch {
-            grid: [MAX_COLS, 1, 1],
-            block: [warps * 32, 1, 1],
-            shared_bytes: warps * 4,
-        }
-    }
-}
-
-kernel! {
     /// `y[c][n] = inverse[c] * sum over k of w[n][k] x[c][k]` for `cols` columns c, given as terms.
     ///
     /// - Shapes: `w` (n, k) bfloat16, row-major; `terms`, `inverse` as [`SplitColumns`] leaves them; `y` (cols, n).
@@ -111,6 +96,19 @@ kernel! {
         pub cols: u32,
         /// Parts of a sum.
         pub parts: u32,
+    }
+}
+
+impl SplitColumns {
+    /// A block for each of 32 columns, with the warps that the product for few columns has.
+    #[must_use]
+    pub fn launch(&self) -> Launch {
+        let warps = dense_gemv::bf16_parts(self.k as usize);
+        Launch {
+            grid: [MAX_COLS, 1, 1],
+            block: [warps * 32, 1, 1],
+            shared_bytes: warps * 4,
+        }
     }
 }
 

@@ -54,12 +54,6 @@ pub enum KvType {
 }
 
 impl KvType {
-    /// Whether there are kernels for heads of this padded width.
-    #[must_use]
-    pub const fn takes(self, padded_head_dim: u32) -> bool {
-        matches!(self, Self::Bf16) || padded_head_dim <= 128
-    }
-
     /// What the kernels' parameter of the same meaning says.
     #[must_use]
     pub const fn of(int8: bool) -> Self {
@@ -85,7 +79,7 @@ impl KvType {
     }
 }
 
-kernel! {
+kernels! {
     /// Copies whole pages in every layer: what a sequence does before it writes to a page that it shares.
     ///
     /// - Shapes: `pairs` (n_pairs, 2): source, target; `k`, `v` (n_layers, n_pages, page_words).

@@ -6,7 +6,7 @@ use crate::{Global, Launch};
 /// Threads of a block.
 const THREADS: u32 = 256;
 
-kernel! {
+kernels! {
     /// `w[r][c] = t[r][c] * scale(r)` in bfloat16.
     ///
     /// - Shapes: `words` canonical (n, k); `w` (n, k) bfloat16, row-major.
@@ -36,17 +36,7 @@ kernel! {
         /// What a ternary unit of rows `row_c ..` is worth.
         pub scale_c: f32,
     }
-}
 
-impl Dequantize {
-    /// The launch for these parameters.
-    #[must_use]
-    pub const fn launch(&self) -> Launch {
-        blocks(self.n * (self.k / 16))
-    }
-}
-
-kernel! {
     /// `y += z`: the end of a projection back to the residual stream.
     ///
     /// - Shapes: `z`, `y` (len).
@@ -63,17 +53,7 @@ kernel! {
         /// Elements.
         pub len: u32,
     }
-}
 
-impl AddRows {
-    /// The launch for these parameters.
-    #[must_use]
-    pub const fn launch(&self) -> Launch {
-        blocks(self.len / 4)
-    }
-}
-
-kernel! {
     /// `y[r][i] = activation(z[r][i]) z[r][width + i]`: gate and up become one.
     ///
     /// - Shapes: `z` (rows, 2 width); `y` (rows, width).
@@ -96,6 +76,22 @@ kernel! {
     }
 }
 
+impl Dequantize {
+    /// The launch for these parameters.
+    #[must_use]
+    pub const fn launch(&self) -> Launch {
+        blocks(self.n * (self.k / 16))
+    }
+}
+
+impl AddRows {
+    /// The launch for these parameters.
+    #[must_use]
+    pub const fn launch(&self) -> Launch {
+        blocks(self.len / 4)
+    }
+}
+
 impl GateRows {
     /// The launch for these parameters.
     #[must_use]
@@ -115,9 +111,9 @@ const fn blocks(threads: u32) -> Launch {
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
     use super::{AddRows, Dequantize, GateRows, THREADS};
-    use crate::bit_gemv::device::row_scale;
     use crate::decode_linear::device::gated;
     use crate::intrinsics::*;
+    use crate::tiles::row_scale;
     use bitnet_layout::words::shift;
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use crate::{Global, Launch};
 /// Threads of a block.
 const THREADS: u32 = 256;
 
-kernel! {
+kernels! {
     /// `x[b] = table[tokens[b]]` from bfloat16.
     ///
     /// - Shapes: `tokens` (batch); `table` (vocab, d), two elements a word; `x` (batch, d).

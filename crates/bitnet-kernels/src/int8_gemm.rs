@@ -22,7 +22,7 @@ const LINE: u32 = 128;
 /// Bytes of a stage's weights.
 const WEIGHT_BYTES: u32 = ROWS * LINE;
 
-kernel! {
+kernels! {
     /// `y[c][n] = (sum over k of w[n][k] x[c][k]) * (scales[n] * unit[c])` for `cols` columns c.
     ///
     /// - Shapes: `w` (n, k) i8, row-major; `scales` (n); `terms`, `unit` as [`crate::int8_head::Int8Columns`] leaves them; `y`

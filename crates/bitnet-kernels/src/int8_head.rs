@@ -22,7 +22,7 @@ const fn a_block_each(n: u32, words: u32) -> Launch {
     }
 }
 
-kernel! {
+kernels! {
     /// `q[r] = round(w[r] * 127 / max|w[r]|)`, `scales[r] = max|w[r]| / 127`.
     ///
     /// - Shapes: `w` (rows, k) bfloat16; `q` (rows, k) i8; `scales` (rows).
@@ -42,17 +42,7 @@ kernel! {
         /// Columns.
         pub k: u32,
     }
-}
 
-impl Int8Rows {
-    /// A block a row.
-    #[must_use]
-    pub const fn launch(rows: u32) -> Launch {
-        a_block_each(rows, 1)
-    }
-}
-
-kernel! {
     /// How long what [`Int8Rows`] left out of each row is, and how long the row is: `|w - v|` and at least `|w|` and `|v|`, rounded up,
     /// for the row `v = scale q` that is kept. Both are infinite where they have no bound.
     ///
@@ -75,17 +65,7 @@ kernel! {
         /// Columns.
         pub k: u32,
     }
-}
 
-impl RowBounds {
-    /// A block a row.
-    #[must_use]
-    pub const fn launch(rows: u32) -> Launch {
-        a_block_each(rows, 2)
-    }
-}
-
-kernel! {
     /// `256 high + low = round(x[c] norm * largest / max|x[c] norm|)`, and what a unit of that is worth after the norm.
     ///
     /// - Shapes: `x` (cols, k); `norm` (k); `terms` (cols, 2, k) i8, high then low; `unit` (cols); `bounds` (cols, 2).
@@ -113,6 +93,22 @@ kernel! {
         pub largest: f32,
         /// Epsilon of the norm; negative where there is no norm.
         pub eps: f32,
+    }
+}
+
+impl Int8Rows {
+    /// A block a row.
+    #[must_use]
+    pub const fn launch(rows: u32) -> Launch {
+        a_block_each(rows, 1)
+    }
+}
+
+impl RowBounds {
+    /// A block a row.
+    #[must_use]
+    pub const fn launch(rows: u32) -> Launch {
+        a_block_each(rows, 2)
     }
 }
 

@@ -6,7 +6,7 @@
 use crate::{Global, Launch, decode_linear};
 use bitnet_layout::mma_tile;
 
-kernel! {
+kernels! {
     /// `q[r] = round(x[r] norm * 127 / max|x[r] norm|)`, `unit[r] = 1 / (rms(x[r]) * 127 / max|x[r] norm|)`, and the sum of
     /// the codes.
     ///

@@ -6,7 +6,7 @@ use bitnet_layout::mma_tile;
 /// Threads of a block.
 const THREADS: u32 = 256;
 
-kernel! {
+kernels! {
     /// `tiles[i]` = the word of the canonical matrix that [`mma_tile`] puts there, or 0 in the padding.
     ///
     /// - Shapes: `words` canonical (n, k); `tiles` [`mma_tile::words`] of (n, k).

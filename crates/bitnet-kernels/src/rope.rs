@@ -8,8 +8,8 @@ const TOKENS: u32 = 32;
 /// Threads of a block of [`RopeAppend`].
 const THREADS: u32 = 256;
 
-kernels! {
-    /// Parameters of the kernels that rotate and append, one for each [`KvType`]: convert it into that kernel's.
+family! {
+    /// Parameters of the kernels that rotate and append, one for each [`KvType`].
     ///
     /// `q = rotate(q, pos) * q_scale`, `k_cache[place] = rotate(k, pos)`, `v_cache[place] = v` for every token and head.
     ///
@@ -55,9 +55,10 @@ kernels! {
         /// Factor of the queries: `log2(e) / sqrt(head_dim)`, see [`q_scale`].
         pub q_scale: f32,
     }
+    each KvType;
     []
-    rope_append, RopeAppendBf16, "keys and values in bfloat16", [false], (KvType::Bf16);
-    rope_append_int8, RopeAppendInt8, "keys and values of 8-bit integers", [true], (KvType::Int8);
+    rope_append, RopeAppendBf16, "keys and values in bfloat16", [false], [KvType::Bf16];
+    rope_append_int8, RopeAppendInt8, "keys and values of 8-bit integers", [true], [KvType::Int8];
 }
 
 /// Threads of a block.
@@ -247,8 +248,7 @@ pub(crate) mod device {
     }
 
     #[inline(always)]
-    pub(super) unsafe fn run<const INT8: bool>(p: impl Into<RopeAppend>) {
-        let p: RopeAppend = p.into();
+    pub(super) unsafe fn run<const INT8: bool>(p: RopeAppend) {
         let head = block_idx_y();
         let first = block_idx_x() * TOKENS;
         let tokens = (p.batch - first).min(TOKENS);

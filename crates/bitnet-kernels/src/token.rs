@@ -10,7 +10,7 @@ const ARG_MAX_BLOCKS: u32 = 64;
 /// What [`ArgMax`] writes to the ring for logits with a NaN among them.
 pub const NO_TOKEN: u32 = u32::MAX;
 
-kernel! {
+kernels! {
     /// Chooses the largest logit of every row, the first of equals, and makes it the next token of the row's sequence:
     /// `token = arg max`, `position += 1`, and the token goes to the host's ring.
     ///

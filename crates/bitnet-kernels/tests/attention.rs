@@ -4,7 +4,7 @@
 mod common;
 mod kv;
 
-use bitnet_kernels::attention::AttentionCluster;
+use bitnet_kernels::attention::{AttentionCluster, Heads};
 use bitnet_kernels::cache::{KvType, READ_ONLY};
 use bitnet_kernels::emulator::Emulator;
 use common::same_for_all_seeds;
@@ -133,7 +133,7 @@ fn shapes() {
         check(kv_type, 8, 2, 128, &[64, 6], &[0, 69]);
         check(kv_type, 8, 1, 64, &[33, 37], &[0, 63, 64, 69]);
         check(kv_type, 4, 4, 128, &[70], &[64]);
-        if kv_type.takes(256) {
+        if Heads::new(256, kv_type).is_some() {
             check(kv_type, 2, 1, 256, &[40, 30], &[3, 66]);
         }
         // Groups that fill no tile of rows, and more heads than one has.
@@ -289,7 +289,11 @@ fn clusters_fold_as_the_kernel_of_its_own() {
         // Groups of more heads than a tile has rows.
         check(12, 1, 32, &[66, 200], 4);
         check(20, 1, 64, &[65], 2);
-        let widest = if kv_type.takes(256) { 256 } else { 128 };
+        let widest = if Heads::new(256, kv_type).is_some() {
+            256
+        } else {
+            128
+        };
         check(2, 2, widest, &[130], 4);
         check(2, 1, widest, &[400], 8);
         // As many as there may be.

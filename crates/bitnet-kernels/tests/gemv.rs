@@ -2,11 +2,11 @@
 
 mod common;
 
+use bitnet_kernels::bench::ref_gemv::RefGemv;
+use bitnet_kernels::bench::stream_read::StreamRead;
 use bitnet_kernels::bf16_gemm::{self, Bf16Gemm, SplitColumns};
 use bitnet_kernels::dense_gemv::{self, Bf16Gemv, MAX_COLS, Machine};
 use bitnet_kernels::emulator::Emulator;
-use bitnet_kernels::ref_gemv::RefGemv;
-use bitnet_kernels::stream_read::StreamRead;
 use bitnet_layout::reference_tile::ReferenceTile;
 use bitnet_layout::{reference, words};
 use common::{Random, same_for_all_seeds};

@@ -1,12 +1,9 @@
 //! The ternary products in the emulator, against the scalar reference: integers exactly, and the same bits for a row of
 //! activations whether it comes alone or in a batch.
 
-use bitnet_kernels::bit_gemm::{self, BitGemm, Shape as GemmShape};
-use bitnet_kernels::bit_gemv::{
-    self, BitGemvT2K1, BitGemvT2K2, BitGemvT2K3, BitGemvT2K3Bits, BitGemvT2K5, BitGemvT2K5Bits, BitGemvT4K1,
-    BitGemvT4K2, BitGemvT5K2, BitGemvT5K2Bits,
-};
-use bitnet_kernels::decode_linear::{DecodeLinear, Epilogue, RELU2, SILU, with_kernel};
+use bitnet_kernels::bench::bit_gemv::{self, BitGemv};
+use bitnet_kernels::bit_gemm::{BitGemm, Shape as GemmShape};
+use bitnet_kernels::decode_linear::{DecodeLinear, Epilogue, Operands, RELU2, SILU};
 use bitnet_kernels::emulator::{Emulator, Fault};
 use bitnet_kernels::quantize_rows::{self, QuantizeRows};
 use bitnet_kernels::{Global, Kernel, KernelInfo, Launch, Use};
@@ -85,42 +82,34 @@ fn padded(x: &[i8], k: usize) -> Vec<u32> {
     words
 }
 
-/// Runs the variant that the plan names, on bits or on bytes; fields are the same in all.
-macro_rules! gemv {
-    ($emulator:expr, $plan:expr, $bits:expr, $fields:tt) => {
-        match ($plan.tile_rows, $plan.tiles_per_warp, $bits) {
-            (2, 1, false) => gemv!(@run $emulator, $plan, BitGemvT2K1, $fields),
-            (4, 1, false) => gemv!(@run $emulator, $plan, BitGemvT4K1, $fields),
-            (2, 2, false) => gemv!(@run $emulator, $plan, BitGemvT2K2, $fields),
-            (4, 2, false) => gemv!(@run $emulator, $plan, BitGemvT4K2, $fields),
-            (5, 2, false) => gemv!(@run $emulator, $plan, BitGemvT5K2, $fields),
-            (2, 3, false) => gemv!(@run $emulator, $plan, BitGemvT2K3, $fields),
-            (2, 5, false) => gemv!(@run $emulator, $plan, BitGemvT2K5, $fields),
-            (5, 2, true) => gemv!(@run $emulator, $plan, BitGemvT5K2Bits, $fields),
-            (2, 3, true) => gemv!(@run $emulator, $plan, BitGemvT2K3Bits, $fields),
-            (2, 5, true) => gemv!(@run $emulator, $plan, BitGemvT2K5Bits, $fields),
-            other => panic!("no variant {other:?}"),
-        }
-    };
-    (@run $emulator:expr, $plan:expr, $Params:ident, { $($field:ident: $value:expr),* $(,)? }) => {
-        $emulator.launch(&$plan.launch, &$Params { $($field: $value),* })
-    };
-}
+/// Runs a kernel in the emulator.
+struct InEmulator<'a>(&'a mut Emulator);
 
-fn check_gemv(n: usize, k: usize, cols: usize, variant: (u32, u32), seed: u64) {
-    check_gemv_on(false, n, k, cols, variant, seed);
-    if cols == 1 && bit_gemv::Plan::BIT_VARIANTS.contains(&variant) {
-        check_gemv_on(true, n, k, cols, variant, seed);
+impl Use for InEmulator<'_> {
+    type Output = Result<(), Fault>;
+
+    fn of<K: Kernel + 'static>(self, kernel: K, launch: Launch) -> Self::Output {
+        self.0.launch(&launch, &kernel)
     }
 }
 
-fn check_gemv_on(bits: bool, n: usize, k: usize, cols: usize, variant: (u32, u32), seed: u64) {
+/// Tells which kernel it is, and its launch.
+struct Which;
+
+impl Use for Which {
+    type Output = (KernelInfo, Launch);
+
+    fn of<K: Kernel>(self, _: K, launch: Launch) -> Self::Output {
+        (K::INFO, launch)
+    }
+}
+
+fn check_gemv(n: usize, k: usize, cols: usize, variant: (u32, u32, bool), seed: u64) {
     let mut random = Random(seed + (n * 31 + k * 7 + cols) as u64);
     let matrix = Matrix::random(n, k, &mut random);
     let x: Vec<i8> = (0..cols * k).map(|_| random.i8()).collect();
     let exact = matrix.product(&x);
     let (row_b, row_c) = (n as u32 / 2, n as u32 - n as u32 / 4);
-    let plan = bit_gemv::Plan::with(n, k, cols as u32, variant.0, variant.1);
     let mut emulator = Emulator::new(seed);
     let y = emulator.uninit(cols * n);
     let (w, x) = (
@@ -129,21 +118,22 @@ fn check_gemv_on(bits: bool, n: usize, k: usize, cols: usize, variant: (u32, u32
     );
     let unit: Vec<f32> = (0..cols).map(|c| 1.0 / (c + 1) as f32).collect();
     let unit_buffer = emulator.constant(&unit);
-    gemv!(emulator, plan, bits, {
-        w: w,
-        x: x,
+    let params = BitGemv {
+        w,
+        x,
         unit: unit_buffer,
-        y: y,
+        y,
         n: n as u32,
         k: k as u32,
         cols: cols as u32,
-        row_b: row_b,
-        row_c: row_c,
+        row_b,
+        row_c,
         scale_a: 1.0,
         scale_b: 3.0,
         scale_c: 0.5,
-    })
-    .unwrap();
+    };
+    let run = params.with_kernel(variant, InEmulator(&mut emulator));
+    run.unwrap().unwrap();
     for (i, (&y, &exact)) in emulator.read(y).unwrap().iter().zip(&exact).enumerate() {
         let (col, row) = (i / n, (i % n) as u32);
         let scale = if row >= row_c {
@@ -156,20 +146,21 @@ fn check_gemv_on(bits: bool, n: usize, k: usize, cols: usize, variant: (u32, u32
         let expected = exact as f32 * (scale * unit[col]);
         assert_eq!(
             y, expected,
-            "({n}, {k}) column {col} row {row}, variant {variant:?}, bits {bits}, seed {seed}"
+            "({n}, {k}) column {col} row {row}, variant {variant:?}, seed {seed}"
         );
     }
 }
 
 #[test]
 fn gemv_is_exact() {
-    for variant in bit_gemv::Plan::VARIANTS {
+    for &variant in BitGemv::KEYS {
         for (n, k) in [(1, 16), (15, 128), (16, 144), (17, 112), (33, 640), (65, 272)] {
             check_gemv(n, k, 1, variant, 1);
         }
         check_gemv(48, 384, 1, variant, 2);
         check_gemv(48, 384, 1, variant, 3);
-        for cols in [2, 7, 8] {
+        let widths: &[usize] = if variant.2 { &[] } else { &[2, 7, 8] };
+        for &cols in widths {
             check_gemv(20, 160, cols, variant, 4);
         }
     }
@@ -178,15 +169,15 @@ fn gemv_is_exact() {
 /// More tiles than the warps of a block hold at once: the loop over chunks of k.
 #[test]
 fn gemv_of_long_rows() {
-    for variant in [(2, 1), (2, 3)] {
-        let tiles = bit_gemv::Plan::max_warps(variant.0, variant.1) * variant.1;
-        check_gemv(3, (tiles as usize + 1) * 128, 1, variant, 5);
-        check_gemv(16, tiles as usize * 128 + 16, 2, variant, 6);
+    for (variant, tiles) in [((2, 1), 20), ((2, 3), 54)] {
+        check_gemv(3, (tiles + 1) * 128, 1, (variant.0, variant.1, false), 5);
+        check_gemv(16, tiles * 128 + 16, 2, (variant.0, variant.1, false), 6);
     }
+    check_gemv(3, 55 * 128, 1, (2, 3, true), 5);
 }
 
 #[test]
-fn plans_cover_the_model_shapes() {
+fn variants_cover_the_model_shapes() {
     for (n, k) in [
         (2560, 2560),
         (3840, 2560),
@@ -196,16 +187,9 @@ fn plans_cover_the_model_shapes() {
         (3200, 10240),
         (1, 16),
     ] {
-        let check = |plan: bit_gemv::Plan, variants: &[(u32, u32)]| {
-            assert!(variants.contains(&(plan.tile_rows, plan.tiles_per_warp)));
-            assert!(
-                plan.launch.block[0] <= bit_gemv::Plan::max_warps(plan.tile_rows, plan.tiles_per_warp) * 32
-            );
-        };
-        for cols in 1..=bit_gemv::MAX_COLS {
-            check(bit_gemv::Plan::new(n, k, cols), &bit_gemv::Plan::VARIANTS);
+        for variant in [bit_gemv::variant(n, k), bit_gemv::variant_on_bits(n, k)] {
+            assert!(BitGemv::KEYS.contains(&variant), "({n}, {k}): {variant:?}");
         }
-        check(bit_gemv::Plan::bits(n, k), &bit_gemv::Plan::BIT_VARIANTS);
     }
 }
 
@@ -227,28 +211,6 @@ struct Buffers {
 
 fn outputs(kind: Epilogue, n: usize) -> usize {
     if kind == Epilogue::Gated { n / 2 } else { n }
-}
-
-/// Runs a kernel in the emulator.
-struct InEmulator<'a>(&'a mut Emulator);
-
-impl Use for InEmulator<'_> {
-    type Output = Result<(), Fault>;
-
-    fn of<K: Kernel + 'static>(self, kernel: K, launch: Launch) -> Self::Output {
-        self.0.launch(&launch, &kernel)
-    }
-}
-
-/// Tells which kernel it is, and its launch.
-struct Which;
-
-impl Use for Which {
-    type Output = (KernelInfo, Launch);
-
-    fn of<K: Kernel>(self, _: K, launch: Launch) -> Self::Output {
-        (K::INFO, launch)
-    }
 }
 
 impl Layer {
@@ -289,7 +251,10 @@ impl Layer {
     /// The fused kernel, on bits in the first grid or on bytes.
     fn decode(&self, emulator: &mut Emulator, kind: Epilogue, bits: bool, b: &Buffers) {
         let tile_rows = kind.tile_rows(self.k).next().unwrap();
-        with_kernel(self.params(kind, b), kind, bits, tile_rows, InEmulator(emulator)).unwrap();
+        let operands = if bits { Operands::Bits } else { Operands::Bytes };
+        let key = kind.key(operands, self.k, tile_rows);
+        let run = self.params(kind, b).with_kernel(key, InEmulator(emulator));
+        run.unwrap().unwrap();
     }
 
     /// The batch kernels.
@@ -324,7 +289,7 @@ impl Layer {
             scale_b: self.scales[1],
             scale_c: self.scales[2],
         };
-        bit_gemm::with_kernel(product, kind, shape, InEmulator(emulator)).unwrap();
+        product.with_kernel((kind, shape), InEmulator(emulator)).unwrap();
     }
 }
 
@@ -574,7 +539,7 @@ fn plans() {
         scale_c: 1.0,
     };
     for wide in [GemmShape::Wide64, GemmShape::Wide128] {
-        let (_, launch) = bit_gemm::with_kernel(product, Epilogue::Store, wide, Which);
+        let (_, launch) = product.with_kernel((Epilogue::Store, wide), Which);
         let width = if wide == GemmShape::Wide64 { 64 } else { 128 };
         assert_eq!(launch.grid, [8, 300u32.div_ceil(width), 1]);
         // What a block may have on every GPU from capability 8.0 on.
@@ -707,13 +672,32 @@ fn check_grid(kind: Epilogue, k: usize, tile_rows: u32) {
             },
         };
         let params = layer.params(kind, &buffers);
-        let (_, launch) = with_kernel(params, kind, true, tile_rows, Which);
+        let key = kind.key(Operands::Bits, k, tile_rows);
+        let (_, launch) = params.with_kernel(key, Which).unwrap();
         assert_eq!(launch.grid[0], (mma_tile::tiles_n(n) as u32).div_ceil(tile_rows));
-        with_kernel(params, kind, true, tile_rows, InEmulator(&mut emulator)).unwrap();
+        params
+            .with_kernel(key, InEmulator(&mut emulator))
+            .unwrap()
+            .unwrap();
         let y = emulator.read(buffers.y).unwrap();
         y.iter().map(|y| y.to_bits()).collect::<Vec<_>>()
     });
     assert_eq!(found, expected, "{kind:?} ({n}, {k}) in blocks of {tile_rows}");
+}
+
+/// Any matrix has a kernel for each epilogue, on bits and on bytes.
+#[test]
+fn every_layer_has_a_kernel() {
+    for k in (1..=70).map(|tiles| 128 * tiles) {
+        for kind in [Epilogue::Store, Epilogue::Add, Epilogue::Gated] {
+            for operands in [Operands::Bits, Operands::Bytes] {
+                for tile_rows in 0..13 {
+                    let key = kind.key(operands, k, tile_rows);
+                    assert!(DecodeLinear::KEYS.contains(&key), "{k}: {key:?}");
+                }
+            }
+        }
+    }
 }
 
 /// Every grid has a kernel of its own, whose block has a lane for each output; what is not built is the first grid.
@@ -741,7 +725,8 @@ fn grids_of_the_model_shapes() {
         let mut names = std::collections::BTreeSet::new();
         let grids: Vec<u32> = kind.tile_rows(k).collect();
         let found = grids.iter().map(|&tile_rows| {
-            let (info, launch) = with_kernel(params, kind, true, tile_rows, Which);
+            let key = kind.key(Operands::Bits, k, tile_rows);
+            let (info, launch) = params.with_kernel(key, Which).unwrap();
             assert!(names.insert(info.name), "{} twice", info.name);
             assert!(launch.block[0] <= info.block[0]);
             let outputs = tile_rows * if kind == Epilogue::Gated { 8 } else { 16 };
@@ -750,7 +735,8 @@ fn grids_of_the_model_shapes() {
             launch.grid[0]
         });
         let found = found.collect();
-        let [other, first] = [99, grids[0]].map(|t| with_kernel(params, kind, true, t, Which));
+        let [other, first] =
+            [99, grids[0]].map(|t| params.with_kernel(kind.key(Operands::Bits, k, t), Which));
         assert_eq!(other, first);
         found
     };

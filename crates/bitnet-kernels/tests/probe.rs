@@ -1,7 +1,7 @@
 //! The probe kernels in the emulator: every intrinsic gives what its instruction is documented to give.
 
+use bitnet_kernels::bench::probe::{ProbeBulk, ProbeDivergence, ProbeMemory, ProbeWarp};
 use bitnet_kernels::emulator::Emulator;
-use bitnet_kernels::probe::{ProbeBulk, ProbeDivergence, ProbeMemory, ProbeWarp};
 
 fn words(n: usize) -> Vec<u32> {
     let mut x = 1u32;

@@ -27,16 +27,16 @@ pub(crate) struct Args {
     ptxas: Option<PathBuf>,
 }
 
-/// A module: one architecture.
+/// An architecture, for which the kernels are compiled at once.
 struct Target {
-    /// Lowest GPU it runs on, the name of its file, and a `cfg` of its sources.
+    /// Lowest GPU they run on, the names of their files, and a `cfg` of their sources.
     sm: &'static str,
     /// The number in `sm`.
     sm_number: u32,
     /// PTX version to write, as a target feature. The lowest that has every instruction the kernels use, since it decides
-    /// which drivers can load the module.
+    /// which drivers can load them.
     ptx: &'static str,
-    /// Later GPUs on which the driver compiles the module too: `--check` assembles it for them.
+    /// Later GPUs on which the driver compiles them too: `--check` assembles them for those.
     later: [&'static str; 2],
 }
 
@@ -54,6 +54,9 @@ const TARGETS: [Target; 2] = [
         later: ["sm_100", "sm_120"],
     },
 ];
+
+/// The modules that the kernels of an architecture are stored in: how their files' names begin, and which kernels they have.
+const MODULES: [(&str, &[KernelInfo]); 2] = [("", bitnet_kernels::MODEL), ("bench_", bitnet_kernels::BENCH)];
 
 impl Target {
     /// Compiler flags, for the kernels and for `core` alike.
@@ -73,16 +76,18 @@ impl Target {
         ]
     }
 
-    fn stored(&self) -> PathBuf {
-        crate::workspace_root().join(format!("crates/bitnet-cuda/ptx/{}.ptx", self.sm))
+    /// The files of its modules.
+    fn stored(&self) -> [PathBuf; MODULES.len()] {
+        let folder = crate::workspace_root().join("crates/bitnet-cuda/ptx");
+        MODULES.map(|(prefix, _)| folder.join(format!("{prefix}{}.ptx", self.sm)))
     }
 
-    fn kernels(&self) -> Vec<KernelInfo> {
-        bitnet_kernels::ALL
-            .iter()
-            .filter(|kernel| kernel.min_sm <= self.sm_number)
-            .copied()
-            .collect()
+    /// The kernels of its modules.
+    fn kernels(&self) -> [Vec<KernelInfo>; MODULES.len()] {
+        MODULES.map(|(_, kernels)| {
+            let own = kernels.iter().filter(|kernel| kernel.min_sm <= self.sm_number);
+            own.copied().collect()
+        })
     }
 
     fn source_hash(&self) -> Result<String> {
@@ -93,7 +98,7 @@ impl Target {
     }
 }
 
-/// One module: everything in one codegen unit, without line tables.
+/// Everything in one codegen unit, without line tables.
 const PROFILE: [&str; 7] = [
     "profile.release.opt-level=3",
     "profile.release.lto=\"fat\"",
@@ -109,7 +114,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let root = crate::workspace_root();
     let stored_compiler = TARGETS
         .iter()
-        .find_map(|target| Some(read_stored(target).ok()?.0.compiler));
+        .flat_map(Target::stored)
+        .find_map(|path| Some(read_stored(&path).ok()?.0.compiler));
     if args.check {
         TARGETS.iter().try_for_each(require_current_source)?;
     }
@@ -124,35 +130,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut local_memory = Vec::new();
     for target in &TARGETS {
-        let body = module::finish(&compile(&toolchain, target)?, &target.kernels())?;
         let header = Header {
             source: target.source_hash()?,
             compiler: toolchain.version.clone(),
         };
-        let text = header.text() + &body;
-        let built = root.join(format!("target/ptx/{}.ptx", target.sm));
-        fs::write(&built, &text).with_context(|| format!("cannot write {}", built.display()))?;
-        if let Some(ptxas) = &ptxas {
-            println!("{}:", target.sm);
-            let usages = ptxas::assemble(ptxas, &built, target.sm)?;
-            usages.iter().for_each(|usage| println!("  {usage}"));
-            let spilling = usages
-                .into_iter()
-                .filter(|usage| usage.stack_bytes + usage.spill_bytes > 0);
-            local_memory.extend(spilling.map(|usage| format!("{} ({})", usage.name, target.sm)));
-        }
-        if args.check {
+        let bodies = module::finish(&compile(&toolchain, target)?, &target.kernels())?;
+        for (body, path) in bodies.iter().zip(target.stored()) {
+            let text = header.text() + body;
+            let built = root.join("target/ptx").join(path.file_name().unwrap_or_default());
+            fs::write(&built, &text).with_context(|| format!("cannot write {}", built.display()))?;
             if let Some(ptxas) = &ptxas {
-                for later in target.later {
-                    ptxas::assemble(ptxas, &built, later)?;
-                    println!("assembles for {later} too");
-                }
+                local_memory.extend(assemble(ptxas, &built, target, args.check)?);
             }
-            compare(target, &text)?;
-        } else {
-            let path = target.stored();
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-            println!("wrote {}", path.display());
+            if args.check {
+                compare(&path, &text)?;
+            } else {
+                fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+                println!("wrote {}", path.display());
+            }
         }
     }
     if !local_memory.is_empty() {
@@ -162,6 +157,23 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Assembles `module`, for later GPUs too where it is `checked`, and prints what its kernels use; gives those that use local memory.
+fn assemble(ptxas: &Path, module: &Path, target: &Target, checked: bool) -> Result<Vec<String>> {
+    println!("{}:", module.display());
+    let usages = ptxas::assemble(ptxas, module, target.sm)?;
+    usages.iter().for_each(|usage| println!("  {usage}"));
+    for later in target.later.iter().filter(|_| checked) {
+        ptxas::assemble(ptxas, module, later)?;
+        println!("assembles for {later} too");
+    }
+    let spilling = usages
+        .into_iter()
+        .filter(|usage| usage.stack_bytes + usage.spill_bytes > 0);
+    Ok(spilling
+        .map(|usage| format!("{} ({})", usage.name, target.sm))
+        .collect())
 }
 
 /// The compiler's PTX for `target`.
@@ -219,36 +231,37 @@ fn assembly_files(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-fn read_stored(target: &Target) -> Result<(Header, String)> {
-    let path = target.stored();
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+fn read_stored(path: &Path) -> Result<(Header, String)> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let header =
         Header::parse(&text).with_context(|| format!("{} is not a stored module", path.display()))?;
     Ok((header, text))
 }
 
-/// Fails when the stored module was built from other sources or flags.
+/// Fails when a stored module was built from other sources or flags.
 fn require_current_source(target: &Target) -> Result<()> {
-    let (header, _) = read_stored(target)?;
     let current = target.source_hash()?;
-    if header.source != current {
-        bail!(
-            "{} is stale: built from source {}, now {current}; run `cargo xtask build-ptx`",
-            target.stored().display(),
-            header.source
-        );
+    for path in target.stored() {
+        let (header, _) = read_stored(&path)?;
+        if header.source != current {
+            bail!(
+                "{} is stale: built from source {}, now {current}; run `cargo xtask build-ptx`",
+                path.display(),
+                header.source
+            );
+        }
     }
     Ok(())
 }
 
-/// Fails when the stored module is not `built`. Another compiler makes another text, so then only the hash counts.
-fn compare(target: &Target, built: &str) -> Result<()> {
-    let (header, stored) = read_stored(target)?;
+/// Fails when the module stored at `path` is not `built`. Another compiler makes another text, so then only the hash counts.
+fn compare(path: &Path, built: &str) -> Result<()> {
+    let (header, stored) = read_stored(path)?;
     let compiler = Header::parse(built)?.compiler;
     if header.compiler != compiler {
         println!(
             "{}: built by {}, this is {compiler}: sources compared, text not",
-            target.stored().display(),
+            path.display(),
             header.compiler
         );
         return Ok(());
@@ -262,17 +275,17 @@ fn compare(target: &Target, built: &str) -> Result<()> {
         bail!(
             "{} is not what the sources compile to; run `cargo xtask build-ptx`. First difference, line {}:\n\
              stored: {old}\nbuilt:  {new}",
-            target.stored().display(),
+            path.display(),
             n + 1
         );
     }
     if stored.len() != built.len() {
         bail!(
             "{} has a different length than what the sources compile to",
-            target.stored().display()
+            path.display()
         );
     }
-    println!("{}: current", target.stored().display());
+    println!("{}: current", path.display());
     Ok(())
 }
 

@@ -37,52 +37,63 @@ impl Header {
     }
 }
 
-/// The compiler's output made ready to store: no header of its own, launch bounds on every entry, and names that do not
-/// depend on where the compiler found its files.
+/// What the compiler writes before a symbol that others may see; its name follows.
+const SYMBOL: &str = "\t// .globl\t";
+
+/// The compiler's output made ready to store, a text for each list of kernels: no header of its own, launch bounds on every entry, and
+/// names that do not depend on where the compiler found its files.
 ///
-/// Every kernel of `kernels` must be an entry of `ptx` and the other way round.
-pub(crate) fn finish(ptx: &str, kernels: &[KernelInfo]) -> Result<String> {
+/// Every kernel of `modules` must be an entry of `ptx` and the other way round. Entries must stand alone: what the compiler put
+/// between them would be missing in one of the modules.
+pub(crate) fn finish<const N: usize>(ptx: &str, modules: &[Vec<KernelInfo>; N]) -> Result<[String; N]> {
     let body = &ptx[ptx
         .find(".version")
         .context("the compiler's output has no `.version`")?..];
-    let body = with_launch_bounds(body, kernels)?;
-    Ok(with_stable_names(&body))
-}
-
-/// Inserts `.maxntid` and `.minnctapersm`, which rustc has no attribute for, after each entry's parameter list
-/// (PTX ISA, "Performance-Tuning Directives").
-fn with_launch_bounds(ptx: &str, kernels: &[KernelInfo]) -> Result<String> {
-    const ENTRY: &str = ".visible .entry ";
-    let mut out = String::with_capacity(ptx.len() + 64 * kernels.len());
-    let mut missing: Vec<&str> = kernels.iter().map(|kernel| kernel.name).collect();
-    let mut rest = ptx;
-    while let Some(at) = rest.find(ENTRY) {
-        let name_at = at + ENTRY.len();
-        let name_end = name_at
-            + rest[name_at..]
-                .find('(')
-                .context("an entry without a parameter list")?;
-        let name = &rest[name_at..name_end];
-        let end = name_end + rest[name_end..].find("\n{").context("an entry without a body")?;
-        let Some(kernel) = kernels.iter().find(|kernel| kernel.name == name) else {
-            bail!("the PTX has a kernel `{name}` that bitnet_kernels::ALL does not list");
+    let body = with_stable_names(body);
+    let mut symbols = body.split(SYMBOL);
+    let head = symbols.next().unwrap_or_default();
+    let mut texts = std::array::from_fn(|_| head.to_owned());
+    let mut missing: Vec<&str> = modules.iter().flatten().map(|kernel| kernel.name).collect();
+    for symbol in symbols {
+        let name = symbol.split_whitespace().next().unwrap_or_default();
+        let found = modules
+            .iter()
+            .zip(&mut texts)
+            .find_map(|(kernels, text)| Some((kernels.iter().find(|kernel| kernel.name == name)?, text)));
+        let Some((kernel, text)) = found else {
+            bail!("the PTX has a kernel `{name}` that bitnet_kernels lists in no module");
         };
         missing.retain(|listed| *listed != name);
-        out.push_str(&rest[..end]);
-        let [x, y, z] = kernel.block;
-        write!(out, "\n.maxntid {x}, {y}, {z}")?;
-        if kernel.min_blocks > 0 {
-            write!(out, "\n.minnctapersm {}", kernel.min_blocks)?;
-        }
-        rest = &rest[end..];
+        text.push_str(SYMBOL);
+        text.push_str(&with_launch_bounds(symbol, kernel)?);
     }
     if !missing.is_empty() {
         bail!(
-            "bitnet_kernels::ALL lists kernels that the PTX lacks: {}",
+            "bitnet_kernels lists kernels that the PTX lacks: {}",
             missing.join(", ")
         );
     }
-    out.push_str(rest);
+    Ok(texts)
+}
+
+/// Inserts `.maxntid` and `.minnctapersm`, which rustc has no attribute for, after the parameter list of an entry
+/// (PTX ISA, "Performance-Tuning Directives").
+fn with_launch_bounds(entry: &str, kernel: &KernelInfo) -> Result<String> {
+    let [x, y, z] = kernel.block;
+    let name = kernel.name;
+    let start = entry
+        .find(&format!(".visible .entry {name}("))
+        .with_context(|| format!("`{name}` is no entry"))?;
+    let body = start + entry[start..].find("\n{").context("an entry without a body")?;
+    let end = entry.find("\n}\n").context("an entry without an end")? + 3;
+    if let Some(line) = entry[end..].lines().find(|line| !line.trim().is_empty()) {
+        bail!("behind `{name}` stands what belongs to no kernel: {line}");
+    }
+    let mut out = format!("{}\n.maxntid {x}, {y}, {z}", &entry[..body]);
+    if kernel.min_blocks > 0 {
+        write!(out, "\n.minnctapersm {}", kernel.min_blocks)?;
+    }
+    out.push_str(&entry[body..]);
     Ok(out)
 }
 
@@ -118,8 +129,9 @@ fn with_stable_names(ptx: &str) -> String {
 mod tests {
     use super::*;
 
-    const PTX: &str = "// LLVM\n.version 7.8\n.target sm_80\n.visible .entry f(\n\t.param .u32 f_param_0\n)\n{\n\tret;\n}\n\
-        call _ZN1a1b17h0123456789abcdefE, _ZN1a1c17hffffffffffffffffE, _ZN1a1b17h0123456789abcdefE, 17h;\n";
+    const PTX: &str = "// LLVM\n.version 7.8\n.target sm_80\n\t// .globl\tf\n.visible .entry f(\n\t.param .u32 f_param_0\n)\n{\n\
+        \t_ZN1a1b17h0123456789abcdefE, _ZN1a1c17hffffffffffffffffE, _ZN1a1b17h0123456789abcdefE, 17h;\n}\n\
+        \t// .globl\tg\n.visible .entry g(\n\t.param .u64 g_param_0\n)\n{\n\tret;\n\n}\n";
 
     fn kernel(name: &'static str, min_blocks: u32) -> KernelInfo {
         KernelInfo {
@@ -131,31 +143,51 @@ mod tests {
         }
     }
 
-    #[test]
-    fn launch_bounds_follow_the_parameters() {
-        let ptx = finish(PTX, &[kernel("f", 3)]).unwrap();
-        assert!(
-            ptx.contains("f_param_0\n)\n.maxntid 128, 2, 1\n.minnctapersm 3\n{\n"),
-            "{ptx}"
-        );
-        assert!(!finish(PTX, &[kernel("f", 0)]).unwrap().contains("minnctapersm"));
+    fn both() -> [Vec<KernelInfo>; 2] {
+        [vec![kernel("f", 3)], vec![kernel("g", 0)]]
     }
 
     #[test]
-    fn the_kernel_list_and_the_entries_must_agree() {
-        let error = |kernels: &[KernelInfo]| finish(PTX, kernels).unwrap_err().to_string();
-        assert!(error(&[]).contains("kernel `f`"));
-        assert!(error(&[kernel("f", 0), kernel("g", 0)]).ends_with("lacks: g"));
+    fn launch_bounds_follow_the_parameters() {
+        let [f, g] = finish(PTX, &both()).unwrap();
+        assert!(
+            f.contains("f_param_0\n)\n.maxntid 128, 2, 1\n.minnctapersm 3\n{\n"),
+            "{f}"
+        );
+        assert!(g.contains("g_param_0\n)\n.maxntid 128, 2, 1\n{\n"), "{g}");
+    }
+
+    #[test]
+    fn each_module_has_the_head_and_its_own_kernels() {
+        let [f, g] = finish(PTX, &both()).unwrap();
+        for text in [&f, &g] {
+            assert!(
+                text.starts_with(".version 7.8\n.target sm_80\n\t// .globl"),
+                "{text}"
+            );
+        }
+        assert!(f.contains(".entry f(") && !f.contains(".entry g("));
+        assert!(g.contains(".entry g(") && !g.contains(".entry f("));
+    }
+
+    #[test]
+    fn the_kernel_lists_and_the_entries_must_agree() {
+        let error = |ptx: &str, kernels: [Vec<KernelInfo>; 2]| finish(ptx, &kernels).unwrap_err().to_string();
+        let [f, g] = both();
+        assert!(error(PTX, [f.clone(), vec![]]).contains("kernel `g`"));
+        let more = [f.clone(), [g.clone(), vec![kernel("h", 0)]].concat()];
+        assert!(error(PTX, more).ends_with("lacks: h"));
+        // What only one of the modules would have.
+        let shared = PTX.replacen("}\n", "}\n.global .u32 table;\n", 1);
+        assert!(error(&shared, [f, g]).contains("behind `f`"));
     }
 
     #[test]
     fn hashes_in_names_become_numbers() {
-        let ptx = finish(PTX, &[kernel("f", 0)]).unwrap();
-        let line = ptx.lines().last().unwrap();
-        assert_eq!(
-            line,
-            "call _ZN1a1b17h0000000000000000E, _ZN1a1c17h0000000000000001E, _ZN1a1b17h0000000000000000E, 17h;"
-        );
+        let [f, _] = finish(PTX, &both()).unwrap();
+        assert!(f.contains(
+            "\t_ZN1a1b17h0000000000000000E, _ZN1a1c17h0000000000000001E, _ZN1a1b17h0000000000000000E, 17h;"
+        ));
     }
 
     #[test]
@@ -164,7 +196,8 @@ mod tests {
             source: "0123456789abcdef".into(),
             compiler: "rustc 1.96.0".into(),
         };
-        let stored = header.text() + &finish(PTX, &[kernel("f", 0)]).unwrap();
+        let [f, _] = finish(PTX, &both()).unwrap();
+        let stored = header.text() + &f;
         assert_eq!(Header::parse(&stored).unwrap(), header);
         assert!(Header::parse(PTX).is_err());
     }

@@ -1,7 +1,6 @@
 //! The GPU's side of `bench kernels`.
 
-use bitnet_cuda::bench::Bench;
-use bitnet_cuda::gemv::{Bf16, GEMVS, Gemv};
+use bitnet_cuda::bench::{Bench, Bf16, GEMVS, Gemv};
 use bitnet_cuda::{Error, Gpu, Reporting};
 
 use super::report::{Report, Row, Timing};
@@ -11,7 +10,7 @@ use crate::machine;
 /// Measures GPU `index`.
 pub(super) fn measure(index: usize) -> Result<Report, Error> {
     let index = u32::try_from(index).map_err(|_| Error::Request(format!("there is no GPU {index}")))?;
-    let gpu = Gpu::new(index, Reporting::Late)?;
+    let gpu = Gpu::with_bench(index, Reporting::Late)?;
     let properties = gpu.properties();
     let (major, minor) = properties.compute_capability;
     let mut facts = vec![
@@ -59,7 +58,7 @@ pub(super) fn measure(index: usize) -> Result<Report, Error> {
 /// Bandwidth of a plain read on GPU `index`, in GB/s.
 pub(super) fn peak(index: usize) -> Result<f64, Error> {
     let index = u32::try_from(index).map_err(|_| Error::Request(format!("there is no GPU {index}")))?;
-    Bench::new(&Gpu::new(index, Reporting::Late)?)?.peak_gb_per_s()
+    Bench::new(&Gpu::with_bench(index, Reporting::Late)?)?.peak_gb_per_s()
 }
 
 fn timing(bench: &Bench, kernel: &dyn Gemv, n: usize, k: usize) -> Result<Option<Timing>, Error> {

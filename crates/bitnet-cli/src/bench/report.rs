@@ -33,7 +33,7 @@ impl Format {
     }
 }
 
-/// The kernel that the speedups are of: the product alone. These four are the names that `bitnet_cuda::gemv` gives its kernels.
+/// The kernel that the speedups are of: the product alone. These four are the names that `bitnet_cuda::bench` gives its kernels.
 pub(super) const OURS: &str = "W2A8";
 /// What a model runs: the product with the quantization before it.
 pub(super) const LAYER: &str = "W2A8 layer";

@@ -2,7 +2,7 @@
 
 use super::{Dims, Limits};
 use crate::error::{Error, Result};
-use bitnet_kernels::attention::Tile;
+use bitnet_kernels::attention::{Heads, Tile};
 use bitnet_kernels::cache::PAGE;
 use bitnet_layout::Token;
 
@@ -61,13 +61,13 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    pub(super) fn new(dims: &Dims, limits: Limits, padded: usize) -> Self {
+    pub(super) fn new(dims: &Dims, limits: Limits, heads: Heads) -> Self {
         Self {
             limits,
             vocab: dims.vocab,
             n_heads: dims.n_heads as u32,
             n_kv_heads: dims.n_kv_heads as u32,
-            padded: padded as u32,
+            padded: heads.padded(),
         }
     }
 

@@ -3,10 +3,11 @@
 use super::weights::Matrix;
 use super::{Engine, WeightKind, launch};
 use crate::error::Result;
+use crate::layer::launch_layer;
 use crate::stream::Dependent;
 use bitnet_kernels::Global;
 use bitnet_kernels::bit_gemm::{self, BitGemm};
-use bitnet_kernels::decode_linear::{self, DecodeLinear, Epilogue};
+use bitnet_kernels::decode_linear::{DecodeLinear, Epilogue};
 use bitnet_kernels::quantize_rows::{self, QuantizeRows};
 
 /// The input and output of a linear layer.
@@ -55,10 +56,8 @@ impl Engine {
             scale_b: scales[1],
             scale_c: scales[2],
         };
-        let bits = self.gpu().multiplies_bits();
         // SAFETY: A1 and A6 of `engine`: the buffers have the shapes of the model; the kernel waits before it reads what others wrote.
-        let run = unsafe { Dependent::on(&self.stream) };
-        decode_linear::with_kernel(layer, linear.epilogue, bits, linear.tile_rows, run)
+        unsafe { launch_layer(&self.stream, layer, linear.epilogue, linear.tile_rows) }
     }
 
     fn linear_of_many(&self, linear: &Linear<'_>) -> Result<()> {
@@ -103,6 +102,6 @@ impl Engine {
         let shape = bit_gemm::Shape::new(*n, *k, self.batch);
         // SAFETY: as above.
         let run = unsafe { Dependent::on(&self.stream) };
-        bit_gemm::with_kernel(product, linear.epilogue, shape, run)
+        product.with_kernel((linear.epilogue, shape), run)
     }
 }

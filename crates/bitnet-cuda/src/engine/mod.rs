@@ -60,6 +60,7 @@ use crate::gpu::Gpu;
 use crate::memory::{DeviceBuffer, SharedWords};
 use crate::stream::{LaunchConfig, Stream};
 use batch::{Attention, Bounds};
+use bitnet_kernels::attention::Heads;
 pub use bitnet_kernels::cache::KvType;
 use bitnet_kernels::cache::{PAGE, padded_head_dim};
 use bitnet_kernels::{Global, Kernel, Launch, bit_gemm};
@@ -174,7 +175,7 @@ pub struct Engine {
     screening: Screening,
     dims: Dims,
     limits: Limits,
-    padded: usize,
+    heads: Heads,
     bytes: space::Bytes,
     /// Tokens of the batch.
     batch: usize,
@@ -218,10 +219,11 @@ struct Buffers {
 }
 
 impl Buffers {
-    fn new(space: &Space<'_>, dims: &Dims, limits: Limits, padded: usize) -> Result<Self> {
+    fn new(space: &Space<'_>, dims: &Dims, limits: Limits, heads: Heads) -> Result<Self> {
+        let padded = heads.padded() as usize;
         // Idle rows are at any position of a page, however short the context.
         let angles = limits.table_len() * PAGE_POSITIONS * (dims.head_dim / 2);
-        let inputs = Bounds::new(dims, limits, padded).most_words();
+        let inputs = Bounds::new(dims, limits, heads).most_words();
         Ok(Self {
             layers: (0..dims.n_layers)
                 .map(|_| Layer::new(space, dims))
@@ -292,13 +294,13 @@ impl Engine {
     /// # Errors
     /// As for [`Engine::new`]; when not even the rest of the model fits.
     pub fn kv_room(gpu: &Gpu, dims: &Dims, limits: Limits) -> Result<KvRoom> {
-        let padded = check_dims(dims, gpu)?;
+        let heads = check_dims(dims, gpu)?;
         let limits = Limits { n_pages: 0, ..limits };
         check_limits(Limits { n_pages: 1, ..limits })?;
         let rest = Space::planned(gpu);
-        Buffers::new(&rest, dims, limits, padded)?;
+        Buffers::new(&rest, dims, limits, heads)?;
         let free_bytes = rest.check()?;
-        let page_bytes = page_bytes(dims, padded);
+        let page_bytes = page_bytes(dims, heads.padded() as usize);
         // The spare page is of the rest.
         let most_bytes = (MAX_PAGES as u64 - 1).saturating_mul(page_bytes);
         Ok(KvRoom {
@@ -312,13 +314,13 @@ impl Engine {
     /// # Errors
     /// When the kernels do not support the shape, or the device has too little memory: then none was taken.
     pub fn new(gpu: &Gpu, dims: Dims, limits: Limits) -> Result<Self> {
-        let padded = check_dims(&dims, gpu)?;
+        let heads = check_dims(&dims, gpu)?;
         check_limits(limits)?;
         let planned = Space::planned(gpu);
-        Buffers::new(&planned, &dims, limits, padded)?;
+        Buffers::new(&planned, &dims, limits, heads)?;
         planned.check()?;
         let space = Space::of(gpu);
-        let buffers = Buffers::new(&space, &dims, limits, padded)?;
+        let buffers = Buffers::new(&space, &dims, limits, heads)?;
         let stream = gpu.stream()?;
         let half = dims.head_dim / 2;
         let table = |of: fn(f64) -> f64| -> Vec<f32> {
@@ -338,7 +340,7 @@ impl Engine {
         }
         // Of rows that nobody has, attention writes nothing.
         stream.fill_bytes(&buffers.scratch.attention, 0)?;
-        let bounds = Bounds::new(&dims, limits, padded);
+        let bounds = Bounds::new(&dims, limits, heads);
         // A table of counts is the largest of what decoding uploads.
         let largest = bounds.most_words().max(dims.vocab).max(limits.context);
         Ok(Self {
@@ -356,7 +358,7 @@ impl Engine {
             stream,
             dims,
             limits,
-            padded,
+            heads,
         })
     }
 
@@ -414,8 +416,8 @@ fn check_limits(limits: Limits) -> Result<()> {
     Ok(())
 }
 
-/// The padded width of a head, when the kernels can run a model of this shape.
-fn check_dims(dims: &Dims, gpu: &Gpu) -> Result<usize> {
+/// The heads that there are kernels for, when the kernels can run a model of this shape.
+fn check_dims(dims: &Dims, gpu: &Gpu) -> Result<Heads> {
     let refuse = |what: &str, found: usize, needed: &str| {
         Err(Error::Request(format!(
             "the GPU kernels do not support a {what} of {found}: {needed}"
@@ -447,12 +449,14 @@ fn check_dims(dims: &Dims, gpu: &Gpu) -> Result<usize> {
         );
     }
     match padded_head_dim(dims.head_dim as u32) {
-        Some(padded) if !dims.kv_type.takes(padded) => refuse(
-            "head size",
-            dims.head_dim,
-            "8-bit keys and values are of up to 128",
-        ),
-        Some(padded) if dims.head_dim.is_multiple_of(8) => Ok(padded as usize),
+        Some(padded) if dims.head_dim.is_multiple_of(8) => match Heads::new(padded, dims.kv_type) {
+            Some(heads) => Ok(heads),
+            None => refuse(
+                "head size",
+                dims.head_dim,
+                "8-bit keys and values are of up to 128",
+            ),
+        },
         _ => refuse("head size", dims.head_dim, "it must be a multiple of 8 up to 256"),
     }
 }

@@ -50,7 +50,7 @@ impl Engine {
 
     /// What a batch must fit.
     pub(super) fn bounds(&self) -> Bounds {
-        Bounds::new(&self.dims, self.limits, self.padded)
+        Bounds::new(&self.dims, self.limits, self.heads)
     }
 
     /// A layer, of those that there are.

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 /// does none where the environment says `BITNET_GPU=required`.
 pub(crate) fn open() -> Option<&'static Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    let gpu = GPU.get_or_init(|| match Gpu::new(0, Reporting::EachLaunch) {
+    let gpu = GPU.get_or_init(|| match Gpu::with_bench(0, Reporting::EachLaunch) {
         Ok(gpu) => Some(gpu),
         Err(Error::Probe(error @ (ProbeError::DriverMissing { .. } | ProbeError::NoDevice)))
             if std::env::var("BITNET_GPU").as_deref() != Ok("required") =>

@@ -5,7 +5,7 @@ use crate::{Global, Launch};
 /// Widest head.
 const MAX_THREADS: u32 = 256;
 
-kernel! {
+kernels! {
     /// `out[b][h] = O / L` of the left fold over the steps of token b's head h.
     ///
     /// - Shapes: `values` (batch, n_heads, steps, padded); `sums` (batch, n_heads, steps, 2): maximum, sum of weights;

@@ -21,14 +21,28 @@
 //! its key's scale before anything else, and a weight by its value's before it is rounded; `l` is the sum of the weights
 //! themselves in f32, in the order of `math::weights`.
 
-mod cluster;
-mod combine;
-mod decode;
+mod heads;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod math;
+
+mod combine;
+mod decode;
 mod prefill;
+
+mod cluster;
+
+use crate::KernelInfo;
 
 pub use cluster::*;
 pub use combine::AttentionCombine;
 pub use decode::*;
+pub use heads::Heads;
 pub use prefill::*;
+
+/// The kernels of attention.
+pub(crate) const FAMILIES: [&[KernelInfo]; 4] = [
+    combine::INFOS,
+    AttentionDecode::INFOS,
+    AttentionPrefill::INFOS,
+    AttentionCluster::INFOS,
+];

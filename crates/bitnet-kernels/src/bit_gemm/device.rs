@@ -1,8 +1,8 @@
 //! What both shapes of block share: unpacking and the epilogue.
 
 use super::BitGemm;
-use crate::bit_gemv::device::row_scale;
 use crate::decode_linear::device::{ADD, GATED, gated};
+use crate::tiles::row_scale;
 
 /// A shape of block.
 pub(super) trait Block {
@@ -14,9 +14,9 @@ pub(super) trait Block {
 }
 
 #[inline(always)]
-pub(super) unsafe fn run<B: Block, const EPILOGUE: u32>(p: impl Into<BitGemm>) {
+pub(super) unsafe fn run<B: Block, const EPILOGUE: u32>(p: BitGemm) {
     // SAFETY: the caller's promise.
-    unsafe { B::run::<EPILOGUE>(p.into()) }
+    unsafe { B::run::<EPILOGUE>(p) }
 }
 
 /// Plane `p` of a lane's four words: an A fragment of codes 0, 1 and 2 times `2^`[`CODE_BITS`].

@@ -1,6 +1,6 @@
 //! `Y = X W^T` for ternary `W` and many rows of 8-bit activations: prompts and batches, straight from the packed weights.
 //!
-//! The same tiles as [`crate::bit_gemv`], unpacked by shift and mask into A fragments of int8 tensor cores; each unpacked
+//! The tiles of [`bitnet_layout::mma_tile`], unpacked by shift and mask into A fragments of int8 tensor cores; each unpacked
 //! fragment meets several columns of activations. Three shapes of block:
 //!
 //! - *wide*: 128 rows by 64 or 128 columns, both operands brought to shared memory by `cp.async` in a ring of stages;
@@ -12,7 +12,7 @@
 //! Of the wide ones the larger reads shared memory and copies less for every product, and is taken where that outweighs that
 //! fewer, larger blocks share out less evenly.
 //!
-//! Products are exact, so all give the same bits as [`crate::bit_gemv`] and [`crate::decode_linear`].
+//! Products are exact, so all give the same bits as [`crate::decode_linear`].
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
@@ -23,8 +23,6 @@ mod narrow;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod wide;
 
-#[cfg(not(target_arch = "nvptx64"))]
-use crate::Use;
 use crate::decode_linear::Epilogue;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 use crate::decode_linear::device::{ADD, GATED, STORE};
@@ -135,15 +133,14 @@ impl Wide {
     }
 }
 
-kernels! {
-    /// Parameters of the kernels here, one for each epilogue and shape of block: convert it into that kernel's, or let [`with_kernel`] do
-    /// it.
+family! {
+    /// Parameters of the kernels here, one for each epilogue and shape of block.
     ///
     /// `z[c][n] = (sum over k of t[n][k] x[c][k]) * (scale(n) * unit[c])`, then `y = z` (store), `y += z` (add), or
     /// `y[i] = activation(z[i]) z[n / 2 + i]` (gated).
     ///
     /// - Shapes: `w` tiles of (n, k); `x` (cols, k padded to 128) i8, padded with zeros; `y` as said, row per column c.
-    /// - Launch: [`WideStore64::launch`]; blocks are those of [`Shape`].
+    /// - Launch: [`WideStore64::launch`] and its like; blocks are those of [`Shape`].
     /// - Layout: [`bitnet_layout::mma_tile`]. Moves: weights once for every block along the columns, `x` once for every
     ///   block along the rows, from L2.
     /// - Bound: the rate of the tensor cores, and of unpacking, for wide blocks; latency and L2 for the others.
@@ -181,26 +178,27 @@ kernels! {
         /// What a ternary unit of rows `row_c ..` is worth.
         pub scale_c: f32,
     }
+    each (Epilogue, Shape);
     [min_blocks = 2,]
-    wide_store_64, WideStore64, "q, k and v", [wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, { STORE }], (Shape::Wide64, Epilogue::Store);
-    wide_add_64, WideAdd64, "a projection back to the residual stream", [wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, { ADD }], (Shape::Wide64, Epilogue::Add);
-    wide_gated_64, WideGated64, "gate and up", [wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, { GATED }], (Shape::Wide64, Epilogue::Gated);
-    wide_store_128, WideStore128, "q, k and v", [wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, { STORE }], (Shape::Wide128, Epilogue::Store);
-    wide_add_128, WideAdd128, "a projection back to the residual stream", [wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, { ADD }], (Shape::Wide128, Epilogue::Add);
-    wide_gated_128, WideGated128, "gate and up", [wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, { GATED }], (Shape::Wide128, Epilogue::Gated);
-    mid_store_16, MidStore16, "q, k and v", [mid::Mid<{ MID.pairs }, { MID.tiles }, 2>, { STORE }], (Shape::Mid16, Epilogue::Store);
-    mid_add_16, MidAdd16, "a projection back to the residual stream", [mid::Mid<{ MID.pairs }, { MID.tiles }, 2>, { ADD }], (Shape::Mid16, Epilogue::Add);
-    mid_gated_16, MidGated16, "gate and up", [mid::Mid<{ MID_GATED.pairs }, { MID_GATED.tiles }, 2>, { GATED }], (Shape::Mid16, Epilogue::Gated);
-    mid_store_32, MidStore32, "q, k and v", [mid::Mid<{ MID.pairs }, { MID.tiles }, 4>, { STORE }], (Shape::Mid32, Epilogue::Store);
-    mid_add_32, MidAdd32, "a projection back to the residual stream", [mid::Mid<{ MID.pairs }, { MID.tiles }, 4>, { ADD }], (Shape::Mid32, Epilogue::Add);
-    mid_gated_32, MidGated32, "gate and up", [mid::Mid<{ MID_GATED.pairs }, { MID_GATED.tiles }, 4>, { GATED }], (Shape::Mid32, Epilogue::Gated);
+    wide_store_64, WideStore64, "q, k and v", [wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, { STORE }], [(Epilogue::Store, Shape::Wide64)];
+    wide_add_64, WideAdd64, "a projection back to the residual stream", [wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, { ADD }], [(Epilogue::Add, Shape::Wide64)];
+    wide_gated_64, WideGated64, "gate and up", [wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, { GATED }], [(Epilogue::Gated, Shape::Wide64)];
+    wide_store_128, WideStore128, "q, k and v", [wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, { STORE }], [(Epilogue::Store, Shape::Wide128)];
+    wide_add_128, WideAdd128, "a projection back to the residual stream", [wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, { ADD }], [(Epilogue::Add, Shape::Wide128)];
+    wide_gated_128, WideGated128, "gate and up", [wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, { GATED }], [(Epilogue::Gated, Shape::Wide128)];
+    mid_store_16, MidStore16, "q, k and v", [mid::Mid<{ MID.pairs }, { MID.tiles }, 2>, { STORE }], [(Epilogue::Store, Shape::Mid16)];
+    mid_add_16, MidAdd16, "a projection back to the residual stream", [mid::Mid<{ MID.pairs }, { MID.tiles }, 2>, { ADD }], [(Epilogue::Add, Shape::Mid16)];
+    mid_gated_16, MidGated16, "gate and up", [mid::Mid<{ MID_GATED.pairs }, { MID_GATED.tiles }, 2>, { GATED }], [(Epilogue::Gated, Shape::Mid16)];
+    mid_store_32, MidStore32, "q, k and v", [mid::Mid<{ MID.pairs }, { MID.tiles }, 4>, { STORE }], [(Epilogue::Store, Shape::Mid32)];
+    mid_add_32, MidAdd32, "a projection back to the residual stream", [mid::Mid<{ MID.pairs }, { MID.tiles }, 4>, { ADD }], [(Epilogue::Add, Shape::Mid32)];
+    mid_gated_32, MidGated32, "gate and up", [mid::Mid<{ MID_GATED.pairs }, { MID_GATED.tiles }, 4>, { GATED }], [(Epilogue::Gated, Shape::Mid32)];
     [min_blocks = 1,]
-    narrow_store_8, NarrowStore8, "q, k and v", [narrow::Narrow<1>, { STORE }], (Shape::Narrow8, Epilogue::Store);
-    narrow_add_8, NarrowAdd8, "a projection back to the residual stream", [narrow::Narrow<1>, { ADD }], (Shape::Narrow8, Epilogue::Add);
-    narrow_gated_8, NarrowGated8, "gate and up", [narrow::Narrow<1>, { GATED }], (Shape::Narrow8, Epilogue::Gated);
-    narrow_store_32, NarrowStore32, "q, k and v", [narrow::Narrow<4>, { STORE }], (Shape::Narrow32, Epilogue::Store);
-    narrow_add_32, NarrowAdd32, "a projection back to the residual stream", [narrow::Narrow<4>, { ADD }], (Shape::Narrow32, Epilogue::Add);
-    narrow_gated_32, NarrowGated32, "gate and up", [narrow::Narrow<4>, { GATED }], (Shape::Narrow32, Epilogue::Gated);
+    narrow_store_8, NarrowStore8, "q, k and v", [narrow::Narrow<1>, { STORE }], [(Epilogue::Store, Shape::Narrow8)];
+    narrow_add_8, NarrowAdd8, "a projection back to the residual stream", [narrow::Narrow<1>, { ADD }], [(Epilogue::Add, Shape::Narrow8)];
+    narrow_gated_8, NarrowGated8, "gate and up", [narrow::Narrow<1>, { GATED }], [(Epilogue::Gated, Shape::Narrow8)];
+    narrow_store_32, NarrowStore32, "q, k and v", [narrow::Narrow<4>, { STORE }], [(Epilogue::Store, Shape::Narrow32)];
+    narrow_add_32, NarrowAdd32, "a projection back to the residual stream", [narrow::Narrow<4>, { ADD }], [(Epilogue::Add, Shape::Narrow32)];
+    narrow_gated_32, NarrowGated32, "gate and up", [narrow::Narrow<4>, { GATED }], [(Epilogue::Gated, Shape::Narrow32)];
 }
 
 /// A shape of block.
@@ -242,7 +240,7 @@ impl Shape {
 }
 
 /// Most threads of a block.
-const fn threads(shape: Shape, _: Epilogue) -> u32 {
+const fn threads((_, shape): (Epilogue, Shape)) -> u32 {
     32 * match shape {
         Shape::Wide128 | Shape::Wide64 => WIDE_WARPS,
         Shape::Mid32 | Shape::Mid16 => MID_WARPS,
@@ -250,7 +248,7 @@ const fn threads(shape: Shape, _: Epilogue) -> u32 {
     }
 }
 
-fn launch(shape: Shape, epilogue: Epilogue, p: &BitGemm) -> Launch {
+fn launch((epilogue, shape): (Epilogue, Shape), p: &BitGemm) -> Launch {
     let (rows, tiles_k) = (padded_rows(p.n as usize), mma_tile::tiles_k(p.k as usize));
     let narrow = |width: u32| {
         let warps = (tiles_k.div_ceil(NARROW_TILES) as u32).min(NARROW_WARPS);
@@ -277,38 +275,6 @@ fn launch(shape: Shape, epilogue: Epilogue, p: &BitGemm) -> Launch {
         Shape::Mid16 => mid(16),
         Shape::Narrow32 => narrow(32),
         Shape::Narrow8 => narrow(8),
-    }
-}
-
-/// Hands the kernel for these parameters, in blocks of `shape`, to `run`.
-#[cfg(not(target_arch = "nvptx64"))]
-pub fn with_kernel<U: Use>(p: BitGemm, epilogue: Epilogue, shape: Shape, run: U) -> U::Output {
-    use Epilogue::{Add, Gated, Store};
-    macro_rules! run {
-        ($Params:ident) => {{
-            let kernel = $Params::from(p);
-            run.of(kernel, kernel.launch())
-        }};
-    }
-    match (epilogue, shape) {
-        (Store, Shape::Wide128) => run!(WideStore128),
-        (Store, Shape::Wide64) => run!(WideStore64),
-        (Store, Shape::Mid32) => run!(MidStore32),
-        (Store, Shape::Mid16) => run!(MidStore16),
-        (Store, Shape::Narrow32) => run!(NarrowStore32),
-        (Store, Shape::Narrow8) => run!(NarrowStore8),
-        (Add, Shape::Wide128) => run!(WideAdd128),
-        (Add, Shape::Wide64) => run!(WideAdd64),
-        (Add, Shape::Mid32) => run!(MidAdd32),
-        (Add, Shape::Mid16) => run!(MidAdd16),
-        (Add, Shape::Narrow32) => run!(NarrowAdd32),
-        (Add, Shape::Narrow8) => run!(NarrowAdd8),
-        (Gated, Shape::Wide128) => run!(WideGated128),
-        (Gated, Shape::Wide64) => run!(WideGated64),
-        (Gated, Shape::Mid32) => run!(MidGated32),
-        (Gated, Shape::Mid16) => run!(MidGated16),
-        (Gated, Shape::Narrow32) => run!(NarrowGated32),
-        (Gated, Shape::Narrow8) => run!(NarrowGated8),
     }
 }
 

@@ -2,9 +2,9 @@
 
 use super::product::Product;
 use super::{DecodeLinear, RELU2};
-use crate::bit_gemv::device::{EARLY, WARPS_AT_A_TIME, row_scale, weights};
 use crate::intrinsics::*;
 use crate::reduce::warp_sum;
+use crate::tiles::{EARLY, WARPS_AT_A_TIME, row_scale, weights};
 
 /// Epilogue: the product is the output.
 pub(crate) const STORE: u32 = 0;
@@ -175,10 +175,7 @@ impl Totals {
 }
 
 #[inline(always)]
-pub(super) unsafe fn run<P: Product, const EPILOGUE: u32, const T: usize, const KPW: usize>(
-    p: impl Into<DecodeLinear>,
-) {
-    let p = p.into();
+pub(super) unsafe fn run<P: Product, const EPILOGUE: u32, const T: usize, const KPW: usize>(p: DecodeLinear) {
     let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
     let (g, t) = (lane / 4, lane % 4);
     let tiles_k = p.k.div_ceil(128);

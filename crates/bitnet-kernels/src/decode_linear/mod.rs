@@ -7,7 +7,7 @@
 //! Tensor cores multiply 8 columns where a decoded token has one. `product::Bits` lets the columns be the 8 bits of the
 //! activations: the two bits of a ternary code are multiplied as they lie in memory, 128 codes an instruction, without
 //! unpacking. `product::Bytes` is for GPUs whose tensor cores have lost single bits (from capability 10.0 on): it masks
-//! codes out of the words, as [`crate::bit_gemv`] does, and uses one column. Both sums are exact, so the results are the same bits.
+//! codes out of the words and uses one column. Both sums are exact, so the results are the same bits.
 //!
 //! [`crate::quantize_rows`] computes the same codes and the same `unit`, bit for bit, for batches.
 
@@ -17,8 +17,6 @@ mod product;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub(crate) mod device;
 
-#[cfg(not(target_arch = "nvptx64"))]
-use crate::Use;
 use crate::{Global, Launch};
 use bitnet_layout::{Activation, mma_tile};
 
@@ -27,14 +25,14 @@ pub const RELU2: u32 = Activation::Relu2 as u32;
 /// Gate of the feed-forward block: `x sigmoid(x)`.
 pub const SILU: u32 = Activation::Silu as u32;
 
-kernels! {
-    /// Parameters of the kernels here, one for each epilogue and grid: convert it into that kernel's, or let [`with_kernel`] do it.
+family! {
+    /// Parameters of the kernels here, one for each epilogue and grid: [`DecodeLinear::with_kernel`] chooses.
     ///
     /// `z[n] = (sum over k of t[n][k] q[k]) * (scale(n) * unit)` for the codes q of one normalized row, then `y = z` (store),
     /// `y += z` (add), or `y[i] = activation(z[i]) z[n / 2 + i]` (gated).
     ///
     /// - Shapes: `w` tiles of (n, k); `x`, `norm` (k); the rest as the fields say.
-    /// - Launch: [`DecodeStoreK2::launch`]; a block owns the rows of tiles that its name says after `T`, four or two where it says
+    /// - Launch: [`DecodeStoreK2::launch`] and its like; a block owns the rows of tiles that its name says after `T`, four or two where it says
     ///   none, and its warps split k, as many tiles a warp at a time as its name says after `K`.
     /// - Layout: [`bitnet_layout::mma_tile`]. Moves: `n k / 4` bytes of weights once; `x` once a block, from L2.
     /// - Bound: the latency of the dependent part, and DRAM for the largest matrix.
@@ -70,48 +68,52 @@ kernels! {
         /// What a ternary unit of rows `row_c ..` is worth.
         pub scale_c: f32,
     }
+    some (Epilogue, Operands, u32, u32);
     [min_blocks = 2,]
-    decode_store_k2, DecodeStoreK2, "q, k and v", [product::Bits, { device::STORE }, 4, 2], (4, 2);
-    decode_add_k2, DecodeAddK2, "a projection back to the residual stream", [product::Bits, { device::ADD }, 4, 2], (4, 2);
-    decode_gated_k2, DecodeGatedK2, "gate and up", [product::Bits, { device::GATED }, 4, 2], (4, 2);
-    decode_store_k2_bytes, DecodeStoreK2Bytes, "q, k and v", [product::Bytes, { device::STORE }, 4, 2], (4, 2);
-    decode_add_k2_bytes, DecodeAddK2Bytes, "a projection back to the residual stream", [product::Bytes, { device::ADD }, 4, 2], (4, 2);
-    decode_gated_k2_bytes, DecodeGatedK2Bytes, "gate and up", [product::Bytes, { device::GATED }, 4, 2], (4, 2);
+    decode_store_k2, DecodeStoreK2, "q, k and v", [product::Bits, { device::STORE }, 4, 2], [(Epilogue::Store, Operands::Bits, 2, 4)];
+    decode_add_k2, DecodeAddK2, "a projection back to the residual stream", [product::Bits, { device::ADD }, 4, 2], [(Epilogue::Add, Operands::Bits, 2, 4)];
+    decode_gated_k2, DecodeGatedK2, "gate and up", [product::Bits, { device::GATED }, 4, 2], [(Epilogue::Gated, Operands::Bits, 2, 4)];
+    decode_store_k2_bytes, DecodeStoreK2Bytes, "q, k and v", [product::Bytes, { device::STORE }, 4, 2], [(Epilogue::Store, Operands::Bytes, 2, 4)];
+    decode_add_k2_bytes, DecodeAddK2Bytes, "a projection back to the residual stream", [product::Bytes, { device::ADD }, 4, 2], [(Epilogue::Add, Operands::Bytes, 2, 4)];
+    decode_gated_k2_bytes, DecodeGatedK2Bytes, "gate and up", [product::Bytes, { device::GATED }, 4, 2], [(Epilogue::Gated, Operands::Bytes, 2, 4)];
     [min_blocks = 1,]
-    decode_store_k3, DecodeStoreK3, "q, k and v", [product::Bits, { device::STORE }, 2, 3], (2, 3);
-    decode_store_k4, DecodeStoreK4, "q, k and v", [product::Bits, { device::STORE }, 4, 4], (4, 4);
-    decode_add_k3, DecodeAddK3, "a projection back to the residual stream", [product::Bits, { device::ADD }, 2, 3], (2, 3);
-    decode_add_k4, DecodeAddK4, "a projection back to the residual stream", [product::Bits, { device::ADD }, 4, 4], (4, 4);
-    decode_gated_k3, DecodeGatedK3, "gate and up", [product::Bits, { device::GATED }, 2, 3], (2, 3);
-    decode_gated_k4, DecodeGatedK4, "gate and up", [product::Bits, { device::GATED }, 4, 4], (4, 4);
-    decode_store_k3_bytes, DecodeStoreK3Bytes, "q, k and v", [product::Bytes, { device::STORE }, 2, 3], (2, 3);
-    decode_store_k4_bytes, DecodeStoreK4Bytes, "q, k and v", [product::Bytes, { device::STORE }, 2, 4], (2, 4);
-    decode_add_k3_bytes, DecodeAddK3Bytes, "a projection back to the residual stream", [product::Bytes, { device::ADD }, 2, 3], (2, 3);
-    decode_add_k4_bytes, DecodeAddK4Bytes, "a projection back to the residual stream", [product::Bytes, { device::ADD }, 2, 4], (2, 4);
-    decode_gated_k3_bytes, DecodeGatedK3Bytes, "gate and up", [product::Bytes, { device::GATED }, 2, 3], (2, 3);
-    decode_gated_k4_bytes, DecodeGatedK4Bytes, "gate and up", [product::Bytes, { device::GATED }, 2, 4], (2, 4);
+    decode_store_k3, DecodeStoreK3, "q, k and v", [product::Bits, { device::STORE }, 2, 3], [(Epilogue::Store, Operands::Bits, 3, 2)];
+    decode_store_k4, DecodeStoreK4, "q, k and v", [product::Bits, { device::STORE }, 4, 4], [(Epilogue::Store, Operands::Bits, 4, 4)];
+    decode_add_k3, DecodeAddK3, "a projection back to the residual stream", [product::Bits, { device::ADD }, 2, 3], [(Epilogue::Add, Operands::Bits, 3, 2)];
+    decode_add_k4, DecodeAddK4, "a projection back to the residual stream", [product::Bits, { device::ADD }, 4, 4], [(Epilogue::Add, Operands::Bits, 4, 4)];
+    decode_gated_k3, DecodeGatedK3, "gate and up", [product::Bits, { device::GATED }, 2, 3], [(Epilogue::Gated, Operands::Bits, 3, 2)];
+    decode_gated_k4, DecodeGatedK4, "gate and up", [product::Bits, { device::GATED }, 4, 4], [(Epilogue::Gated, Operands::Bits, 4, 4)];
+    decode_store_k3_bytes, DecodeStoreK3Bytes, "q, k and v", [product::Bytes, { device::STORE }, 2, 3], [(Epilogue::Store, Operands::Bytes, 3, 2)];
+    decode_store_k4_bytes, DecodeStoreK4Bytes, "q, k and v", [product::Bytes, { device::STORE }, 2, 4], [(Epilogue::Store, Operands::Bytes, 4, 2)];
+    decode_add_k3_bytes, DecodeAddK3Bytes, "a projection back to the residual stream", [product::Bytes, { device::ADD }, 2, 3], [(Epilogue::Add, Operands::Bytes, 3, 2)];
+    decode_add_k4_bytes, DecodeAddK4Bytes, "a projection back to the residual stream", [product::Bytes, { device::ADD }, 2, 4], [(Epilogue::Add, Operands::Bytes, 4, 2)];
+    decode_gated_k3_bytes, DecodeGatedK3Bytes, "gate and up", [product::Bytes, { device::GATED }, 2, 3], [(Epilogue::Gated, Operands::Bytes, 3, 2)];
+    decode_gated_k4_bytes, DecodeGatedK4Bytes, "gate and up", [product::Bytes, { device::GATED }, 2, 4], [(Epilogue::Gated, Operands::Bytes, 4, 2)];
     [min_blocks = 2, arch = sm_90,]
-    decode_store_t5k2, DecodeStoreT5K2, "q, k and v", [product::Bits, { device::STORE }, 5, 2], (5, 2);
-    decode_add_t3k2, DecodeAddT3K2, "a projection back to the residual stream", [product::Bits, { device::ADD }, 3, 2], (3, 2);
-    decode_add_t5k2, DecodeAddT5K2, "a projection back to the residual stream", [product::Bits, { device::ADD }, 5, 2], (5, 2);
+    decode_store_t5k2, DecodeStoreT5K2, "q, k and v", [product::Bits, { device::STORE }, 5, 2], [(Epilogue::Store, Operands::Bits, 2, 5)];
+    decode_add_t3k2, DecodeAddT3K2, "a projection back to the residual stream", [product::Bits, { device::ADD }, 3, 2], [(Epilogue::Add, Operands::Bits, 2, 3)];
+    decode_add_t5k2, DecodeAddT5K2, "a projection back to the residual stream", [product::Bits, { device::ADD }, 5, 2], [(Epilogue::Add, Operands::Bits, 2, 5)];
     [min_blocks = 1, arch = sm_90,]
-    decode_store_t6k2, DecodeStoreT6K2, "q, k and v", [product::Bits, { device::STORE }, 6, 2], (6, 2);
-    decode_add_t2k4, DecodeAddT2K4, "a projection back to the residual stream", [product::Bits, { device::ADD }, 2, 4], (2, 4);
-    decode_add_t3k4, DecodeAddT3K4, "a projection back to the residual stream", [product::Bits, { device::ADD }, 3, 4], (3, 4);
-    decode_gated_t8k2, DecodeGatedT8K2, "gate and up", [product::Bits, { device::GATED }, 8, 2], (8, 2);
-    decode_gated_t9k2, DecodeGatedT9K2, "gate and up", [product::Bits, { device::GATED }, 9, 2], (9, 2);
-    decode_gated_t10k2, DecodeGatedT10K2, "gate and up", [product::Bits, { device::GATED }, 10, 2], (10, 2);
-    decode_gated_t11k2, DecodeGatedT11K2, "gate and up", [product::Bits, { device::GATED }, 11, 2], (11, 2);
-    decode_gated_t12k2, DecodeGatedT12K2, "gate and up", [product::Bits, { device::GATED }, 12, 2], (12, 2);
+    decode_store_t6k2, DecodeStoreT6K2, "q, k and v", [product::Bits, { device::STORE }, 6, 2], [(Epilogue::Store, Operands::Bits, 2, 6)];
+    decode_add_t3k4, DecodeAddT3K4, "a projection back to the residual stream", [product::Bits, { device::ADD }, 3, 4], [(Epilogue::Add, Operands::Bits, 4, 3)];
+    decode_add_t2k4, DecodeAddT2K4, "a projection back to the residual stream", [product::Bits, { device::ADD }, 2, 4], [(Epilogue::Add, Operands::Bits, 4, 2)];
+    decode_gated_t8k2, DecodeGatedT8K2, "gate and up", [product::Bits, { device::GATED }, 8, 2], [(Epilogue::Gated, Operands::Bits, 2, 8)];
+    decode_gated_t9k2, DecodeGatedT9K2, "gate and up", [product::Bits, { device::GATED }, 9, 2], [(Epilogue::Gated, Operands::Bits, 2, 9)];
+    decode_gated_t10k2, DecodeGatedT10K2, "gate and up", [product::Bits, { device::GATED }, 10, 2], [(Epilogue::Gated, Operands::Bits, 2, 10)];
+    decode_gated_t11k2, DecodeGatedT11K2, "gate and up", [product::Bits, { device::GATED }, 11, 2], [(Epilogue::Gated, Operands::Bits, 2, 11)];
+    decode_gated_t12k2, DecodeGatedT12K2, "gate and up", [product::Bits, { device::GATED }, 12, 2], [(Epilogue::Gated, Operands::Bits, 2, 12)];
 }
 
-/// Most threads of a block whose warps hold `tiles_per_warp` tiles of each of their rows, however many rows these are.
-const fn threads(_tile_rows: u32, tiles_per_warp: u32) -> u32 {
+/// What kernels differ in: the epilogue, how they multiply, tiles of each row that a warp holds, and rows of tiles of a block.
+type Key = (Epilogue, Operands, u32, u32);
+
+/// Most threads of a block, however many rows of tiles it has.
+const fn threads((_, _, tiles_per_warp, _): Key) -> u32 {
     32 * max_warps(tiles_per_warp)
 }
 
 /// The grid, and the shared memory: the parts of a block's sums, and what its warps share besides.
-fn launch(tile_rows: u32, tiles_per_warp: u32, p: &DecodeLinear) -> Launch {
+fn launch((_, _, tiles_per_warp, tile_rows): Key, p: &DecodeLinear) -> Launch {
     let warps = warps_of(p.k as usize, tiles_per_warp);
     Launch {
         grid: [(mma_tile::tiles_n(p.n as usize) as u32).div_ceil(tile_rows), 1, 1],
@@ -164,85 +166,43 @@ pub enum Epilogue {
     Gated,
 }
 
-impl Epilogue {
-    /// Rows of tiles of a block that kernels on bits are built for, of matrices of `k` columns: that of every module first, then
-    /// those of the module for capability 9.0. Larger blocks of gate and up leave multiprocessors to the layer behind it, and
-    /// what the other layers then like best depends on all four. 7 for gate and up, and fewer than here for the others, have lost.
-    const fn built(self, k: usize) -> &'static [u32] {
-        match (self, tiles_per_warp(k)) {
-            (Self::Store, 2) => &[4, 5, 6],
-            (Self::Add, 2) => &[4, 3, 5],
-            (Self::Gated, 2) => &[4, 8, 9, 10, 11, 12],
-            (Self::Add, 4) => &[4, 3, 2],
-            (_, 4) => &[4],
-            _ => &[2],
-        }
-    }
+/// What tensor cores multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operands {
+    /// Codes as they lie in memory, by the bits of the activations.
+    Bits,
+    /// Codes masked out of their words, by the activations.
+    Bytes,
+}
 
+impl Epilogue {
     /// Rows of tiles that a block may have on bits, of matrices of `k` columns: the first in every module, the others in the
     /// module for capability 9.0, where the block has a lane for each of their outputs. All give the same bits.
+    ///
+    /// Larger blocks of gate and up leave multiprocessors to the layer behind it, and what the other layers then like best depends on
+    /// all four. 7 for gate and up, and fewer than are built for the others, have lost.
     pub fn tile_rows(self, k: usize) -> impl Iterator<Item = u32> {
         let outputs = if self == Self::Gated { 8 } else { 16 };
         let lanes = warps(k) * 32;
-        self.built(k)
-            .iter()
-            .copied()
+        self.built(Operands::Bits, k)
             .filter(move |tile_rows| tile_rows * outputs <= lanes)
     }
-}
 
-/// Hands the kernel for these parameters to `run`: on bytes, or on bits with blocks of `tile_rows` rows of tiles; where
-/// [`Epilogue::tile_rows`] does not have that number, with the first that it has.
-#[cfg(not(target_arch = "nvptx64"))]
-pub fn with_kernel<U: Use>(
-    p: DecodeLinear,
-    epilogue: Epilogue,
-    bits: bool,
-    tile_rows: u32,
-    run: U,
-) -> U::Output {
-    use Epilogue::{Add, Gated, Store};
-    let k = p.k as usize;
-    let tile_rows = if epilogue.tile_rows(k).any(|built| built == tile_rows) {
-        tile_rows
-    } else {
-        0
-    };
-    macro_rules! run {
-        ($Params:ident) => {{
-            let kernel = $Params::from(p);
-            run.of(kernel, kernel.launch())
-        }};
+    /// Rows of tiles of a block of the kernels that are built for matrices of `k` columns.
+    fn built(self, operands: Operands, k: usize) -> impl Iterator<Item = u32> {
+        let wanted = (self, operands, tiles_per_warp(k));
+        let keys = DecodeLinear::KEYS.iter();
+        keys.filter(move |key| (key.0, key.1, key.2) == wanted)
+            .map(|key| key.3)
     }
-    match (epilogue, tiles_per_warp(k), bits, tile_rows) {
-        (Store, 2, true, 5) => run!(DecodeStoreT5K2),
-        (Store, 2, true, 6) => run!(DecodeStoreT6K2),
-        (Store, 2, true, _) => run!(DecodeStoreK2),
-        (Store, 2, false, _) => run!(DecodeStoreK2Bytes),
-        (Store, 3, true, _) => run!(DecodeStoreK3),
-        (Store, 3, false, _) => run!(DecodeStoreK3Bytes),
-        (Store, _, true, _) => run!(DecodeStoreK4),
-        (Store, _, false, _) => run!(DecodeStoreK4Bytes),
-        (Add, 2, true, 3) => run!(DecodeAddT3K2),
-        (Add, 2, true, 5) => run!(DecodeAddT5K2),
-        (Add, 2, true, _) => run!(DecodeAddK2),
-        (Add, 2, false, _) => run!(DecodeAddK2Bytes),
-        (Add, 3, true, _) => run!(DecodeAddK3),
-        (Add, 3, false, _) => run!(DecodeAddK3Bytes),
-        (Add, _, true, 2) => run!(DecodeAddT2K4),
-        (Add, _, true, 3) => run!(DecodeAddT3K4),
-        (Add, _, true, _) => run!(DecodeAddK4),
-        (Add, _, false, _) => run!(DecodeAddK4Bytes),
-        (Gated, 2, true, 8) => run!(DecodeGatedT8K2),
-        (Gated, 2, true, 9) => run!(DecodeGatedT9K2),
-        (Gated, 2, true, 10) => run!(DecodeGatedT10K2),
-        (Gated, 2, true, 11) => run!(DecodeGatedT11K2),
-        (Gated, 2, true, 12) => run!(DecodeGatedT12K2),
-        (Gated, 2, true, _) => run!(DecodeGatedK2),
-        (Gated, 2, false, _) => run!(DecodeGatedK2Bytes),
-        (Gated, 3, true, _) => run!(DecodeGatedK3),
-        (Gated, 3, false, _) => run!(DecodeGatedK3Bytes),
-        (Gated, _, true, _) => run!(DecodeGatedK4),
-        (Gated, _, false, _) => run!(DecodeGatedK4Bytes),
+
+    /// The kernel for matrices of `k` columns: on bits with blocks of `tile_rows` rows of tiles, where [`Epilogue::tile_rows`] has that
+    /// number, and otherwise with the first that is built.
+    #[must_use]
+    pub fn key(self, operands: Operands, k: usize, tile_rows: u32) -> (Self, Operands, u32, u32) {
+        let is_built = operands == Operands::Bits && self.tile_rows(k).any(|built| built == tile_rows);
+        let first = self.built(operands, k).next().unwrap_or_default();
+        let tile_rows = if is_built { tile_rows } else { first };
+        (self, operands, tiles_per_warp(k), tile_rows)
     }
 }

@@ -1,8 +1,8 @@
 //! The products of a warp: tiles of weights by the codes of one row.
 
-use crate::bit_gemv::device::tile_sums;
 use crate::bits;
 use crate::intrinsics::*;
+use crate::tiles::tile_sums;
 
 /// How a warp multiplies tiles of weights with a row of codes.
 pub(super) trait Product {

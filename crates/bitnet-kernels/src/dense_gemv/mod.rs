@@ -13,6 +13,14 @@
 //! Activations keep their accuracy: for bfloat16 weights each is split into three bfloat16 terms that add up to the f32
 //! (24 = 3 * 8 bits), for 8-bit weights into two 8-bit terms, whose sums are exact.
 
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+pub(crate) mod device;
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+pub(crate) mod bf16;
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod int8;
+
 use crate::{Global, Launch};
 
 /// Most columns that share a pass over the weights.
@@ -35,7 +43,7 @@ pub struct Machine {
     pub shared_limit: u32,
 }
 
-kernel! {
+kernels! {
     /// `y[c][n] = r[c] * sum over k of w[n][k] norm[k] x[c][k]` with `r[c] = 1 / rms(x[c])`, for `cols` columns c.
     ///
     /// - Shapes: `w` (n, k) bfloat16, row-major; `x` (cols, k); `norm` (k); `y` (cols, n).
@@ -68,9 +76,7 @@ kernel! {
         /// Epsilon of the norm; negative where there is no norm.
         pub eps: f32,
     }
-}
 
-kernel! {
     /// `y[c][n] = (sum over k of w[n][k] x[c][k]) * (scales[n] * unit[c])` for `cols` columns c.
     ///
     /// - Shapes: `w` (n, k) i8, row-major; `scales` (n); `terms`, `unit` as [`crate::int8_head::Int8Columns`] leaves them; `y`
@@ -172,9 +178,3 @@ impl Int8Gemv {
         }
     }
 }
-#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
-pub(crate) mod bf16;
-#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
-pub(crate) mod device;
-#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
-mod int8;

@@ -1,11 +1,28 @@
 //! Loads, stores and copies of a lane, checked.
 
 use super::fault::FaultKind;
-use super::lane::{Access, Order};
 use super::memory::{Refusal, Use};
-use super::state::{InFlight, Source, State};
+use super::state::State;
+use super::wait::{InFlight, Source};
 use core::panic::Location;
 use std::format;
+
+/// How a load reaches memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Plain,
+    /// Through the read-only path.
+    Constant,
+}
+
+/// Memory order of an atomic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    Relaxed,
+    Acquire,
+    Release,
+    AcqRel,
+}
 
 impl State {
     /// Checks and records an access of global memory; gives buffer and offset.
@@ -188,9 +205,14 @@ impl State {
                 let (id, offset) = self.memory.find(address, len)?;
                 target.copy_from_slice(&self.memory.buffers[id].space.bytes[offset..offset + len]);
             }
-            Source::Words(words) => target.copy_from_slice(&super::lane::bytes::<8>(&words)),
+            Source::Words(words) => target.copy_from_slice(&bytes::<8>(&words)),
         }
         block.shared.mark_written(start, len, true);
         Ok(())
     }
+}
+
+/// Words to bytes, little endian.
+pub(crate) fn bytes<const N: usize>(words: &[u32]) -> [u8; N] {
+    core::array::from_fn(|i| words[i / 4].to_le_bytes()[i % 4])
 }

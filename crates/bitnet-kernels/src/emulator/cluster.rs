@@ -2,21 +2,10 @@
 
 use super::fault::FaultKind;
 use super::memory::{Refusal, Use};
-use super::state::{InFlight, Source, State};
-use super::sync::Next;
+use super::state::State;
+use super::wait::{InFlight, Next, Source};
 use core::ops::Range;
 use std::format;
-use std::vec::Vec;
-
-/// The barrier of a cluster.
-#[derive(Default)]
-pub(super) struct ClusterBarrier {
-    /// Phases that have ended.
-    phase: u32,
-    n_arrived: usize,
-    /// Block and lane of those who wait.
-    waiting: Vec<(usize, u32)>,
-}
 
 impl State {
     /// The blocks of the current block's cluster.

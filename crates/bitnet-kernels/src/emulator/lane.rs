@@ -1,29 +1,14 @@
 //! The host side of the intrinsics: what a running lane calls.
 
+pub(crate) use super::access::{Access, Order, bytes};
 use super::fault::FaultKind;
 use super::memory::{Refusal, Use};
 use super::state::{Place, State, Status, with};
-use super::sync::Next;
+use super::wait::Next;
+use crate::raw::Raw;
 use core::ops::{Add, Mul};
 use core::panic::Location;
 use std::format;
-
-/// How a load reaches memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
-    Plain,
-    /// Through the read-only path.
-    Constant,
-}
-
-/// Memory order of an atomic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    Relaxed,
-    Acquire,
-    Release,
-    AcqRel,
-}
 
 /// Back to the scheduler, until it picks this lane again.
 fn suspend() {
@@ -145,9 +130,10 @@ pub(crate) fn mma<T>(
     of_b: fn(u32) -> T,
 ) -> [T; 4]
 where
-    T: crate::intrinsics::Word + Add<Output = T> + Mul<Output = T>,
+    T: Raw + Add<Output = T> + Mul<Output = T>,
 {
-    let w = c.map(T::to_word);
+    let (to_word, from_word) = (|x: T| x.to_raw() as u32, |word: u32| T::from_raw(word.into()));
+    let w = c.map(to_word);
     let data = [a[0], a[1], a[2], a[3], b[0], b[1], w[0], w[1], w[2], w[3]];
     let in_word = k / 8;
     let element = |word: u32, i: usize| {
@@ -174,13 +160,13 @@ where
         core::array::from_fn(|lane| {
             core::array::from_fn(|i| {
                 let (row, col) = (lane / 4 + 8 * (i / 2), lane % 4 * 2 + i % 2);
-                let c = T::from_word(data[lane][6 + i]);
+                let c = from_word(data[lane][6 + i]);
                 let sum = (0..k).fold(c, |sum, j| sum + at_a(data, row, j) * at_b(data, j, col));
-                sum.to_word()
+                to_word(sum)
             })
         })
     };
-    collective(name, u32::MAX, data, resolve).map(T::from_word)
+    collective(name, u32::MAX, data, resolve).map(from_word)
 }
 
 #[track_caller]
@@ -412,11 +398,6 @@ pub(crate) fn store_async(destination: u32, words: [u32; 2], rank: u32, barrier:
     checked(Location::caller(), |state| {
         state.store_async(destination, words, rank, barrier)
     });
-}
-
-/// Words to bytes, little endian.
-pub(crate) fn bytes<const N: usize>(words: &[u32]) -> [u8; N] {
-    core::array::from_fn(|i| words[i / 4].to_le_bytes()[i % 4])
 }
 
 fn words<const N: usize>(bytes: [u8; 16]) -> [u32; N] {

@@ -8,20 +8,28 @@
 //! What it does not model: time, caches, partial warps that reconverge, weak memory beyond races (an unordered read is a
 //! fault here, not an old value), and the bits of `exp2_approx`.
 
-mod access;
-mod clock;
-mod cluster;
 mod fault;
-pub(crate) mod lane;
+
+mod clock;
+
 mod memory;
+
+mod wait;
+
 mod state;
+
+mod access;
+mod cluster;
 mod sync;
+
+pub(crate) mod lane;
+
 #[cfg(test)]
 mod tests;
 
 pub use fault::{Fault, FaultKind};
 
-use crate::intrinsics::Element;
+use crate::raw::Raw;
 use crate::{Global, Kernel, Launch};
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
@@ -65,17 +73,17 @@ impl Emulator {
     }
 
     /// A buffer with `data`, 256-byte aligned.
-    pub fn buffer<T: Element>(&mut self, data: &[T]) -> Global<T> {
+    pub fn buffer<T: Raw>(&mut self, data: &[T]) -> Global<T> {
         Global::new(self.memory.add(Space::new(to_bytes(data), true), false))
     }
 
     /// A buffer with `data` that kernels must not write; accesses to it are the cheapest to check.
-    pub fn constant<T: Element>(&mut self, data: &[T]) -> Global<T> {
+    pub fn constant<T: Raw>(&mut self, data: &[T]) -> Global<T> {
         Global::new(self.memory.add(Space::new(to_bytes(data), true), true))
     }
 
     /// A buffer of `len` elements that must be written before they are read.
-    pub fn uninit<T: Element>(&mut self, len: usize) -> Global<T> {
+    pub fn uninit<T: Raw>(&mut self, len: usize) -> Global<T> {
         let bytes = std::vec![0xcd; len * size_of::<T>()];
         Global::new(self.memory.add(Space::new(bytes, false), false))
     }
@@ -84,7 +92,7 @@ impl Emulator {
     ///
     /// # Errors
     /// When an element was never written.
-    pub fn read<T: Element>(&self, buffer: Global<T>) -> Result<Vec<T>, Fault> {
+    pub fn read<T: Raw>(&self, buffer: Global<T>) -> Result<Vec<T>, Fault> {
         let host_fault = |(kind, detail)| Fault {
             kernel: "host",
             kind,
@@ -390,7 +398,7 @@ fn report_stall(state: &mut State, residency: Residency) -> bool {
     true
 }
 
-fn to_bytes<T: Element>(data: &[T]) -> Vec<u8> {
+fn to_bytes<T: Raw>(data: &[T]) -> Vec<u8> {
     data.iter()
         .flat_map(|v| v.to_raw().to_le_bytes().into_iter().take(size_of::<T>()))
         .collect()

@@ -1,10 +1,9 @@
 //! A launch in progress: resident blocks, their lanes, and what each lane waits for.
 
 use super::clock::{Clock, View};
-use super::cluster::ClusterBarrier;
 use super::fault::{Fault, FaultKind};
 use super::memory::{GlobalMemory, Space};
-use super::sync::{Barrier, Group, Mbar};
+use super::wait::{Barrier, ClusterBarrier, Group, InFlight, Mbar};
 use core::cell::RefCell;
 use core::panic::Location;
 use std::collections::{BTreeMap, VecDeque};
@@ -30,24 +29,6 @@ pub(super) enum Status {
     /// In the named call, until others arrive.
     Waiting(&'static str),
     Done,
-}
-
-/// What an asynchronous copy brings.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Source {
-    /// The bytes at an address of global memory, as they are when it arrives.
-    Global(u64),
-    /// The operands of a store into another block's shared memory.
-    Words([u32; 2]),
-}
-
-/// An asynchronous copy that has not been waited for.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct InFlight {
-    pub(super) destination: u32,
-    pub(super) source: Source,
-    pub(super) bytes: u32,
-    pub(super) lane: u32,
 }
 
 pub(super) struct Lane {

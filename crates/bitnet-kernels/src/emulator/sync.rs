@@ -1,70 +1,14 @@
 //! Where lanes meet: barriers of a block, operations of a warp, mbarriers.
 
-use super::clock::{View, release_all};
+use super::clock::release_all;
 use super::fault::FaultKind;
 use super::memory::{Refusal, Use};
-use super::state::{InFlight, State, Status};
-use core::panic::Location;
+use super::state::{State, Status};
+use super::wait::{Caller, Group, Mbar, Next};
 use std::boxed::Box;
 use std::format;
 use std::rc::Rc;
 use std::vec::Vec;
-
-type Caller = &'static Location<'static>;
-
-/// A hardware barrier of a block.
-#[derive(Default)]
-pub(super) struct Barrier {
-    /// Lanes of the phase under way, and whether they wait.
-    arrived: Vec<(u32, bool)>,
-    /// The first lane of each warp to arrive, and from which line.
-    lines: [Option<(u32, Caller)>; 32],
-    expected: u32,
-    /// Released by those who arrived without waiting.
-    released: Rc<View>,
-}
-
-/// A warp operation that waits for lanes.
-pub(super) struct Group {
-    name: &'static str,
-    mask: u32,
-    arrived: u32,
-    data: Box<[[u32; 10]; 32]>,
-}
-
-/// An mbarrier object.
-pub(super) struct Mbar {
-    arrivals: u32,
-    pending: u32,
-    /// Bytes announced and not yet arrived.
-    bytes: i64,
-    phase: u32,
-    /// Released by the arrivals of the phase under way, and by those of the last one.
-    gathering: Rc<View>,
-    published: Rc<View>,
-    copies: Vec<InFlight>,
-    waiting: Vec<u32>,
-    initialized: super::clock::Epoch,
-    /// How often its initializer had arrived at the cluster's barrier when it fenced the initialization: whoever has waited
-    /// there more often comes after it.
-    fenced: Option<u32>,
-}
-
-impl Mbar {
-    /// Counts a copy for the phase under way, with what its issuer has seen and done; gives the lanes that wait.
-    pub(super) fn receive(&mut self, copy: InFlight, view: &Rc<View>) -> Vec<u32> {
-        self.gathering.join(view);
-        self.copies.push(copy);
-        core::mem::take(&mut self.waiting)
-    }
-}
-
-/// What the calling lane does next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    Go,
-    Wait,
-}
 
 impl State {
     /// Arrives at barrier `id`; `count` lanes end its phase, all of the block where there is none.

@@ -1,14 +1,11 @@
 //! The types that loads and stores move.
 
+use crate::raw::Raw;
 #[cfg(target_arch = "nvptx64")]
 use core::arch::asm;
 
-/// A number that lives in global or shared memory.
-pub trait Element: Copy + 'static {
-    /// The bits, in the low bytes.
-    fn to_raw(self) -> u64;
-    /// The inverse of [`Element::to_raw`].
-    fn from_raw(raw: u64) -> Self;
+/// A number that loads and stores move.
+pub trait Element: Raw {
     /// `ld.shared` (PTX ISA 9.7.9.8).
     ///
     /// # Safety
@@ -42,18 +39,8 @@ impl Word for i32 {}
 impl Word for f32 {}
 
 macro_rules! element {
-    ($type:ty, $class:ident, $register:ty, $ptx:literal, $to:expr, $from:expr) => {
+    ($($type:ty, $class:ident, $register:ty, $ptx:literal;)*) => {$(
         impl Element for $type {
-            #[inline(always)]
-            fn to_raw(self) -> u64 {
-                let to: fn($type) -> u64 = $to;
-                to(self)
-            }
-            #[inline(always)]
-            fn from_raw(raw: u64) -> Self {
-                let from: fn(u64) -> $type = $from;
-                from(raw)
-            }
             #[cfg(target_arch = "nvptx64")]
             #[inline(always)]
             unsafe fn load_shared(address: u32) -> Self {
@@ -75,15 +62,15 @@ macro_rules! element {
                 }
             }
         }
-    };
+    )*};
 }
 
-element!(u8, reg32, u32, "u8", |v| v.into(), |raw| raw as u8);
-element!(i8, reg32, u32, "s8", |v| v as u8 as u64, |raw| raw as i8);
-element!(u16, reg32, u32, "u16", |v| v.into(), |raw| raw as u16);
-element!(u32, reg32, u32, "b32", |v| v.into(), |raw| raw as u32);
-element!(i32, reg32, u32, "b32", |v| v as u32 as u64, |raw| raw as i32);
-element!(f32, reg32, u32, "b32", |v| v.to_bits().into(), |raw| {
-    f32::from_bits(raw as u32)
-});
-element!(u64, reg64, u64, "b64", |v| v, |raw| raw);
+element! {
+    u8, reg32, u32, "u8";
+    i8, reg32, u32, "s8";
+    u16, reg32, u32, "u16";
+    u32, reg32, u32, "b32";
+    i32, reg32, u32, "b32";
+    f32, reg32, u32, "b32";
+    u64, reg64, u64, "b64";
+}

@@ -7,18 +7,22 @@
 //! Barriers, shuffles, votes and matrix products are LLVM intrinsics, never `asm!`: LLVM knows those as *convergent* and
 //! does not move them under a branch. Loads, stores, conversions and hints are `asm!`.
 
-mod atomic;
-mod barrier;
-mod cluster;
-mod copy;
 mod element;
 mod float;
-mod global;
 mod index;
 mod integer;
-mod mma;
+
 mod shared;
+
+mod atomic;
+mod barrier;
+mod global;
+mod mma;
 mod warp;
+
+mod copy;
+
+mod cluster;
 
 pub use barrier::*;
 pub use cluster::*;

@@ -94,7 +94,7 @@ impl Settings {
     }
 }
 
-kernel! {
+kernels! {
     /// The `keep` best keys of each 2048 logits, sorted, after penalties; nothing of rows that are drawn without sorting.
     ///
     /// - Shapes: as the fields say.
@@ -119,9 +119,7 @@ kernel! {
         /// Keys that a block keeps.
         pub keep: u32,
     }
-}
 
-kernel! {
     /// The `keep` best of each 2048 keys, sorted; nothing of rows that are drawn without sorting.
     ///
     /// - Shapes: `from` (rows, n), `keys` (rows, blocks, keep).
@@ -143,22 +141,7 @@ kernel! {
         /// Keys that a block keeps.
         pub keep: u32,
     }
-}
 
-/// Sizes of what the kernels that draw without sorting keep of a row.
-#[derive(Clone, Copy, Debug)]
-pub struct Whole;
-
-impl Whole {
-    /// Words of its state.
-    pub const WORDS: usize = 4;
-    /// Bins, one for each value of a digit.
-    pub const BINS: usize = BINS as usize;
-    /// Passes of [`CutWhole`] that make a cut.
-    pub const PASSES: u32 = Cut::PASSES;
-}
-
-kernel! {
     /// Penalizes each row's logits, and finds the largest key of them, or that of damaged ones.
     ///
     /// - Shapes: as the fields say.
@@ -182,9 +165,7 @@ kernel! {
         /// 1 for all rows, 0 for those alone that are drawn without sorting.
         pub all: u32,
     }
-}
 
-kernel! {
     /// A digit of the logit at which top-k (`by_mass` 0) or top-p (1) cuts a row, for rows that are cut like this.
     ///
     /// - Shapes: as the fields say.
@@ -213,9 +194,7 @@ kernel! {
         /// Whether mass at temperature 1 counts, or tokens.
         pub by_mass: u32,
     }
-}
 
-kernel! {
     /// What each 2048 tokens of a row weigh at the row's temperature after its cuts.
     ///
     /// - Shapes: as the fields say.
@@ -237,9 +216,7 @@ kernel! {
         /// Tokens of the vocabulary.
         pub vocab: u32,
     }
-}
 
-kernel! {
     /// Draws each row's token from its sorted candidates, appends it to the row's history, puts it into the host's ring, and
     /// moves the row's position on; nothing of rows that are drawn without sorting.
     ///
@@ -282,9 +259,7 @@ kernel! {
         /// Rows that a step has in the host's ring.
         pub ring_rows: u32,
     }
-}
 
-kernel! {
     /// Draws the token of each row that is drawn without sorting, and does with it what [`DrawToken`] does; with `all` the most likely
     /// one of greedy rows too.
     ///
@@ -329,6 +304,19 @@ kernel! {
         /// 1 for all rows, 0 for those alone that are drawn without sorting.
         pub all: u32,
     }
+}
+
+/// Sizes of what the kernels that draw without sorting keep of a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Whole;
+
+impl Whole {
+    /// Words of its state.
+    pub const WORDS: usize = 4;
+    /// Bins, one for each value of a digit.
+    pub const BINS: usize = BINS as usize;
+    /// Passes of [`CutWhole`] that make a cut.
+    pub const PASSES: u32 = Cut::PASSES;
 }
 
 impl SelectLogits {

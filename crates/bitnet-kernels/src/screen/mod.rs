@@ -38,7 +38,7 @@ pub const fn groups(vocab: usize) -> usize {
     vocab.div_ceil(CHUNK as usize) * GROUPS as usize
 }
 
-kernel! {
+kernels! {
     /// A value that at least as many logits reach as each column's choice keeps, from between what ends they lie.
     ///
     /// - Shapes: as the fields say.
@@ -72,21 +72,7 @@ kernel! {
         /// Rows of the head.
         pub vocab: u32,
     }
-}
 
-impl ScreenThreshold {
-    /// Blocks of 2048 rows by columns.
-    #[must_use]
-    pub const fn launch(&self, cols: u32) -> Launch {
-        Launch {
-            grid: [self.vocab.div_ceil(CHUNK), cols, 1],
-            block: [THREADS, 1, 1],
-            shared_bytes: (2 * THREADS / 32 + 1) * 4,
-        }
-    }
-}
-
-kernel! {
     /// `y[c][i] = r[c] * sum over k of w[i][k] norm[k] x[c][k]` with `r[c] = 1 / rms(x[c])`, for those rows i of each column c whose
     /// score in `y` can reach the column's threshold, or has no bound, or whose token is recent where penalties are on.
     ///
@@ -126,6 +112,18 @@ kernel! {
         pub k: u32,
         /// Epsilon of the norm; negative where there is no norm.
         pub eps: f32,
+    }
+}
+
+impl ScreenThreshold {
+    /// Blocks of 2048 rows by columns.
+    #[must_use]
+    pub const fn launch(&self, cols: u32) -> Launch {
+        Launch {
+            grid: [self.vocab.div_ceil(CHUNK), cols, 1],
+            block: [THREADS, 1, 1],
+            shared_bytes: (2 * THREADS / 32 + 1) * 4,
+        }
     }
 }
 

@@ -2,12 +2,12 @@
 
 use crate::common::Random;
 use bitnet_kernels::attention::{
-    self, AttentionCluster, AttentionCombine, AttentionDecode, AttentionPrefill, Tile,
+    AttentionCluster, AttentionCombine, AttentionDecode, AttentionPrefill, DecodeInputs, Heads, Tile,
 };
 use bitnet_kernels::cache::{KvType, PAGE, READ_ONLY, padded_head_dim};
 use bitnet_kernels::emulator::{Emulator, Fault};
-use bitnet_kernels::rope::{RopeAppend, RopeAppendBf16, RopeAppendInt8, q_scale};
-use bitnet_kernels::{Global, Kernel, Launch};
+use bitnet_kernels::rope::{RopeAppend, q_scale};
+use bitnet_kernels::{Kernel, Launch, Use};
 
 /// The dimensions of an attention layer, its angles, and how it keeps keys and values.
 pub(crate) struct Shape {
@@ -37,6 +37,11 @@ impl Shape {
             cos: angles.clone().map(|a| a.cos() as f32).collect(),
             sin: angles.map(|a| a.sin() as f32).collect(),
         }
+    }
+
+    /// The heads, as kernels are built for them.
+    pub(crate) fn heads(&self) -> Heads {
+        Heads::new(self.padded, self.kv_type).unwrap()
     }
 
     /// Floats of a token in the output of the fused linear layer.
@@ -292,30 +297,17 @@ impl Cache {
 }
 
 /// Launches a kernel, in clusters of some blocks where there are some.
-fn run<K: Kernel + 'static>(
-    emulator: &mut Emulator,
-    launch: Launch,
-    params: &K,
-    cluster: Option<u32>,
-) -> Result<(), Fault> {
-    match cluster {
-        None => emulator.launch(&launch, params),
-        Some(blocks) => emulator.launch_clusters(&launch, params, blocks),
-    }
-}
+struct Run<'a>(&'a mut Emulator, Option<u32>);
 
-/// [`run`] of the kernel of a shape, with its parameters, from the kernels by padded width.
-macro_rules! run_by_width {
-    ($emulator:ident, $shape:ident, $params:ident, $cluster:expr, $($kv_type:ident $width:pat => $Params:ident;)*) => {
-        match ($shape.padded, $shape.kv_type) {
-            $(
-                ($width, KvType::$kv_type) => {
-                    let params = attention::$Params::from($params);
-                    run($emulator, params.launch(), &params, $cluster)?;
-                }
-            )*
+impl Use for Run<'_> {
+    type Output = Result<(), Fault>;
+
+    fn of<K: Kernel + 'static>(self, kernel: K, launch: Launch) -> Self::Output {
+        match self.1 {
+            None => self.0.launch(&launch, &kernel),
+            Some(blocks) => self.0.launch_clusters(&launch, &kernel, blocks),
         }
-    };
+    }
 }
 
 /// Appends and attends runs of (sequence, first position, tokens): the outputs of all tokens, and the cache after.
@@ -363,16 +355,7 @@ pub(crate) fn prefill(
         padded: shape.padded,
         q_scale: q_scale(shape.head_dim),
     };
-    match shape.kv_type {
-        KvType::Bf16 => {
-            let append = RopeAppendBf16::from(append);
-            emulator.launch(&append.launch(), &append)?;
-        }
-        KvType::Int8 => {
-            let append = RopeAppendInt8::from(append);
-            emulator.launch(&append.launch(), &append)?;
-        }
-    }
+    append.with_kernel(shape.kv_type, Run(emulator, None))?;
     let params = AttentionPrefill {
         q: append.q,
         k_cache: append.k_cache,
@@ -386,15 +369,7 @@ pub(crate) fn prefill(
         head_dim: shape.head_dim,
         table_len,
     };
-    run_by_width! { emulator, shape, params, None,
-        Bf16 32 => AttentionPrefill32;
-        Bf16 64 => AttentionPrefill64;
-        Bf16 128 => AttentionPrefill128;
-        Bf16 _ => AttentionPrefill256;
-        Int8 32 => AttentionPrefill32Int8;
-        Int8 64 => AttentionPrefill64Int8;
-        Int8 _ => AttentionPrefill128Int8;
-    }
+    params.with_kernel(shape.heads(), Run(emulator, None))?;
     let cache = Cache {
         k: emulator.read(append.k_cache.cast())?,
         v: emulator.read(append.v_cache.cast())?,
@@ -403,7 +378,7 @@ pub(crate) fn prefill(
     Ok((emulator.read(params.out)?, cache))
 }
 
-/// Decoding of tokens (sequence, position), with room for partial results of `steps` steps.
+/// Decoding of tokens (sequence, position) in `steps` steps.
 fn attend(
     emulator: &mut Emulator,
     shape: &Shape,
@@ -411,10 +386,9 @@ fn attend(
     cache: &Cache,
     tokens: &[(u32, u32)],
     steps: u32,
-    [values, sums]: [Global<f32>; 2],
-) -> AttentionDecode {
+) -> DecodeInputs {
     let table_len = steps.max(shape.context / PAGE);
-    AttentionDecode {
+    DecodeInputs {
         qkv: emulator.constant(&rows.batch(shape, tokens)),
         positions: emulator.constant(&tokens.iter().map(|t| t.1).collect::<Vec<_>>()),
         tables: emulator.constant(&cache.rows(tokens.iter().map(|t| t.0), table_len)),
@@ -422,8 +396,6 @@ fn attend(
         sin: emulator.constant(&shape.sin),
         k_cache: emulator.buffer(&cache.k).cast(),
         v_cache: emulator.buffer(&cache.v).cast(),
-        values,
-        sums,
         batch: tokens.len() as u32,
         n_heads: shape.n_heads,
         n_kv_heads: shape.n_kv_heads,
@@ -449,16 +421,9 @@ pub(crate) fn decode(
     let partial = batch * shape.n_heads * steps;
     let values = emulator.uninit((partial * shape.padded) as usize);
     let sums = emulator.uninit(2 * partial as usize);
-    let params = attend(emulator, shape, rows, cache, tokens, steps, [values, sums]);
-    run_by_width! { emulator, shape, params, None,
-        Bf16 32 => AttentionDecode32;
-        Bf16 64 => AttentionDecode64;
-        Bf16 128 => AttentionDecode128;
-        Bf16 _ => AttentionDecode256;
-        Int8 32 => AttentionDecode32Int8;
-        Int8 64 => AttentionDecode64Int8;
-        Int8 _ => AttentionDecode128Int8;
-    }
+    let inputs = attend(emulator, shape, rows, cache, tokens, steps);
+    let params = AttentionDecode::new(inputs, values, sums);
+    params.with_kernel(shape.heads(), Run(emulator, None))?;
     let d_q = (shape.n_heads * shape.head_dim) as usize;
     let combine = AttentionCombine {
         values: params.values,
@@ -492,18 +457,8 @@ pub(crate) fn decode_in_clusters(
 ) -> Result<(Vec<f32>, Cache), Fault> {
     let batch = tokens.len() as u32;
     let out = emulator.uninit((batch * shape.n_heads * shape.head_dim) as usize);
-    // No partial results are left.
-    let params = attend(emulator, shape, rows, cache, tokens, steps, [out, out]);
-    let params = AttentionCluster::of(&params, out);
-    run_by_width! { emulator, shape, params, Some(steps),
-        Bf16 32 => AttentionCluster32;
-        Bf16 64 => AttentionCluster64;
-        Bf16 128 => AttentionCluster128;
-        Bf16 _ => AttentionCluster256;
-        Int8 32 => AttentionCluster32Int8;
-        Int8 64 => AttentionCluster64Int8;
-        Int8 _ => AttentionCluster128Int8;
-    }
+    let params = AttentionCluster::new(attend(emulator, shape, rows, cache, tokens, steps), out);
+    params.with_kernel(shape.heads(), Run(emulator, Some(steps)))?;
     let cache = Cache {
         k: emulator.read(params.k_cache.cast())?,
         v: emulator.read(params.v_cache.cast())?,

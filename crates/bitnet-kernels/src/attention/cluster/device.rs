@@ -37,8 +37,7 @@ struct Own<'a> {
 }
 
 #[inline(always)]
-pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: impl Into<AttentionCluster>) {
-    let p: AttentionCluster = p.into();
+pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: AttentionCluster) {
     let (padded, kv) = (Step::<CHUNKS, INT8>::PADDED, KvType::of(INT8));
     let (rank, kv_head, token) = (block_idx_x(), block_idx_y(), block_idx_z() as usize);
     let exchange = Exchange {
@@ -59,7 +58,7 @@ pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: impl Into<Att
         }
         cluster_arrive_relaxed();
         grid_dependency_launch();
-        let attention = Step::<CHUNKS, INT8>::new(p.into(), token, kv_head, rank);
+        let attention = Step::<CHUNKS, INT8>::new(p.inputs(), token, kv_head, rank);
         let steps = attention.position / PAGE + 1;
         if thread_idx_x() == 0 {
             exchange

@@ -4,13 +4,13 @@
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
 
-use super::decode::{AttentionDecode, HEADS, WARPS, step_bytes};
+use super::decode::{HEADS, WARPS, decode_family, step_bytes, with_inputs};
+use super::heads::Heads;
 use crate::cache::KvType;
 use crate::{Global, Launch};
 
-kernels! {
-    /// Parameters of the decode kernels of short contexts, one for each padded width of a head: convert it into that
-    /// kernel's.
+with_inputs! { decode_family! {
+    /// Parameters of the decode kernels of short contexts, one for each of [`Heads`].
     ///
     /// `out[b][h] = O / L` of [`crate::attention`], and the new keys and values: what [`super::AttentionDecode`] and
     /// [`super::AttentionCombine`] do, with the same bits. Every block stores the step it has computed into the shared memory
@@ -24,76 +24,25 @@ kernels! {
     /// - Bound: latency from `qkv` to `out`.
     ///
     /// # Safety
-    /// As for [`super::AttentionDecode`]; `steps` and `heads_per_kv` as [`AttentionCluster::blocks`] gives and takes them;
+    /// As for [`super::AttentionDecode`]; `steps`, which are also the blocks of a cluster, and `heads_per_kv` as [`AttentionCluster::blocks`] gives and takes them;
     /// `out` 8-byte aligned.
     pub struct AttentionCluster {
-        /// Output of the fused linear layer, (batch, n_heads + 2 n_kv_heads, head_dim).
-        pub qkv: Global<f32>,
-        /// Position of every token in its sequence, (batch).
-        pub positions: Global<u32>,
-        /// Pages of every token's sequence, (batch, table_len): see [`crate::cache`].
-        pub tables: Global<u32>,
-        /// Cosines, (context, head_dim / 2).
-        pub cos: Global<f32>,
-        /// Sines, (context, head_dim / 2).
-        pub sin: Global<f32>,
-        /// Keys of the layer, as [`crate::cache`] lays them out.
-        pub k_cache: Global<u32>,
-        /// Values of the layer.
-        pub v_cache: Global<u32>,
         /// Output.
         pub out: Global<f32>,
-        /// Tokens.
-        pub batch: u32,
-        /// Query heads.
-        pub n_heads: u32,
-        /// Key and value heads.
-        pub n_kv_heads: u32,
-        /// Query heads of each: their quotient.
-        pub heads_per_kv: u32,
-        /// Dimensions of a head.
-        pub head_dim: u32,
-        /// Pages that a row of `tables` has room for.
-        pub table_len: u32,
-        /// Steps, and blocks of a cluster.
-        pub steps: u32,
-        /// Factor of the queries, [`crate::rope::q_scale`].
-        pub q_scale: f32,
     }
+    each Heads;
     [min_blocks = 1, arch = sm_90,]
-    attention_cluster_32, AttentionCluster32, "heads padded to 32 dimensions, in bfloat16", [1, false], (32, KvType::Bf16);
-    attention_cluster_64, AttentionCluster64, "heads padded to 64 dimensions, in bfloat16", [2, false], (64, KvType::Bf16);
-    attention_cluster_128, AttentionCluster128, "heads padded to 128 dimensions, in bfloat16", [4, false], (128, KvType::Bf16);
-    attention_cluster_256, AttentionCluster256, "heads padded to 256 dimensions, in bfloat16", [8, false], (256, KvType::Bf16);
-    attention_cluster_32_int8, AttentionCluster32Int8, "heads padded to 32 dimensions, of 8-bit integers", [1, true], (32, KvType::Int8);
-    attention_cluster_64_int8, AttentionCluster64Int8, "heads padded to 64 dimensions, of 8-bit integers", [2, true], (64, KvType::Int8);
-    attention_cluster_128_int8, AttentionCluster128Int8, "heads padded to 128 dimensions, of 8-bit integers", [4, true], (128, KvType::Int8);
-}
+    attention_cluster_32, AttentionCluster32, "heads padded to 32 dimensions, in bfloat16", [1, false], [Heads::Bf16x32];
+    attention_cluster_64, AttentionCluster64, "heads padded to 64 dimensions, in bfloat16", [2, false], [Heads::Bf16x64];
+    attention_cluster_128, AttentionCluster128, "heads padded to 128 dimensions, in bfloat16", [4, false], [Heads::Bf16x128];
+    attention_cluster_256, AttentionCluster256, "heads padded to 256 dimensions, in bfloat16", [8, false], [Heads::Bf16x256];
+    attention_cluster_32_int8, AttentionCluster32Int8, "heads padded to 32 dimensions, of 8-bit integers", [1, true], [Heads::Int8x32];
+    attention_cluster_64_int8, AttentionCluster64Int8, "heads padded to 64 dimensions, of 8-bit integers", [2, true], [Heads::Int8x64];
+    attention_cluster_128_int8, AttentionCluster128Int8, "heads padded to 128 dimensions, of 8-bit integers", [4, true], [Heads::Int8x128];
+
+} }
 
 impl AttentionCluster {
-    /// What `decode` computes, folded into `out`; its `steps` are blocks of a cluster, and its partial results are not touched.
-    #[must_use]
-    pub const fn of(decode: &AttentionDecode, out: Global<f32>) -> Self {
-        Self {
-            qkv: decode.qkv,
-            positions: decode.positions,
-            tables: decode.tables,
-            cos: decode.cos,
-            sin: decode.sin,
-            k_cache: decode.k_cache,
-            v_cache: decode.v_cache,
-            out,
-            batch: decode.batch,
-            n_heads: decode.n_heads,
-            n_kv_heads: decode.n_kv_heads,
-            heads_per_kv: decode.heads_per_kv,
-            head_dim: decode.head_dim,
-            table_len: decode.table_len,
-            steps: decode.steps,
-            q_scale: decode.q_scale,
-        }
-    }
-
     /// The power of two, of steps and of blocks of a cluster, that has room for `steps` steps; none where they are more than
     /// the 8 blocks that every GPU's clusters may have, or `heads_per_kv` more than 32, whose records always fit in shared
     /// memory. At least two: a block launched without a cluster cannot store to itself as to a cluster's (an illegal
@@ -109,16 +58,17 @@ impl AttentionCluster {
 }
 
 /// Threads of a block.
-const fn threads(_padded: u32, _kv: KvType) -> u32 {
+const fn threads(_: Heads) -> u32 {
     WARPS * 32
 }
 
 /// The grid, and the shared memory: of the step, the mbarrier, and a record for every step and [`HEADS`] heads.
-fn launch(padded: u32, kv: KvType, p: &AttentionCluster) -> Launch {
+fn launch(heads: Heads, p: &AttentionCluster) -> Launch {
+    let (padded, kv) = (heads.padded(), heads.kv_type());
     let rounds = p.heads_per_kv.div_ceil(HEADS);
     Launch {
         grid: [p.steps, p.n_kv_heads, p.batch],
-        block: [threads(padded, kv), 1, 1],
+        block: [threads(heads), 1, 1],
         shared_bytes: records_at(padded, kv)
             + rounds * p.steps * 4 * record_floats(chunks_of_block(padded, p.steps)),
     }

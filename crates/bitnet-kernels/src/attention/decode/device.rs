@@ -16,13 +16,12 @@ struct Partials {
 }
 
 #[inline(always)]
-pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: impl Into<AttentionDecode>) {
-    let p: AttentionDecode = p.into();
+pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: AttentionDecode) {
     grid_dependency_launch();
     let (kv_head, step, token) = (block_idx_x(), block_idx_y(), block_idx_z() as usize);
     // SAFETY: the parameters are the launch's; every branch around a warp or block operation is uniform.
     unsafe {
-        let attention = Step::<CHUNKS, INT8>::new(p.into(), token, kv_head, step);
+        let attention = Step::<CHUNKS, INT8>::new(p.inputs(), token, kv_head, step);
         if !attention.has_keys() {
             return;
         }

@@ -7,6 +7,7 @@ pub(super) mod step;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
 
+use super::heads::Heads;
 use crate::cache::KvType;
 use crate::{Global, Launch};
 
@@ -16,8 +17,98 @@ pub(super) const WARPS: u32 = 4;
 /// Query heads that a block takes at a time: half the rows of the tensor cores' tile.
 pub(super) const HEADS: u32 = 8;
 
-kernels! {
-    /// Parameters of the decode kernels, one for each padded width of a head: convert it into that kernel's.
+/// Calls a macro with the parameters that decode kernels have in common: those before their results, and those behind.
+macro_rules! with_inputs {
+    ($then:ident! { $($rest:tt)* }) => { $then! {
+        [
+            /// Output of the fused linear layer, (batch, n_heads + 2 n_kv_heads, head_dim).
+            pub qkv: Global<f32>,
+            /// Position of every token in its sequence, (batch).
+            pub positions: Global<u32>,
+            /// Pages of every token's sequence, (batch, table_len): see [`crate::cache`].
+            pub tables: Global<u32>,
+            /// Cosines, (context, head_dim / 2).
+            pub cos: Global<f32>,
+            /// Sines, (context, head_dim / 2).
+            pub sin: Global<f32>,
+            /// Keys of the layer, as [`crate::cache`] lays them out.
+            pub k_cache: Global<u32>,
+            /// Values of the layer.
+            pub v_cache: Global<u32>,
+        ]
+        [
+            /// Tokens.
+            pub batch: u32,
+            /// Query heads.
+            pub n_heads: u32,
+            /// Key and value heads.
+            pub n_kv_heads: u32,
+            /// Query heads of each: their quotient.
+            pub heads_per_kv: u32,
+            /// Dimensions of a head.
+            pub head_dim: u32,
+            /// Pages that a row of `tables` has room for.
+            pub table_len: u32,
+            /// Steps that partial results have room for.
+            pub steps: u32,
+            /// Factor of the queries, [`crate::rope::q_scale`].
+            pub q_scale: f32,
+        ]
+        $($rest)*
+    } };
+}
+
+macro_rules! inputs {
+    ([$($before:tt)*] [$($behind:tt)*]) => {
+        /// What decode kernels are given, beside the places of their results.
+        #[derive(Clone, Copy, Debug)]
+        pub struct DecodeInputs { $($before)* $($behind)* }
+    };
+}
+
+with_inputs! { inputs! {} }
+
+/// Declares a [`family!`] of decode kernels by the places of their results.
+macro_rules! decode_family {
+    (
+        [$( $(#[$before_meta:meta])* pub $before:ident: $before_type:ty, )*]
+        [$( $(#[$behind_meta:meta])* pub $behind:ident: $behind_type:ty, )*]
+        $(#[$meta:meta])*
+        pub struct $Params:ident { $( $(#[$result_meta:meta])* pub $result:ident: $result_type:ty, )* }
+        $($kernels:tt)*
+    ) => {
+        family! {
+            $(#[$meta])*
+            pub struct $Params {
+                $( $(#[$before_meta])* pub $before: $before_type, )*
+                $( $(#[$result_meta])* pub $result: $result_type, )*
+                $( $(#[$behind_meta])* pub $behind: $behind_type, )*
+            }
+            $($kernels)*
+        }
+
+        impl $Params {
+            /// The parameters of kernels that leave what they make of `inputs` there.
+            #[must_use]
+            pub const fn new(inputs: $crate::attention::DecodeInputs, $( $result: $result_type ),*) -> Self {
+                let $crate::attention::DecodeInputs { $( $before, )* $( $behind, )* } = inputs;
+                Self { $( $before, )* $( $result, )* $( $behind, )* }
+            }
+
+            /// All but the places of results.
+            #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+            #[inline(always)]
+            fn inputs(self) -> $crate::attention::DecodeInputs {
+                let Self { $( $before, )* $( $behind, )* .. } = self;
+                $crate::attention::DecodeInputs { $( $before, )* $( $behind, )* }
+            }
+        }
+    };
+}
+pub(super) use {decode_family, with_inputs};
+
+with_inputs! { decode_family! {
+    /// Parameters of the decode kernels, one for each of [`Heads`].
     ///
     /// For every token b, head h and step: `m`, `l` and `o` of [`crate::attention`] for the query of the token, rotated as
     /// [`crate::rope::RopeAppend`] does it, over the keys of the cache before the token and its own, which the block of
@@ -40,62 +131,34 @@ kernels! {
     /// no page that a token writes to is another token's, unless read-only. `positions`, `tables` and the cache before the
     /// positions are written by no kernel that this one may overlap.
     pub struct AttentionDecode {
-        /// Output of the fused linear layer, (batch, n_heads + 2 n_kv_heads, head_dim).
-        pub qkv: Global<f32>,
-        /// Position of every token in its sequence, (batch).
-        pub positions: Global<u32>,
-        /// Pages of every token's sequence, (batch, table_len): see [`crate::cache`].
-        pub tables: Global<u32>,
-        /// Cosines, (context, head_dim / 2).
-        pub cos: Global<f32>,
-        /// Sines, (context, head_dim / 2).
-        pub sin: Global<f32>,
-        /// Keys of the layer, as [`crate::cache`] lays them out.
-        pub k_cache: Global<u32>,
-        /// Values of the layer.
-        pub v_cache: Global<u32>,
         /// Weighted values of every step.
         pub values: Global<f32>,
         /// Maximum and sum of weights of every step.
         pub sums: Global<f32>,
-        /// Tokens.
-        pub batch: u32,
-        /// Query heads.
-        pub n_heads: u32,
-        /// Key and value heads.
-        pub n_kv_heads: u32,
-        /// Query heads of each: their quotient.
-        pub heads_per_kv: u32,
-        /// Dimensions of a head.
-        pub head_dim: u32,
-        /// Pages that a row of `tables` has room for.
-        pub table_len: u32,
-        /// Steps that partial results have room for.
-        pub steps: u32,
-        /// Factor of the queries, [`crate::rope::q_scale`].
-        pub q_scale: f32,
     }
+    each Heads;
     [min_blocks = 1,]
-    attention_decode_32, AttentionDecode32, "heads padded to 32 dimensions, in bfloat16", [1, false], (32, KvType::Bf16);
-    attention_decode_64, AttentionDecode64, "heads padded to 64 dimensions, in bfloat16", [2, false], (64, KvType::Bf16);
-    attention_decode_128, AttentionDecode128, "heads padded to 128 dimensions, in bfloat16", [4, false], (128, KvType::Bf16);
-    attention_decode_256, AttentionDecode256, "heads padded to 256 dimensions, in bfloat16", [8, false], (256, KvType::Bf16);
-    attention_decode_32_int8, AttentionDecode32Int8, "heads padded to 32 dimensions, of 8-bit integers", [1, true], (32, KvType::Int8);
-    attention_decode_64_int8, AttentionDecode64Int8, "heads padded to 64 dimensions, of 8-bit integers", [2, true], (64, KvType::Int8);
-    attention_decode_128_int8, AttentionDecode128Int8, "heads padded to 128 dimensions, of 8-bit integers", [4, true], (128, KvType::Int8);
-}
+    attention_decode_32, AttentionDecode32, "heads padded to 32 dimensions, in bfloat16", [1, false], [Heads::Bf16x32];
+    attention_decode_64, AttentionDecode64, "heads padded to 64 dimensions, in bfloat16", [2, false], [Heads::Bf16x64];
+    attention_decode_128, AttentionDecode128, "heads padded to 128 dimensions, in bfloat16", [4, false], [Heads::Bf16x128];
+    attention_decode_256, AttentionDecode256, "heads padded to 256 dimensions, in bfloat16", [8, false], [Heads::Bf16x256];
+    attention_decode_32_int8, AttentionDecode32Int8, "heads padded to 32 dimensions, of 8-bit integers", [1, true], [Heads::Int8x32];
+    attention_decode_64_int8, AttentionDecode64Int8, "heads padded to 64 dimensions, of 8-bit integers", [2, true], [Heads::Int8x64];
+    attention_decode_128_int8, AttentionDecode128Int8, "heads padded to 128 dimensions, of 8-bit integers", [4, true], [Heads::Int8x128];
+
+} }
 
 /// Threads of a block.
-const fn threads(_padded: u32, _kv: KvType) -> u32 {
+const fn threads(_: Heads) -> u32 {
     WARPS * 32
 }
 
 /// The grid and the shared memory.
-fn launch(padded: u32, kv: KvType, p: &AttentionDecode) -> Launch {
+fn launch(heads: Heads, p: &AttentionDecode) -> Launch {
     Launch {
         grid: [p.n_kv_heads, p.steps, p.batch],
-        block: [threads(padded, kv), 1, 1],
-        shared_bytes: step_bytes(padded, kv),
+        block: [threads(heads), 1, 1],
+        shared_bytes: step_bytes(heads.padded(), heads.kv_type()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The body of the prefill kernels.
 
 use super::super::math::{self, Factors, Fold};
-use super::{AttentionPrefill, PAGE, ROWS, query_bytes, stage_bytes, stages, threads};
+use super::{AttentionPrefill, PAGE, ROWS, query_bytes, stage_bytes, stages, warps};
 use crate::Global;
 use crate::cache::KvType;
 use crate::cache::device::{Page, i8x4_to_bf16};
@@ -73,7 +73,7 @@ impl<const CHUNKS: usize, const INT8: bool> Stage<CHUNKS, INT8> {
     /// Whether this lane has a piece of 8-bit integers `i` pieces after its first.
     #[inline(always)]
     fn is_piece(i: u32) -> bool {
-        let fills_lanes = Self::CODE_PIECES.is_multiple_of(threads(Self::PADDED, Self::KV));
+        let fills_lanes = Self::CODE_PIECES.is_multiple_of(warps(Self::PADDED) * WARP_SIZE);
         fills_lanes || thread_idx_x() + i < Self::CODE_PIECES
     }
 
@@ -92,7 +92,7 @@ impl<const CHUNKS: usize, const INT8: bool> Stage<CHUNKS, INT8> {
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
     unsafe fn request(self, k: Global<u32>, v: Global<u32>, page: Page<INT8>) {
-        let (first, stride) = (thread_idx_x(), threads(Self::PADDED, Self::KV));
+        let (first, stride) = (thread_idx_x(), warps(Self::PADDED) * WARP_SIZE);
         if INT8 {
             // SAFETY: the caller's promise.
             unsafe {
@@ -150,7 +150,7 @@ impl<const CHUNKS: usize, const INT8: bool> Stage<CHUNKS, INT8> {
                     Self::widen_piece(keys.offset(2 * i * PIECE_WORDS));
                     Self::widen_piece(values.offset(2 * i * PIECE_WORDS));
                 }
-                i += threads(Self::PADDED, Self::KV);
+                i += warps(Self::PADDED) * WARP_SIZE;
             }
             if let Some((true, place)) = Self::own_scales() {
                 let at = self.scales.offset(PAGE + place);
@@ -220,7 +220,7 @@ impl<const CHUNKS: usize, const INT8: bool> Stage<CHUNKS, INT8> {
                     );
                 }
             }
-            i += threads(Self::PADDED, Self::KV);
+            i += warps(Self::PADDED) * WARP_SIZE;
         }
     }
 }
@@ -297,8 +297,7 @@ impl<const CHUNKS: usize, const INT8: bool> Queries<CHUNKS, INT8> {
 }
 
 #[inline(always)]
-pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: impl Into<AttentionPrefill>) {
-    let p: AttentionPrefill = p.into();
+pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: AttentionPrefill) {
     let padded = 32 * CHUNKS as u32;
     let (lane, warp) = (lane_id(), warp_id());
     let (group, quad) = (lane / 4, lane % 4);

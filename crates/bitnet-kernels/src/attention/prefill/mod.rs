@@ -3,6 +3,7 @@
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
 
+use super::heads::Heads;
 use crate::cache::{KvType, PAGE};
 use crate::{Global, Launch};
 
@@ -81,8 +82,8 @@ const fn query_bytes(padded: u32, kv: KvType) -> u32 {
     }
 }
 
-kernels! {
-    /// Parameters of the prefill kernels, one for each padded width of a head: convert it into that kernel's.
+family! {
+    /// Parameters of the prefill kernels, one for each of [`Heads`].
     ///
     /// `out[b][h] = O / L` of [`crate::attention`] for the queries of [`crate::rope::RopeAppend`], which has also put the
     /// keys and values of the tokens into the cache.
@@ -122,27 +123,29 @@ kernels! {
         /// Pages that a row of `tables` has room for.
         pub table_len: u32,
     }
+    each Heads;
     [min_blocks = 1,]
-    attention_prefill_32, AttentionPrefill32, "heads padded to 32 dimensions, in bfloat16", [1, false], (32, KvType::Bf16);
-    attention_prefill_64, AttentionPrefill64, "heads padded to 64 dimensions, in bfloat16", [2, false], (64, KvType::Bf16);
-    attention_prefill_128, AttentionPrefill128, "heads padded to 128 dimensions, in bfloat16", [4, false], (128, KvType::Bf16);
-    attention_prefill_256, AttentionPrefill256, "heads padded to 256 dimensions, in bfloat16", [8, false], (256, KvType::Bf16);
-    attention_prefill_32_int8, AttentionPrefill32Int8, "heads padded to 32 dimensions, of 8-bit integers", [1, true], (32, KvType::Int8);
-    attention_prefill_64_int8, AttentionPrefill64Int8, "heads padded to 64 dimensions, of 8-bit integers", [2, true], (64, KvType::Int8);
-    attention_prefill_128_int8, AttentionPrefill128Int8, "heads padded to 128 dimensions, of 8-bit integers", [4, true], (128, KvType::Int8);
+    attention_prefill_32, AttentionPrefill32, "heads padded to 32 dimensions, in bfloat16", [1, false], [Heads::Bf16x32];
+    attention_prefill_64, AttentionPrefill64, "heads padded to 64 dimensions, in bfloat16", [2, false], [Heads::Bf16x64];
+    attention_prefill_128, AttentionPrefill128, "heads padded to 128 dimensions, in bfloat16", [4, false], [Heads::Bf16x128];
+    attention_prefill_256, AttentionPrefill256, "heads padded to 256 dimensions, in bfloat16", [8, false], [Heads::Bf16x256];
+    attention_prefill_32_int8, AttentionPrefill32Int8, "heads padded to 32 dimensions, of 8-bit integers", [1, true], [Heads::Int8x32];
+    attention_prefill_64_int8, AttentionPrefill64Int8, "heads padded to 64 dimensions, of 8-bit integers", [2, true], [Heads::Int8x64];
+    attention_prefill_128_int8, AttentionPrefill128Int8, "heads padded to 128 dimensions, of 8-bit integers", [4, true], [Heads::Int8x128];
 }
 
 /// Threads of a block.
-const fn threads(padded: u32, _kv: KvType) -> u32 {
-    warps(padded) * 32
+const fn threads(heads: Heads) -> u32 {
+    warps(heads.padded()) * 32
 }
 
 /// The grid, and the shared memory that `device` divides.
-fn launch(padded: u32, kv: KvType, p: &AttentionPrefill) -> Launch {
+fn launch(heads: Heads, p: &AttentionPrefill) -> Launch {
+    let (padded, kv) = (heads.padded(), heads.kv_type());
     let parts = (p.n_heads / p.n_kv_heads).div_ceil(ROWS);
     Launch {
         grid: [p.n_tiles, p.n_kv_heads * parts, 1],
-        block: [threads(padded, kv), 1, 1],
+        block: [threads(heads), 1, 1],
         shared_bytes: query_bytes(padded, kv) + stages(padded) * stage_bytes(padded, kv),
     }
 }

@@ -3,59 +3,13 @@
 mod append;
 
 use super::super::math;
-use super::{HEADS, SCORES_STRIDE, WARPS, new_bytes, row_bytes};
-use crate::Global;
+use super::{DecodeInputs, HEADS, SCORES_STRIDE, WARPS, new_bytes, row_bytes};
 use crate::cache::device::{Page, Scale};
 use crate::cache::{KvType, PAGE, READ_ONLY};
 use crate::intrinsics::*;
 
 /// Threads of a block.
 const THREADS: u32 = WARPS * WARP_SIZE;
-
-/// The parameters of a decode kernel that are not its results': see [`AttentionDecode`](super::AttentionDecode).
-#[derive(Clone, Copy)]
-pub(crate) struct Inputs {
-    pub(crate) qkv: Global<f32>,
-    pub(crate) positions: Global<u32>,
-    pub(crate) tables: Global<u32>,
-    pub(crate) cos: Global<f32>,
-    pub(crate) sin: Global<f32>,
-    pub(crate) k_cache: Global<u32>,
-    pub(crate) v_cache: Global<u32>,
-    pub(crate) n_heads: u32,
-    pub(crate) n_kv_heads: u32,
-    pub(crate) heads_per_kv: u32,
-    pub(crate) head_dim: u32,
-    pub(crate) table_len: u32,
-    pub(crate) q_scale: f32,
-}
-
-macro_rules! inputs_of {
-    ($($Params:ty),*) => {$(
-        impl From<$Params> for Inputs {
-            #[inline(always)]
-            fn from(p: $Params) -> Self {
-                Self {
-                    qkv: p.qkv,
-                    positions: p.positions,
-                    tables: p.tables,
-                    cos: p.cos,
-                    sin: p.sin,
-                    k_cache: p.k_cache,
-                    v_cache: p.v_cache,
-                    n_heads: p.n_heads,
-                    n_kv_heads: p.n_kv_heads,
-                    heads_per_kv: p.heads_per_kv,
-                    head_dim: p.head_dim,
-                    table_len: p.table_len,
-                    q_scale: p.q_scale,
-                }
-            }
-        }
-    )*};
-}
-
-inputs_of! { super::AttentionDecode, super::super::AttentionCluster }
 
 /// Where a block leaves the results of its step. `head` counts the query heads of the block's key head; the calling lane is
 /// in the group `head` modulo [`HEADS`] of its warp.
@@ -76,7 +30,7 @@ pub(crate) trait Results {
 /// What a block works on, for one of its lanes.
 #[derive(Clone, Copy)]
 pub(crate) struct Step<const CHUNKS: usize, const INT8: bool> {
-    p: Inputs,
+    p: DecodeInputs,
     token: usize,
     kv_head: u32,
     pub(crate) position: u32,
@@ -142,7 +96,7 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
     /// `tables`.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    pub(crate) unsafe fn new(p: Inputs, token: usize, kv_head: u32, step: u32) -> Self {
+    pub(crate) unsafe fn new(p: DecodeInputs, token: usize, kv_head: u32, step: u32) -> Self {
         let at = token * p.table_len as usize + step as usize;
         // SAFETY: the caller's promise.
         let (position, entry) = unsafe { (p.positions.load_l2(token)[0], p.tables.load_l2(at)[0]) };

@@ -4,7 +4,7 @@
 
 use crate::{Global, Launch};
 
-kernel! {
+kernels! {
     /// `y[n] = bf16((sum over k of t[n][k] x[k]) / s * scale(n))`, the sum exact.
     ///
     /// - Shapes: `w` tiles of (n, k); `x` (k) i8; `s` (1); `y` (n) bfloat16.
@@ -56,8 +56,8 @@ impl RefGemv {
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
     use super::RefGemv;
-    use crate::bit_gemv::device::row_scale;
     use crate::intrinsics::*;
+    use crate::tiles::row_scale;
 
     /// 2 in every byte: codes are `t + 2`.
     const TWOS: u32 = 0x0202_0202;

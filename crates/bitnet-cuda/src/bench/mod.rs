@@ -1,12 +1,23 @@
-//! Times the kernels of [`crate::gemv`] as a model runs them: inside a CUDA graph, one after the other.
+//! Measures and checks kernels outside of a model: those of [`GEMVS`] as a model runs them, inside a CUDA graph, one after the other.
+//! Only with the feature `bench`; a GPU has its kernels when [`Gpu::with_bench`] has opened it.
+
+mod problem;
+
+mod gemv;
+
+mod kernels;
+
+pub use gemv::{Gemv, Operands, check};
+pub use kernels::{Bf16, GEMVS, Layer, Reference, W2A8};
+pub use problem::Problem;
 
 use crate::error::Result;
-use crate::gemv::{Gemv, Operands, Problem, compare};
 use crate::gpu::Gpu;
 use crate::graph::Graph;
 use crate::memory::DeviceBuffer;
 use crate::stream::{LaunchConfig, Stream};
-use bitnet_kernels::stream_read::StreamRead;
+use bitnet_kernels::bench::stream_read::StreamRead;
+use gemv::compare;
 
 /// Weights that a cold pass goes through before it sees the same again: several times any L2 cache.
 const COLD_BYTES: u64 = 400_000_000;

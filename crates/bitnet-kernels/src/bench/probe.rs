@@ -3,7 +3,7 @@
 
 use crate::{Global, Launch};
 
-kernel! {
+kernels! {
     /// Every warp operation and lane-local arithmetic on one warp: lane `l` reads `x[l]` and writes word `l` of row `r` of
     /// `y` for each operation `r`.
     ///
@@ -19,24 +19,7 @@ kernel! {
         /// A row an operation, (28, 32).
         pub y: Global<u32>,
     }
-}
 
-impl ProbeWarp {
-    /// Rows of `y`.
-    pub const ROWS: usize = 28;
-
-    /// One warp.
-    #[must_use]
-    pub fn launch() -> Launch {
-        Launch {
-            grid: [1, 1, 1],
-            block: [32, 1, 1],
-            shared_bytes: 0,
-        }
-    }
-}
-
-kernel! {
     /// Vector loads and stores, shared memory, `cp.async`, `ldmatrix`, named barriers and atomics: reverses each row of
     /// 256 words through shared memory and counts blocks.
     ///
@@ -56,21 +39,7 @@ kernel! {
         /// The largest of `x[block][0] << 32 | block`, (1).
         pub top: Global<u64>,
     }
-}
 
-impl ProbeMemory {
-    /// A block a row.
-    #[must_use]
-    pub fn launch(rows: u32) -> Launch {
-        Launch {
-            grid: [rows, 1, 1],
-            block: [64, 1, 1],
-            shared_bytes: 4096,
-        }
-    }
-}
-
-kernel! {
     /// Bulk copies under an mbarrier, two phases: `y = x` through shared memory, 1 KB a phase.
     ///
     /// - Shapes: `x`, `y` (blocks, 2, 256) u32.
@@ -85,21 +54,7 @@ kernel! {
         /// The same words, (blocks, 2, 256).
         pub y: Global<u32>,
     }
-}
 
-impl ProbeBulk {
-    /// A block a row.
-    #[must_use]
-    pub fn launch(rows: u32) -> Launch {
-        Launch {
-            grid: [rows, 1, 1],
-            block: [64, 1, 1],
-            shared_bytes: 1040,
-        }
-    }
-}
-
-kernel! {
     /// A branch, a barrier, and the same branch: `y[l] = 3 x[l ^ 1] + 1` on odd lanes, `2 x[l ^ 1]` on even ones.
     ///
     /// A compiler that threads the jumps puts a copy of the barrier on either side of the branch, and the two halves of a
@@ -115,6 +70,45 @@ kernel! {
         pub x: Global<u32>,
         /// See above, (64).
         pub y: Global<u32>,
+    }
+}
+
+impl ProbeWarp {
+    /// Rows of `y`.
+    pub const ROWS: usize = 28;
+
+    /// One warp.
+    #[must_use]
+    pub fn launch() -> Launch {
+        Launch {
+            grid: [1, 1, 1],
+            block: [32, 1, 1],
+            shared_bytes: 0,
+        }
+    }
+}
+
+impl ProbeMemory {
+    /// A block a row.
+    #[must_use]
+    pub fn launch(rows: u32) -> Launch {
+        Launch {
+            grid: [rows, 1, 1],
+            block: [64, 1, 1],
+            shared_bytes: 4096,
+        }
+    }
+}
+
+impl ProbeBulk {
+    /// A block a row.
+    #[must_use]
+    pub fn launch(rows: u32) -> Launch {
+        Launch {
+            grid: [rows, 1, 1],
+            block: [64, 1, 1],
+            shared_bytes: 1040,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{Global, Launch};
 
-kernel! {
+kernels! {
     /// Reads `words` words once and writes the xor of each block's share.
     ///
     /// - Shapes: `x` (words), `y` (blocks).

@@ -1,7 +1,8 @@
 //! Grammars in, masks out.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bitnet_model::schedule::Mask;
 use bitnet_model::{Config, Tokenizer};
@@ -17,7 +18,7 @@ use crate::mask::Follower;
 use crate::vocabulary;
 
 /// Compiles grammars for the vocabulary of one model. A clone is cheap and shares what is made of the vocabulary, which happens with
-/// the first grammar.
+/// the first grammar, and the grammars compiled last: programs send the same one with every request.
 ///
 /// ```
 /// use bitnet_grammar::{Compiler, Grammar};
@@ -45,7 +46,12 @@ struct Shared {
     vocab: usize,
     eos: Vec<u32>,
     factory: OnceLock<Result<ParserFactory, GrammarError>>,
+    /// At the beginning of an answer, the one used last at the end.
+    recent: Mutex<VecDeque<(Grammar, Box<dyn Mask>)>>,
 }
+
+/// Compiled grammars that are kept.
+const KEPT: usize = 8;
 
 impl fmt::Debug for Compiler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -82,6 +88,7 @@ impl Compiler {
                 vocab,
                 eos: eos.to_vec(),
                 factory: OnceLock::new(),
+                recent: Mutex::new(VecDeque::new()),
             }),
         }
     }
@@ -110,13 +117,16 @@ impl Compiler {
     }
 
     /// The constraint of `grammar`, at the beginning of an answer. It takes up to a few hundred milliseconds, on a thread of its
-    /// own, whatever the grammar is.
+    /// own, whatever the grammar is; less than one, where it is among those used last.
     ///
     /// # Errors
     /// When the grammar has a mistake, has something that is not supported, allows no answer, is too large or takes too long.
     pub fn compile(&self, grammar: &Grammar) -> Result<Box<dyn Mask>, GrammarError> {
         let factory = self.factory()?;
-        guarded(|| {
+        if let Some(mask) = self.shared.recalled(grammar) {
+            return Ok(mask);
+        }
+        let mask = guarded(|| {
             let parsed: TopLevelGrammar = grammar.to_library()?;
             let matcher = Matcher::new(factory.create_parser(parsed));
             let follower = Follower::new(
@@ -125,11 +135,36 @@ impl Compiler {
                 matches!(grammar, Grammar::Lark(_)),
             )?;
             Ok(Box::new(follower) as Box<dyn Mask>)
-        })
+        })?;
+        self.shared.keep(grammar, mask.fork());
+        Ok(mask)
     }
 }
 
 impl Shared {
+    fn recent(&self) -> MutexGuard<'_, VecDeque<(Grammar, Box<dyn Mask>)>> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recalled(&self, grammar: &Grammar) -> Option<Box<dyn Mask>> {
+        let mut recent = self.recent();
+        let at = recent.iter().position(|(kept, _)| kept == grammar)?;
+        let found = recent.remove(at)?;
+        let mask = found.1.fork();
+        recent.push_back(found);
+        Some(mask)
+    }
+
+    fn keep(&self, grammar: &Grammar, mask: Box<dyn Mask>) {
+        let mut recent = self.recent();
+        if recent.iter().all(|(kept, _)| kept != grammar) {
+            recent.push_back((grammar.clone(), mask));
+        }
+        if recent.len() > KEPT {
+            recent.pop_front();
+        }
+    }
+
     fn factory(&self) -> Result<ParserFactory, GrammarError> {
         let tokens = vocabulary::environment(&self.tokenizer, self.vocab, &self.eos)?;
         let slices = SlicedBiasComputer::general_slices();

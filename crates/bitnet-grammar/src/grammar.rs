@@ -4,6 +4,7 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::regex_to_lark;
 use serde_json::{Value, json};
 
+use crate::cost::Budget;
 use crate::error::GrammarError;
 use crate::gbnf;
 use crate::json;
@@ -48,15 +49,22 @@ impl Grammar {
     pub(crate) fn to_library(&self) -> Result<TopLevelGrammar, GrammarError> {
         let lark = match self {
             Self::JsonObject => {
-                let schema = json::prepared(&json!({"type": "object"}))?;
+                let schema = json::prepared(&json!({"type": "object"}), &mut Budget::default())?;
                 return Ok(TopLevelGrammar::from_json_schema(schema));
             }
             Self::JsonSchema(schema) => {
-                return Ok(TopLevelGrammar::from_json_schema(json::prepared(schema)?));
+                return Ok(TopLevelGrammar::from_json_schema(json::prepared(
+                    schema,
+                    &mut Budget::default(),
+                )?));
             }
             Self::Regex(text) => regex(text)?,
             Self::Choice(choices) => choice(choices)?,
-            Self::Lark(text) => bounded("the grammar", text)?.to_owned(),
+            Self::Lark(text) => {
+                let text = bounded("the grammar", text)?;
+                json::check_inside(text)?;
+                text.to_owned()
+            }
             Self::Gbnf(text) => gbnf::to_lark(bounded("the grammar", text)?)?,
             Self::Calls(calls) => tools::lark(calls, None)?,
             Self::CallsOrJson(calls, schema) => tools::lark(calls, Some(schema))?,

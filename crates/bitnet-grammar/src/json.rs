@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::cost::Budget;
 use crate::error::GrammarError;
 
 /// Most bytes of a schema, as JSON without spaces.
@@ -11,9 +12,10 @@ const MAX_DEPTH: usize = 96;
 /// Spaces between the parts of JSON: none, one, or a new line with an indentation. Models that may write any number write nothing else.
 const SPACE: &str = r"\x20|\r?\n[\x20\x09]{0,20}";
 
-/// The schema with what the library must be told beside it.
-pub(crate) fn prepared(schema: &Value) -> Result<Value, GrammarError> {
+/// The schema with what the library must be told beside it; `budget` is what the schemas of one grammar share.
+pub(crate) fn prepared(schema: &Value, budget: &mut Budget) -> Result<Value, GrammarError> {
     check(schema)?;
+    budget.spend(schema)?;
     let mut map = match schema {
         Value::Object(map) => map.clone(),
         Value::Bool(true) => Map::new(),
@@ -34,6 +36,21 @@ pub(crate) fn prepared(schema: &Value) -> Result<Value, GrammarError> {
     let options = json!({"whitespace_pattern": SPACE, "coerce_one_of": true});
     map.insert("x-guidance".to_owned(), options);
     Ok(Value::Object(map))
+}
+
+/// Refuses what a grammar in Lark's notation must not have as the schemas inside it.
+pub(crate) fn check_inside(lark: &str) -> Result<(), GrammarError> {
+    let mut budget = Budget::default();
+    let mut rest = lark;
+    while let Some((_, after)) = rest.split_once("%json") {
+        rest = after;
+        // In a comment or a string it does no harm; where it should be a schema and is none, the library says so.
+        if let Some(Ok(schema)) = serde_json::Deserializer::from_str(after).into_iter().next() {
+            check(&schema)?;
+            budget.spend(&schema)?;
+        }
+    }
+    Ok(())
 }
 
 /// Refuses what is too large or nested too deeply. It keeps a list of its own, so that no depth can overflow the stack.
@@ -132,6 +149,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn schemas_inside_a_grammar_are_bounded_together() {
+        let names: Map<String, Value> = (0..1_500).map(|i| (i.to_string(), json!({}))).collect();
+        let large = json!({"properties": names});
+        let lark = format!("start: \"%json {{\" a b\na: %json {large}\n");
+        assert!(check_inside(&lark).is_ok());
+        assert!(check_inside(&format!("{lark}b: %json\n {large}")).is_err());
+        assert!(check_inside("start: %json{\"multipleOf\": 999999937}").is_err());
+    }
+
+    #[test]
     fn factors_that_cannot_be_counted_are_refused() {
         let fits = |factors: &[&str]| {
             let mut all = Factors::default();
@@ -143,6 +170,11 @@ mod tests {
             !fits(&["99991", "99989"]) && !fits(&["1e-9", "1"]) && !fits(&["1e400"]) && fits(&["0", "0"])
         );
         let schema = json!({"properties": {"multipleOf": {"multipleOf": 3}, "b": {"items": {"multipleOf": 999_999_937}}}});
-        assert!(prepared(&schema).unwrap_err().to_string().contains("999999937"));
+        assert!(
+            prepared(&schema, &mut Budget::default())
+                .unwrap_err()
+                .to_string()
+                .contains("999999937")
+        );
     }
 }

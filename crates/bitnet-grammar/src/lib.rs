@@ -9,6 +9,8 @@ mod error;
 mod guard;
 mod vocabulary;
 
+mod cost;
+
 mod json;
 
 mod tools;

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::cost::Budget;
 use crate::error::GrammarError;
 use crate::json;
 
@@ -52,6 +53,7 @@ pub(crate) fn lark(calls: &Calls, schema: Option<&Value>) -> Result<String, Gram
     if calls.tools.is_empty() {
         return Err(GrammarError::new("there are no tools to call"));
     }
+    let mut budget = Budget::default();
     let start = match (schema, calls.choice) {
         (Some(_), _) => "json | BEGIN",
         (None, ToolUse::Required) => "BEGIN",
@@ -61,7 +63,7 @@ pub(crate) fn lark(calls: &Calls, schema: Option<&Value>) -> Result<String, Gram
     let mut text = format!("start: {start} call{more}\n");
     match (schema, calls.choice) {
         (Some(schema), _) => {
-            let schema = json::prepared(schema)?;
+            let schema = json::prepared(schema, &mut budget)?;
             text.push_str(&format!("BEGIN: \"<tool_call>\"\njson: %json {schema}\n"));
         }
         (None, ToolUse::Required) => text.push_str("BEGIN: \"<tool_call>\"\n"),
@@ -74,7 +76,7 @@ pub(crate) fn lark(calls: &Calls, schema: Option<&Value>) -> Result<String, Gram
     for (i, tool) in calls.tools.iter().enumerate() {
         let name = quoted(&quoted(&tool.name));
         let none = json!({"type": "object", "properties": {}, "additionalProperties": false});
-        let parameters = json::prepared(tool.parameters.as_ref().unwrap_or(&none))
+        let parameters = json::prepared(tool.parameters.as_ref().unwrap_or(&none), &mut budget)
             .map_err(|error| GrammarError::new(format!("the parameters of {:?}: {error}", tool.name)))?;
         text.push_str(&format!(
             "call_{i}: HEAD_{i} arguments_{i} TAIL\n\

@@ -389,3 +389,25 @@ fn every_kind_of_vocabulary() {
         }
     }
 }
+
+#[test]
+fn what_was_compiled_before_begins_anew() {
+    let subject = demo();
+    let first = |grammar: &Grammar| {
+        let mut mask = subject.mask(grammar);
+        let mut bits = vec![0; subject.vocab.div_ceil(32)];
+        mask.allowed(&mut bits).unwrap();
+        let id = (0..subject.vocab as u32).find(|&id| has(&bits, id)).unwrap();
+        mask.accept(id).unwrap();
+        bits
+    };
+    // More than are kept, each in use when it is asked for again.
+    let grammars: Vec<Grammar> = (0..20)
+        .map(|i| Grammar::Regex(format!("[{}]+b", (b'c' + i) as char)))
+        .collect();
+    let begun: Vec<Vec<u32>> = grammars.iter().map(first).collect();
+    assert!(begun.windows(2).all(|two| two[0] != two[1]));
+    for (grammar, begun) in grammars.iter().zip(&begun).rev() {
+        assert_eq!((&first(grammar), &first(grammar)), (begun, begun));
+    }
+}

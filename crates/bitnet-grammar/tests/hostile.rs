@@ -92,8 +92,32 @@ fn schemas() {
         };
         json!({"type": "object", "properties": properties, "required": names})
     };
+    let patterns: Map<String, Value> = (0..500)
+        .map(|i| (format!("^property{i}$"), json!({"type": "integer"})))
+        .collect();
+    let at_least_one = |mut schema: Value| {
+        schema["minProperties"] = json!(1);
+        schema["additionalProperties"] = json!(false);
+        schema
+    };
+    let one_of_large = |mut schema: Value| {
+        schema["anyOf"] = (0..100)
+            .map(|i| json!({"required": [format!("property{i}")]}))
+            .collect();
+        schema
+    };
     // What must be refused.
     for (name, schema) in [
+        ("4,000 properties", wide(4_000, false)),
+        (
+            "patterns beside patterns",
+            json!({"type": "object", "patternProperties": patterns}),
+        ),
+        ("at least one of 500", at_least_one(wide(500, false))),
+        (
+            "a hundred times 1,000 properties",
+            one_of_large(wide(1_000, false)),
+        ),
         ("itself", json!({"$ref": "#"})),
         (
             "a cycle",
@@ -123,7 +147,14 @@ fn schemas() {
         ),
         ("unknown keyword", json!({"type": "array", "uniqueItems": true})),
     ] {
+        let begun = Instant::now();
         assert!(check(name, schema).is_err(), "{name}");
+        // Without bounds of their own some took minutes.
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "{name}: {:?}",
+            begun.elapsed()
+        );
     }
     // What may be either.
     let chain = |n: usize, levels: usize| {

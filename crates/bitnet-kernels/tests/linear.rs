@@ -11,16 +11,16 @@ use bitnet_layout::mma_tile::{self, RowOrder};
 use bitnet_layout::reference;
 use bitnet_layout::words::{Shape, pack_row};
 
-/// A small generator of test data.
-struct Random(u64);
+/// Random test data.
+struct Random(bitnet_layout::random::Random);
 
 impl Random {
+    fn new(seed: u64) -> Self {
+        Self(bitnet_layout::random::Random::new(seed))
+    }
+
     fn next(&mut self) -> u32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as u32
+        self.0.word()
     }
 
     fn i8(&mut self) -> i8 {
@@ -33,7 +33,7 @@ impl Random {
     }
 
     fn f32(&mut self) -> f32 {
-        self.next() as f32 / (1u32 << 30) as f32 - 1.0
+        self.0.unit()
     }
 }
 
@@ -105,7 +105,7 @@ impl Use for Which {
 }
 
 fn check_gemv(n: usize, k: usize, cols: usize, variant: (u32, u32, bool), seed: u64) {
-    let mut random = Random(seed + (n * 31 + k * 7 + cols) as u64);
+    let mut random = Random::new(seed + (n * 31 + k * 7 + cols) as u64);
     let matrix = Matrix::random(n, k, &mut random);
     let x: Vec<i8> = (0..cols * k).map(|_| random.i8()).collect();
     let exact = matrix.product(&x);
@@ -354,7 +354,7 @@ fn check_layer(
     shapes: &[(GemmShape, usize)],
     seed: u64,
 ) {
-    let mut random = Random(seed * 1000 + (n + k) as u64);
+    let mut random = Random::new(seed * 1000 + (n + k) as u64);
     let layer = Layer {
         n,
         k,
@@ -601,7 +601,7 @@ fn long_rows() {
 
 #[test]
 fn rows_of_zeros() {
-    let matrix = Matrix::random(16, 64, &mut Random(1));
+    let matrix = Matrix::random(16, 64, &mut Random::new(1));
     let layer = Layer {
         n: 16,
         k: 64,
@@ -641,7 +641,7 @@ fn grids_change_no_bit() {
 /// A block and a bit more in a grid, against the first grid.
 fn check_grid(kind: Epilogue, k: usize, tile_rows: u32) {
     let n = tile_rows as usize * 16 + 22;
-    let mut random = Random(14 + (n + k) as u64);
+    let mut random = Random::new(14 + (n + k) as u64);
     let layer = Layer {
         n,
         k,

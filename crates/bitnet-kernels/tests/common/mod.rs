@@ -2,19 +2,16 @@
 
 use bitnet_kernels::emulator::{Emulator, Fault};
 
-/// A small random generator (xorshift64*).
-pub(crate) struct Random(u64);
+/// Random test data.
+pub(crate) struct Random(bitnet_layout::random::Random);
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self(bitnet_layout::random::Random::new(seed))
     }
 
     pub(crate) fn word(&mut self) -> u32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
+        self.0.word()
     }
 
     /// -1, 0 or 1.

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use bitnet_layout::random::Random;
 use bitnet_model::{Backend, Sampler, Sampling, Session, Want};
 
 /// One test: tokens of context, then a prompt or decoded tokens.
@@ -93,14 +94,8 @@ fn percentile(times: &[Duration], quantile: f64) -> f64 {
 
 /// Token ids that look like text to a cache: spread over the vocabulary, the same every time.
 fn ids(n: usize, vocab: usize) -> Vec<u32> {
-    let mut state = 1u64;
-    let mut next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) as usize % vocab) as u32
-    };
-    (0..n).map(|_| next()).collect()
+    let mut random = Random::new(1);
+    (0..n).map(|_| (random.word() as usize % vocab) as u32).collect()
 }
 
 /// Appends tokens to a sequence; the likeliest one after them.

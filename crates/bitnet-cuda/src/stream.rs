@@ -149,9 +149,9 @@ impl Stream {
         let function = self.gpu.function(&K::INFO)?;
         self.check_launch(&K::INFO, &config, function.static_shared_bytes)?;
         self.gpu.enter()?;
-        let hopper = self.gpu.properties().compute_capability >= (9, 0);
+        let overlaps = self.gpu.properties().compute_capability >= (9, 0);
         let dependent =
-            (config.programmatic_dependent && hopper).then(LaunchAttribute::programmatic_dependent);
+            (config.programmatic_dependent && overlaps).then(LaunchAttribute::programmatic_dependent);
         let cluster = (config.cluster > 1).then(|| LaunchAttribute::cluster(config.cluster));
         let both = [dependent, cluster];
         let mut attributes = [LaunchAttribute::cluster(1); 2];

@@ -61,9 +61,9 @@ impl Bytes {
 /// Where buffers come from.
 #[derive(Debug)]
 pub(super) struct Space<'g> {
-    /// None only counts.
-    gpu: Option<&'g Gpu>,
-    empty: &'g Gpu,
+    gpu: &'g Gpu,
+    /// Whether it only counts.
+    is_planned: bool,
     bytes: Cell<Bytes>,
 }
 
@@ -71,8 +71,8 @@ impl<'g> Space<'g> {
     /// Counts, and gives buffers of no elements.
     pub(super) fn planned(gpu: &'g Gpu) -> Self {
         Self {
-            gpu: None,
-            empty: gpu,
+            gpu,
+            is_planned: true,
             bytes: Cell::default(),
         }
     }
@@ -80,7 +80,7 @@ impl<'g> Space<'g> {
     /// Allocates.
     pub(super) fn of(gpu: &'g Gpu) -> Self {
         Self {
-            gpu: Some(gpu),
+            is_planned: false,
             ..Self::planned(gpu)
         }
     }
@@ -89,15 +89,12 @@ impl<'g> Space<'g> {
     pub(super) fn alloc<T: Element>(&self, of: Use, what: &str, len: usize) -> Result<DeviceBuffer<T>> {
         let bytes = (len as u64).saturating_mul(size_of::<T>() as u64);
         self.bytes.set(self.bytes.get().add(of, bytes));
-        match self.gpu {
-            Some(gpu) => gpu.alloc(what, len),
-            None => self.empty.alloc(what, 0),
-        }
+        self.gpu.alloc(what, if self.is_planned { 0 } else { len })
     }
 
     /// Host memory that the device can reach, which does not count.
     pub(super) fn alloc_shared(&self, len: usize) -> Result<SharedWords> {
-        self.empty.alloc_shared(if self.gpu.is_some() { len } else { 0 })
+        self.gpu.alloc_shared(if self.is_planned { 0 } else { len })
     }
 
     /// What was asked for so far.
@@ -107,7 +104,7 @@ impl<'g> Space<'g> {
 
     /// The bytes that are free beside what was counted, which is refused when it is more than the device has free.
     pub(super) fn check(&self) -> Result<u64> {
-        let (free_bytes, total_bytes) = self.empty.memory()?;
+        let (free_bytes, total_bytes) = self.gpu.memory()?;
         self.bytes().fit(free_bytes, total_bytes)?;
         Ok(free_bytes - self.bytes().total())
     }

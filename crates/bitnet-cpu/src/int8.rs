@@ -293,7 +293,7 @@ mod tests {
     use bitnet_layout::random::Random;
 
     use super::*;
-    use crate::DenseType;
+    use crate::DenseDtype;
 
     fn matrix(rows: usize, cols: usize, w: &[f32]) -> DenseMatrix {
         let read = |first: usize, out: &mut [u8]| {
@@ -302,7 +302,7 @@ mod tests {
             }
             Ok::<(), Error>(())
         };
-        DenseMatrix::read(DenseType::F32, (rows, cols), read).unwrap()
+        DenseMatrix::read(DenseDtype::F32, (rows, cols), read).unwrap()
     }
 
     fn numbers(seed: u64, len: usize) -> Vec<f32> {

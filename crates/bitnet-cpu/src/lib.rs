@@ -49,14 +49,14 @@ mod screen;
 mod zeros;
 
 pub use activations::{Activations, Norm, Precision, ZeroCounts};
-pub use bitnet_layout::Activation;
+pub use bitnet_layout::{Activation, DenseDtype};
 pub use cpu::{Angles, Cpu, Heads};
 pub use error::{Error, Result};
 pub use float::Write;
 pub use int8::{Int8Input, Int8Matrix};
 pub use kv::{KvCache, KvRows, KvShape, KvType, Places, Queries};
 pub use matmul::Output;
-pub use matrix::{DenseMatrix, DenseType, TernaryMatrix};
+pub use matrix::{DenseMatrix, TernaryMatrix};
 pub use memory::Rows;
 pub use screen::{Ask, Best, ScreenCounts, ScreenMatrix, ScreenRoom};
 pub use simd::{Simd, UnknownSimd};

@@ -1,5 +1,6 @@
 //! Weight matrices as the kernels read them.
 
+use bitnet_layout::DenseDtype;
 use bitnet_layout::row_tiles::{self, Group, ROWS};
 use bitnet_layout::words::CODES_PER_WORD;
 
@@ -87,17 +88,6 @@ impl TernaryMatrix {
     }
 }
 
-/// Element type of a [`DenseMatrix`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DenseType {
-    /// bfloat16.
-    Bf16,
-    /// IEEE half.
-    F16,
-    /// IEEE single.
-    F32,
-}
-
 /// A dense (rows, cols) matrix, row-major: an embedding, an output head.
 #[derive(Debug)]
 pub struct DenseMatrix {
@@ -123,14 +113,14 @@ impl DenseMatrix {
     /// # Errors
     /// When memory cannot be had, or whatever `read` reports.
     pub fn read<E: From<Error>>(
-        kind: DenseType,
+        kind: DenseDtype,
         (rows, cols): (usize, usize),
         read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
     ) -> Result<Self, E> {
         let data = match kind {
-            DenseType::Bf16 => Data::Bf16(fill(rows, cols, |b| Bf16(u16::from_le_bytes(b)), read)?),
-            DenseType::F16 => Data::F16(fill(rows, cols, |b| F16(u16::from_le_bytes(b)), read)?),
-            DenseType::F32 => Data::F32(fill(rows, cols, f32::from_le_bytes, read)?),
+            DenseDtype::Bf16 => Data::Bf16(fill(rows, cols, |b| Bf16(u16::from_le_bytes(b)), read)?),
+            DenseDtype::F16 => Data::F16(fill(rows, cols, |b| F16(u16::from_le_bytes(b)), read)?),
+            DenseDtype::F32 => Data::F32(fill(rows, cols, f32::from_le_bytes, read)?),
         };
         Ok(Self { rows, cols, data })
     }

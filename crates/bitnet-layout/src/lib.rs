@@ -7,6 +7,7 @@
 
 mod activation;
 pub mod draw;
+mod dtype;
 pub mod ternary;
 mod vocabulary;
 
@@ -23,7 +24,8 @@ pub mod row_tiles;
 pub mod gguf;
 
 pub use activation::Activation;
-pub use vocabulary::Token;
+pub use dtype::{DenseDtype, f16_to_f32};
+pub use vocabulary::{Dims, Token, WeightForm};
 
 #[cfg(test)]
 extern crate std;

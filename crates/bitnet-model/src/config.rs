@@ -3,6 +3,7 @@
 pub use bitnet_layout::Activation;
 
 use crate::error::{Error, Result};
+use bitnet_layout::Dims;
 
 /// Inputs of a ternary linear layer: sums of 8-bit products over more would not fit 32 bits.
 pub(crate) const MAX_COLUMNS: usize = 1 << 23;
@@ -16,19 +17,6 @@ pub enum ActQuant {
     Int8,
     /// None: the ternary weights multiply the float activations (checkpoints with baked-in weights).
     None,
-}
-
-/// The sizes of a model, for [`Config::new`]; each means what the field of [`Config`] of that name does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields of `Config` tell")]
-pub struct Shape {
-    pub d_model: usize,
-    pub d_ffn: usize,
-    pub n_layers: usize,
-    pub n_heads: usize,
-    pub n_kv_heads: usize,
-    pub head_dim: usize,
-    pub vocab: usize,
 }
 
 /// The shape and constants of a model, of a [`crate::Checkpoint`] or made by [`Config::new`] and changed from there. Back ends
@@ -84,27 +72,27 @@ impl Config {
     /// of 4,096, and no tokens that begin or end a text.
     ///
     /// ```
-    /// use bitnet_model::{Config, Shape};
+    /// use bitnet_model::{Config, Dims};
     ///
-    /// let shape = Shape { d_model: 64, d_ffn: 128, n_layers: 2, n_heads: 4, n_kv_heads: 2, head_dim: 16, vocab: 50 };
-    /// let mut config = Config::new(shape)?;
+    /// let dims = Dims { d_model: 64, d_ffn: 128, n_layers: 2, n_heads: 4, n_kv_heads: 2, head_dim: 16, vocab: 50 };
+    /// let mut config = Config::new(dims)?;
     /// config.eos = vec![49];
     /// config.check()?;
-    /// assert!(Config::new(Shape { n_kv_heads: 3, ..shape }).is_err());
+    /// assert!(Config::new(Dims { n_kv_heads: 3, ..dims }).is_err());
     /// # Ok::<(), bitnet_model::Error>(())
     /// ```
     ///
     /// # Errors
     /// As for [`Config::check`].
-    pub fn new(shape: Shape) -> Result<Self> {
+    pub fn new(dims: Dims) -> Result<Self> {
         let config = Self {
-            d_model: shape.d_model,
-            d_ffn: shape.d_ffn,
-            n_layers: shape.n_layers,
-            n_heads: shape.n_heads,
-            n_kv_heads: shape.n_kv_heads,
-            head_dim: shape.head_dim,
-            vocab: shape.vocab,
+            d_model: dims.d_model,
+            d_ffn: dims.d_ffn,
+            n_layers: dims.n_layers,
+            n_heads: dims.n_heads,
+            n_kv_heads: dims.n_kv_heads,
+            head_dim: dims.head_dim,
+            vocab: dims.vocab,
             max_context: 4096,
             rms_eps: 1e-5,
             rope_theta: 500_000.0,
@@ -201,16 +189,30 @@ impl Config {
         }
     }
 
+    /// Its sizes.
+    #[must_use]
+    pub fn dims(&self) -> Dims {
+        Dims {
+            d_model: self.d_model,
+            d_ffn: self.d_ffn,
+            n_layers: self.n_layers,
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+            vocab: self.vocab,
+        }
+    }
+
     /// Columns of o_proj: `n_heads * head_dim`.
     #[must_use]
     pub fn d_q(&self) -> usize {
-        self.n_heads * self.head_dim
+        self.dims().d_q()
     }
 
     /// Rows of k_proj and of v_proj: `n_kv_heads * head_dim`.
     #[must_use]
     pub fn d_kv(&self) -> usize {
-        self.n_kv_heads * self.head_dim
+        self.dims().d_kv()
     }
 
     /// Rotation of each pair of a head's elements, in radians a position, (head_dim / 2): `1 / theta^(2 i / head_dim)` in f32,

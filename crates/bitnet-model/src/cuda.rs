@@ -3,8 +3,8 @@
 mod dense;
 
 use bitnet_cuda::engine::{
-    self, Choice, Dims, Engine, Grids, HeadKind, Intermediate, LayerParts, Limits, MAX_BATCH, MAX_TOP_K,
-    PAGE_POSITIONS, Profile, Settings, TernaryParts, WeightKind,
+    self, Architecture, Choice, Engine, Grids, HeadKind, Intermediate, LayerParts, Limits, MAX_BATCH,
+    MAX_TOP_K, PAGE_POSITIONS, Profile, Settings, TernaryParts,
 };
 use bitnet_cuda::{Gpu, Reporting};
 use bitnet_layout::Token;
@@ -124,19 +124,10 @@ impl CudaBackend {
             (asked, _) => asked,
         };
         let lm_head = head_of(&config, asked, Some(free_bytes));
-        let dims = Dims {
-            d_model: config.d_model,
-            d_ffn: config.d_ffn,
-            n_layers: config.n_layers,
-            n_heads: config.n_heads,
-            n_kv_heads: config.n_kv_heads,
-            head_dim: config.head_dim,
-            vocab: config.vocab,
+        let model = Architecture {
+            dims: config.dims(),
             eps: config.rms_eps,
-            weights: match options.weights {
-                WeightForm::Ternary => WeightKind::Ternary,
-                WeightForm::Bf16 => WeightKind::Bf16,
-            },
+            weights: options.weights,
             head: match (lm_head, &head) {
                 (LmHead::Int8, _) => HeadKind::Int8,
                 (_, None) => HeadKind::Embedding,
@@ -156,7 +147,7 @@ impl CudaBackend {
             max_batch,
             n_pages: 0,
         };
-        let room = Engine::kv_room(&gpu, &dims, limits).map_err(device)?;
+        let room = Engine::kv_room(&gpu, &model, limits).map_err(device)?;
         let demand = KvDemand {
             context: options.context,
             n_seqs: options.n_seqs,
@@ -167,7 +158,7 @@ impl CudaBackend {
             n_pages: options.kv_memory.n_pages(demand, Some(room.free_bytes))?,
             ..limits
         };
-        let mut engine = Engine::new(&gpu, dims, limits).map_err(device)?;
+        let mut engine = Engine::new(&gpu, model, limits).map_err(device)?;
         let rounds_embedding = lm_head == LmHead::Int8 && head.is_none();
         upload(embedding.as_ref(), |start, words| {
             engine.set_embedding(start, words)?;

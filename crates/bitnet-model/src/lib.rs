@@ -62,9 +62,9 @@ mod engine;
 pub use bitnet_cpu::{Ask, Best, KvType, Simd, ZeroCounts};
 #[cfg(feature = "cuda")]
 pub use bitnet_cuda::engine::{Grids, Part, PartTime, Profile};
-pub use bitnet_layout::Token;
+pub use bitnet_layout::{DenseDtype, Dims, Token, WeightForm};
 pub use chat::{ChatTemplate, Message};
-pub use config::{ActQuant, Activation, Config, Shape};
+pub use config::{ActQuant, Activation, Config};
 pub use cpu::{CpuBackend, CpuOptions};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaBackend, CudaOptions, cuda_probe};
@@ -89,6 +89,4 @@ pub use source::{
 };
 pub use tokenizer::Tokenizer;
 pub use transformer::{Backend, CertifiedHead, Decoder, Spec, Tap, Verbs, Want, transformer};
-pub use weights::{
-    Dense, DenseDtype, LayerWeights, LmHead, Segment, SkipZeros, TernaryTensor, WeightForm, WeightSource,
-};
+pub use weights::{Dense, LayerWeights, LmHead, Segment, SkipZeros, TernaryTensor, WeightSource};

@@ -160,7 +160,7 @@ pub(crate) fn available() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Shape;
+    use bitnet_layout::Dims;
 
     const DEMAND: KvDemand = KvDemand {
         context: 100,
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_head_is_certified_where_it_is_large_and_has_room() {
-        let mut config = Config::new(Shape {
+        let mut config = Config::new(Dims {
             d_model: 2560,
             d_ffn: 6912,
             n_layers: 30,

@@ -1,6 +1,6 @@
 //! Weights on their way from a checkpoint to a back end: canonical, shape-checked, one layer at a time.
 
-use crate::{Config, Result};
+use crate::{Config, DenseDtype, Result};
 
 /// A (n, k) ternary matrix in the canonical layout of [`bitnet_layout::words`], possibly several projections that share
 /// their input, stacked by rows.
@@ -50,64 +50,6 @@ pub struct LayerWeights {
     pub ffn_sub_norm: Option<Vec<f32>>,
     /// (d_model, d_ffn); one segment.
     pub down: TernaryTensor,
-}
-
-/// How a back end keeps the weights of linear layers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WeightForm {
-    /// As ternary codes, multiplied by 8-bit activations.
-    #[default]
-    Ternary,
-    /// As bfloat16, multiplied by activations that are not quantized: eight times the memory. What ternary weights are compared
-    /// with, on a GPU alone.
-    Bf16,
-}
-
-/// Element type of a dense matrix as stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DenseDtype {
-    /// bfloat16.
-    Bf16,
-    /// IEEE half.
-    F16,
-    /// IEEE single.
-    F32,
-}
-
-impl DenseDtype {
-    /// Bytes of an element.
-    #[must_use]
-    pub fn size(self) -> usize {
-        match self {
-            Self::Bf16 | Self::F16 => 2,
-            Self::F32 => 4,
-        }
-    }
-
-    /// Converts stored (little endian) elements, exactly.
-    ///
-    /// # Panics
-    /// When `bytes` has not one element for each of `out`.
-    pub fn to_f32(self, bytes: &[u8], out: &mut [f32]) {
-        assert_eq!(bytes.len(), out.len() * self.size());
-        match self {
-            Self::Bf16 => {
-                for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *out = f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16);
-                }
-            }
-            Self::F16 => {
-                for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *out = half::f16::from_le_bytes(bytes).to_f32();
-                }
-            }
-            Self::F32 => {
-                for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *out = f32::from_le_bytes(bytes);
-                }
-            }
-        }
-    }
 }
 
 /// A dense (rows, cols) matrix that is still in its file: the embedding or the output head.

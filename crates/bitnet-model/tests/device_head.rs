@@ -1,6 +1,6 @@
 //! The GPU's 8-bit output head, run in the emulator, gives the bits of the CPU's.
 
-use bitnet_cpu::{Cpu, DenseMatrix, DenseType, Error, Int8Input, Int8Matrix};
+use bitnet_cpu::{Cpu, DenseDtype, DenseMatrix, Error, Int8Input, Int8Matrix};
 use bitnet_kernels::dense_gemv::{Int8Gemv, Machine};
 use bitnet_kernels::emulator::Emulator;
 use bitnet_kernels::int8_gemm::Int8Gemm;
@@ -32,7 +32,7 @@ fn host(w: &[u16], n: usize, x: &[f32], k: usize) -> Vec<f32> {
         }
         Ok::<(), Error>(())
     };
-    let matrix = DenseMatrix::read(DenseType::Bf16, (n, k), read).unwrap();
+    let matrix = DenseMatrix::read(DenseDtype::Bf16, (n, k), read).unwrap();
     let head = Int8Matrix::new(&cpu, &matrix).unwrap();
     let mut input = Int8Input::new(x.len() / k, k).unwrap();
     let mut y = vec![f32::NAN; x.len() / k * n];

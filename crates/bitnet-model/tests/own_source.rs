@@ -3,11 +3,11 @@
 use bitnet_layout::draw::uniform;
 use bitnet_layout::words;
 use bitnet_model::{
-    Config, CpuBackend, CpuOptions, Dense, DenseDtype, LayerWeights, Result, Segment, Session, Shape,
+    Config, CpuBackend, CpuOptions, Dense, DenseDtype, Dims, LayerWeights, Result, Segment, Session,
     TernaryTensor, Want, WeightSource,
 };
 
-const SHAPE: Shape = Shape {
+const DIMS: Dims = Dims {
     d_model: 64,
     d_ffn: 96,
     n_layers: 2,
@@ -102,7 +102,7 @@ fn open(config: Config) -> Result<CpuBackend> {
 
 #[test]
 fn weights_of_ones_own_run() {
-    let mut backend = open(Config::new(SHAPE).unwrap()).unwrap();
+    let mut backend = open(Config::new(DIMS).unwrap()).unwrap();
     let mut session = Session::new(&mut backend);
     let logits = session.step(&[(0, &[3, 1, 4])], Want::Logits(&[0, 2])).unwrap();
     assert_eq!(logits.len(), 2 * 40);
@@ -127,11 +127,11 @@ fn a_back_end_refuses_a_shape_that_was_broken() {
         (|c| c.eos = vec![40], "bos or eos is 40"),
     ];
     for (change, expected) in changes {
-        let mut config = Config::new(SHAPE).unwrap();
+        let mut config = Config::new(DIMS).unwrap();
         change(&mut config);
         let error = open(config).err().unwrap().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    let error = Config::new(Shape { vocab: 0, ..SHAPE }).unwrap_err().to_string();
+    let error = Config::new(Dims { vocab: 0, ..DIMS }).unwrap_err().to_string();
     assert!(error.contains("vocab is 0"), "{error}");
 }

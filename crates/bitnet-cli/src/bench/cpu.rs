@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::ensure;
-use bitnet_cpu::{Activations, Cpu, DenseMatrix, DenseType, Output, Precision, Simd, TernaryMatrix, Write};
+use bitnet_cpu::{Activations, Cpu, DenseDtype, DenseMatrix, Output, Precision, Simd, TernaryMatrix, Write};
 use bitnet_layout::random::Random;
 use bitnet_layout::reference;
 use bitnet_layout::words::{CODES_PER_WORD, Shape, unpack_word};
@@ -126,7 +126,7 @@ fn dense(cpu: &Cpu, case: &Case) -> anyhow::Result<Timing> {
     let (n, k) = (case.shape.n(), case.shape.k());
     let bytes = (n * k * 2) as u64;
     let new = || {
-        DenseMatrix::read(DenseType::Bf16, (n, k), |row, out: &mut [u8]| {
+        DenseMatrix::read(DenseDtype::Bf16, (n, k), |row, out: &mut [u8]| {
             let words = &case.words[row * case.shape.words_per_row()..];
             for (out, &word) in out.chunks_exact_mut(2 * CODES_PER_WORD).zip(words) {
                 for (out, t) in out.chunks_exact_mut(2).zip(unpack_word(word)) {

@@ -36,16 +36,10 @@ impl Bf16 {
 }
 
 impl F16 {
-    /// Its value, exactly. Without a branch: exponent and mantissa are moved into place, and a product corrects the bias
-    /// of the exponent, subnormal numbers included.
+    /// Its value, exactly.
     #[inline(always)]
     pub(crate) fn widen(self) -> f32 {
-        /// 2^112: the exponent bias of f32 less that of f16.
-        const BIAS: f32 = f32::from_bits((112 + 127) << 23);
-        let bits = u32::from(self.0);
-        let magnitude = f32::from_bits((bits & 0x7fff) << 13) * BIAS;
-        let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
-        f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
+        bitnet_layout::f16_to_f32(self.0)
     }
 }
 

@@ -3,17 +3,17 @@
 use bitnet_layout::random::Random;
 
 use super::*;
-use crate::{DenseType, Error, Simd};
+use crate::{DenseDtype, Error, Simd};
 
 /// A matrix of numbers rounded to `kind`.
-fn matrix(kind: DenseType, n: usize, k: usize, w: &[f32]) -> DenseMatrix {
-    let size = if kind == DenseType::F32 { 4 } else { 2 };
+fn matrix(kind: DenseDtype, n: usize, k: usize, w: &[f32]) -> DenseMatrix {
+    let size = if kind == DenseDtype::F32 { 4 } else { 2 };
     let read = |first: usize, out: &mut [u8]| {
         for (out, &w) in out.chunks_exact_mut(size).zip(&w[first * k..]) {
             match kind {
-                DenseType::Bf16 => out.copy_from_slice(&half::bf16::from_f32(w).to_le_bytes()),
-                DenseType::F16 => out.copy_from_slice(&half::f16::from_f32(w).to_le_bytes()),
-                DenseType::F32 => out.copy_from_slice(&w.to_le_bytes()),
+                DenseDtype::Bf16 => out.copy_from_slice(&half::bf16::from_f32(w).to_le_bytes()),
+                DenseDtype::F16 => out.copy_from_slice(&half::f16::from_f32(w).to_le_bytes()),
+                DenseDtype::F32 => out.copy_from_slice(&w.to_le_bytes()),
             }
         }
         Ok::<(), Error>(())
@@ -105,9 +105,9 @@ fn intervals_hold(cpu: &Cpu, copy: &ScreenMatrix, x: &[f32], whole: &[f32], room
 #[test]
 fn any_number_of_columns_and_any_type() {
     let (n, k) = (333, 300);
-    for (kind, seed) in [(DenseType::Bf16, 1), (DenseType::F16, 2), (DenseType::F32, 3)] {
+    for (kind, seed) in [(DenseDtype::Bf16, 1), (DenseDtype::F16, 2), (DenseDtype::F32, 3)] {
         let w = matrix(kind, n, k, &numbers(seed, n * k));
-        for n_tokens in (1..=40).filter(|n| kind == DenseType::Bf16 || n % 13 == 1) {
+        for n_tokens in (1..=40).filter(|n| kind == DenseDtype::Bf16 || n % 13 == 1) {
             let x = numbers(10 + n_tokens, n_tokens as usize * k);
             let known: Vec<u32> = (0..n_tokens as u32).map(|i| i * 37 % 400).collect();
             let asks: Vec<Ask<'_>> = (0..n_tokens as usize)
@@ -127,7 +127,7 @@ fn any_number_of_columns_and_any_type() {
 #[test]
 fn shapes_off_the_tiles_and_the_groups() {
     for (n, k) in [(1, 1), (15, 7), (16, 128), (65, 129), (640, 64), (130, 2560)] {
-        let w = matrix(DenseType::Bf16, n, k, &numbers(1, n * k));
+        let w = matrix(DenseDtype::Bf16, n, k, &numbers(1, n * k));
         check(&w, &numbers(2, 3 * k), &[greedy(); 3]);
     }
 }
@@ -135,7 +135,7 @@ fn shapes_off_the_tiles_and_the_groups() {
 #[test]
 fn more_rows_than_are_screened_together() {
     let (n, k) = (256, 48);
-    let w = matrix(DenseType::Bf16, n, k, &numbers(1, n * k));
+    let w = matrix(DenseDtype::Bf16, n, k, &numbers(1, n * k));
     let n_tokens = TOKENS + 3;
     let counts = check(&w, &numbers(2, n_tokens * k), &vec![greedy(); n_tokens]);
     assert_eq!(counts.screened + counts.whole, n_tokens as u64);
@@ -156,7 +156,7 @@ fn equals_are_all_found() {
         let w = &mut w[id * k + c];
         *w = half::bf16::from_bits(half::bf16::from_f32(*w).to_bits() ^ 1).to_f32();
     }
-    let w = matrix(DenseType::Bf16, n, k, &w);
+    let w = matrix(DenseDtype::Bf16, n, k, &w);
     for k in [1, 2, 4, 6] {
         let ask = Ask { k, ..greedy() };
         let counts = check(&w, &x, &[ask]);
@@ -186,7 +186,7 @@ fn a_bound_that_is_reached_holds() {
             };
         }
     }
-    let w = matrix(DenseType::Bf16, n, k, &w);
+    let w = matrix(DenseDtype::Bf16, n, k, &w);
     let mut x = vec![1.0; k];
     (x[0], x[128]) = (0.0, 0.0);
     check(&w, &x, &[greedy()]);
@@ -215,13 +215,13 @@ fn numbers_that_are_not_finite_or_huge_or_tiny() {
         let mut w = numbers(1, n * k);
         w[17 * k + 5] = bad;
         w[299 * k + 129] = bad;
-        check(&matrix(DenseType::Bf16, n, k, &w), &x, &[greedy()]);
+        check(&matrix(DenseDtype::Bf16, n, k, &w), &x, &[greedy()]);
         // Where few are allowed, what is not finite is found too.
         let ask = Ask {
             allowed: Some(&[0, 6]),
             ..greedy()
         };
-        let w = matrix(DenseType::Bf16, n, k, &w);
+        let w = matrix(DenseDtype::Bf16, n, k, &w);
         let cpu = Cpu::new(None, Some(1)).unwrap();
         let copy = ScreenMatrix::new(&cpu, &w).unwrap();
         let found = cpu
@@ -237,24 +237,28 @@ fn numbers_that_are_not_finite_or_huge_or_tiny() {
     let w = numbers(1, n * k);
     for scale in [1e-38, 1e-30, 1e-12, 1e9, 1e12] {
         let w: Vec<f32> = w.iter().map(|w| w * scale).collect();
-        let w = matrix(DenseType::F32, n, k, &w);
+        let w = matrix(DenseDtype::F32, n, k, &w);
         check(&w, &x, &[greedy()]);
         let y: Vec<f32> = x.iter().map(|x| x * scale).collect();
         check(&w, &y, &[greedy()]);
     }
     // Zeros.
-    check(&matrix(DenseType::Bf16, n, k, &vec![0.0; n * k]), &x, &[greedy()]);
-    check(&matrix(DenseType::Bf16, n, k, &w), &vec![0.0; k], &[greedy()]);
+    check(
+        &matrix(DenseDtype::Bf16, n, k, &vec![0.0; n * k]),
+        &x,
+        &[greedy()],
+    );
+    check(&matrix(DenseDtype::Bf16, n, k, &w), &vec![0.0; k], &[greedy()]);
     // One huge column beside small ones.
     let mut x = x;
     x[40] = 3e4;
-    check(&matrix(DenseType::Bf16, n, k, &w), &x, &[greedy()]);
+    check(&matrix(DenseDtype::Bf16, n, k, &w), &x, &[greedy()]);
 }
 
 #[test]
 fn masks() {
     let (n, k) = (500, 160);
-    let w = matrix(DenseType::Bf16, n, k, &numbers(1, n * k));
+    let w = matrix(DenseDtype::Bf16, n, k, &numbers(1, n * k));
     let x = numbers(2, 6 * k);
     let bits = |allows: &dyn Fn(usize) -> bool| -> Vec<u32> {
         let word = |i: usize| (0..32).fold(0, |word, bit| word | u32::from(allows(32 * i + bit)) << bit);
@@ -290,7 +294,7 @@ fn masks() {
 #[test]
 fn too_many_take_the_whole_head_which_then_goes_first() {
     let (n, k) = (256, 64);
-    let w = matrix(DenseType::Bf16, n, k, &vec![0.25; n * k]);
+    let w = matrix(DenseDtype::Bf16, n, k, &vec![0.25; n * k]);
     let cpu = Cpu::new(None, Some(2)).unwrap();
     let copy = ScreenMatrix::new(&cpu, &w).unwrap();
     let mut room = ScreenRoom::default();
@@ -304,7 +308,7 @@ fn too_many_take_the_whole_head_which_then_goes_first() {
     }
     // After the first, then after 1, 2, 4 and 8 passes without.
     assert_eq!(screenings, 5);
-    let varied = matrix(DenseType::Bf16, n, k, &numbers(2, n * k));
+    let varied = matrix(DenseDtype::Bf16, n, k, &numbers(2, n * k));
     let copy = ScreenMatrix::new(&cpu, &varied).unwrap();
     for _ in 0..MAX_REST {
         cpu.best(&varied, &copy, &x, &[greedy()], &mut room).unwrap();

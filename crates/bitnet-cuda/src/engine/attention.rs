@@ -27,7 +27,7 @@ impl Use for InCluster<'_> {
 impl Engine {
     /// Blocks of the clusters that attend and fold `steps` steps in one kernel; none where two kernels do it.
     fn cluster_blocks(&self, steps: usize) -> Option<u32> {
-        let heads_per_kv = self.dims.n_heads / self.dims.n_kv_heads;
+        let heads_per_kv = self.model.dims.n_heads / self.model.dims.n_kv_heads;
         AttentionCluster::blocks(steps as u32, heads_per_kv as u32)
             .filter(|_| self.gpu().has::<AttentionCluster32>())
     }
@@ -35,7 +35,7 @@ impl Engine {
     /// Attention of one token of each sequence, over up to `steps` steps: the `wanted` of its two parts, steps and fold.
     pub(super) fn attention_decode(&self, layer: usize, steps: usize, wanted: [bool; 2]) -> Result<()> {
         let blocks = self.cluster_blocks(steps);
-        let (s, d) = (&self.buffers.scratch, &self.dims);
+        let (s, d) = (&self.buffers.scratch, &self.model.dims);
         let [k_cache, v_cache] = self.buffers.cache.layer(layer);
         let inputs = DecodeInputs {
             qkv: s.qkv.global(),
@@ -116,7 +116,7 @@ impl Engine {
 
     /// Attention of runs of tokens, whose keys and values go to their pages first.
     pub(super) fn attention_prefill(&self, layer: usize, tiles: usize) -> Result<()> {
-        let (s, d) = (&self.buffers.scratch, &self.dims);
+        let (s, d) = (&self.buffers.scratch, &self.model.dims);
         let [k_cache, v_cache] = self.buffers.cache.layer(layer);
         let append = RopeAppend {
             qkv: s.qkv.global(),
@@ -136,7 +136,7 @@ impl Engine {
         };
         // SAFETY: A3 and A4 of `engine`: positions and places were checked by `begin`, which found no place twice.
         let run = unsafe { Dependent::on(&self.stream) };
-        append.with_kernel(d.kv_type, run)?;
+        append.with_kernel(self.model.kv_type, run)?;
         let prefill = AttentionPrefill {
             q: s.queries.global(),
             k_cache,

@@ -1,6 +1,6 @@
 //! A batch of the host: what is checked of it, and the words that its kernels read.
 
-use super::{Dims, Limits};
+use super::{Architecture, Limits};
 use crate::error::{Error, Result};
 use bitnet_kernels::attention::{Heads, Tile};
 use bitnet_kernels::cache::PAGE;
@@ -61,12 +61,12 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
-    pub(super) fn new(dims: &Dims, limits: Limits, heads: Heads) -> Self {
+    pub(super) fn new(model: &Architecture, limits: Limits, heads: Heads) -> Self {
         Self {
             limits,
-            vocab: dims.vocab,
-            n_heads: dims.n_heads as u32,
-            n_kv_heads: dims.n_kv_heads as u32,
+            vocab: model.dims.vocab,
+            n_heads: model.dims.n_heads as u32,
+            n_kv_heads: model.dims.n_kv_heads as u32,
             padded: heads.padded(),
         }
     }

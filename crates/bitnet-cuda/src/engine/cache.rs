@@ -1,15 +1,12 @@
 //! The pages of keys and values on the device: one pool, which all layers and sequences share.
 
 use super::space::{Space, Use};
-use super::{Dims, launch};
+use super::{Architecture, launch};
 use crate::error::Result;
 use crate::memory::DeviceBuffer;
 use crate::stream::Stream;
 use bitnet_kernels::Global;
 use bitnet_kernels::cache::{CopyPages, READ_ONLY};
-
-/// Most pages of a pool, the spare one included: their numbers, and 64 times those, fit the words in which tables and kernels count.
-pub(super) const MAX_PAGES: usize = 1 << 25;
 
 /// Keys and values of every layer: (layers, pages, ..) as [`bitnet_kernels::cache`] lays a page out.
 #[derive(Debug)]
@@ -25,14 +22,23 @@ pub(super) struct Cache {
 
 impl Cache {
     /// Room for `n_pages` pages, and for the spare one.
-    pub(super) fn new(space: &Space<'_>, dims: &Dims, padded: usize, n_pages: usize) -> Result<Self> {
-        let page_words = page_words(dims, padded);
+    pub(super) fn new(
+        space: &Space<'_>,
+        model: &Architecture,
+        padded: usize,
+        n_pages: usize,
+    ) -> Result<Self> {
+        let page_words = page_words(model, padded);
         let all_pages = n_pages + 1;
-        let words = dims.n_layers.saturating_mul(all_pages).saturating_mul(page_words);
+        let words = model
+            .dims
+            .n_layers
+            .saturating_mul(all_pages)
+            .saturating_mul(page_words);
         Ok(Self {
             k: space.alloc(Use::Cache, "the KV cache", words)?,
             v: space.alloc(Use::Cache, "the KV cache", words)?,
-            n_layers: dims.n_layers,
+            n_layers: model.dims.n_layers,
             all_pages,
             page_words,
         })
@@ -75,11 +81,11 @@ impl Cache {
 }
 
 /// Words of a page's keys in one layer, and of its values.
-fn page_words(dims: &Dims, padded: usize) -> usize {
-    dims.kv_type.words(1, dims.n_kv_heads, padded)
+fn page_words(model: &Architecture, padded: usize) -> usize {
+    model.kv_type.words(1, model.dims.n_kv_heads, padded)
 }
 
 /// Bytes of a page, keys and values, in all layers.
-pub(super) fn page_bytes(dims: &Dims, padded: usize) -> u64 {
-    (2 * 4 * dims.n_layers as u64).saturating_mul(page_words(dims, padded) as u64)
+pub(super) fn page_bytes(model: &Architecture, padded: usize) -> u64 {
+    (2 * 4 * model.dims.n_layers as u64).saturating_mul(page_words(model, padded) as u64)
 }

@@ -1,7 +1,7 @@
 //! The choice of tokens on the device, and what it keeps there between steps.
 
 use super::space::{Space, Use};
-use super::{Dims, Engine, Limits, Rows, launch};
+use super::{Architecture, Engine, Limits, Rows, launch};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::memory::{DeviceBuffer, SharedWords};
@@ -106,9 +106,9 @@ pub(super) struct Chooser {
 }
 
 impl Chooser {
-    pub(super) fn new(space: &Space<'_>, dims: &Dims, limits: Limits) -> Result<Self> {
+    pub(super) fn new(space: &Space<'_>, model: &Architecture, limits: Limits) -> Result<Self> {
         let (rows, table_len) = (limits.seats(), limits.table_len());
-        let chunks = dims.vocab.div_ceil(CHUNK as usize);
+        let chunks = model.dims.vocab.div_ceil(CHUNK as usize);
         let most = MAX_TOP_K as usize;
         let next = (chunks * most).div_ceil(CHUNK as usize);
         // A text has a token more than the context holds.
@@ -124,7 +124,7 @@ impl Chooser {
             whole: keys(rows * Whole::WORDS)?,
             bins: keys(rows * Whole::BINS)?,
             sums: keys(rows * chunks * 2)?,
-            counts: words(rows * dims.vocab)?,
+            counts: words(rows * model.dims.vocab)?,
             history: words(rows * history_len)?,
             history_len,
             keys: [keys(rows * chunks * most)?, keys(rows * next * most)?],
@@ -202,7 +202,7 @@ impl Engine {
         let Some(choice) = choice else {
             return Ok(Row::default());
         };
-        let (s, vocab) = (&choice.settings, self.dims.vocab);
+        let (s, vocab) = (&choice.settings, self.model.dims.vocab);
         let is_valid = (s.last_n as usize) < self.buffers.chooser.history_len
             && choice.recent.len() <= s.last_n as usize
             && choice.recent.iter().all(|&id| (id as usize) < vocab);
@@ -225,7 +225,7 @@ impl Engine {
             uploads,
             stream,
             buffers,
-            dims,
+            model,
             ..
         } = self;
         let c = &buffers.chooser;
@@ -238,17 +238,17 @@ impl Engine {
         if choice.settings.last_n == 0 {
             return Ok(());
         }
-        let mut counts = vec![0u32; dims.vocab];
+        let mut counts = vec![0u32; model.dims.vocab];
         for &id in choice.recent {
             counts[id as usize] += 1;
         }
-        uploads.send(stream, &c.counts, row * dims.vocab, &[&counts])?;
+        uploads.send(stream, &c.counts, row * model.dims.vocab, &[&counts])?;
         uploads.send(stream, &c.history, row * c.history_len, &[choice.recent])
     }
 
     /// Moves what the device alone knows of a row to another.
     pub(super) fn move_row(&mut self, from: usize, to: usize) -> Result<()> {
-        let (c, stream, vocab) = (&self.buffers.chooser, &self.stream, self.dims.vocab);
+        let (c, stream, vocab) = (&self.buffers.chooser, &self.stream, self.model.dims.vocab);
         let copy = |buffer: &DeviceBuffer<u32>, first: usize, len: usize| {
             stream.copy(buffer, first + to * len, buffer, first + from * len, len)
         };
@@ -268,7 +268,7 @@ impl Engine {
     /// Chooses the next token of every row of the batch, on the device, by `kernels`.
     pub(super) fn choose(&self, kernels: Kernels) -> Result<()> {
         let (c, s, rows) = (&self.buffers.chooser, &self.buffers.scratch, self.batch as u32);
-        let vocab = self.dims.vocab as u32;
+        let vocab = self.model.dims.vocab as u32;
         let at = |start: usize| c.state.global().offset(start);
         let (tokens, positions, steps) = (at(0), at(c.rows), at(2 * c.rows));
         let (settings, progress) = (c.settings(), at(c.progress_at()));
@@ -341,7 +341,11 @@ impl Engine {
 
     /// Sorts the `keep` best candidates of every row that is drawn from sorted ones: where they are.
     fn sort(&self, keep: u32) -> Result<Global<u64>> {
-        let (c, rows, vocab) = (&self.buffers.chooser, self.batch as u32, self.dims.vocab as u32);
+        let (c, rows, vocab) = (
+            &self.buffers.chooser,
+            self.batch as u32,
+            self.model.dims.vocab as u32,
+        );
         let settings = c.settings();
         let mut blocks = vocab.div_ceil(CHUNK);
         let select = SelectLogits {
@@ -375,7 +379,11 @@ impl Engine {
 
     /// Cuts and weighs the tokens of every row that is drawn without sorting; with `all` finds the most likely one of every other.
     fn weigh(&self, kernels: Kernels, all: u32) -> Result<()> {
-        let (c, rows, vocab) = (&self.buffers.chooser, self.batch as u32, self.dims.vocab as u32);
+        let (c, rows, vocab) = (
+            &self.buffers.chooser,
+            self.batch as u32,
+            self.model.dims.vocab as u32,
+        );
         let settings = c.settings();
         let logits = self.buffers.scratch.logits.global();
         let best = BestKey {

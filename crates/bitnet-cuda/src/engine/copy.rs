@@ -1,7 +1,7 @@
 //! The 8-bit copy of an output head: the head itself, or what a certified head is screened with.
 
 use super::space::{Space, Use};
-use super::{Dims, Limits};
+use super::{Architecture, Limits};
 use crate::error::{Error, Result};
 use crate::memory::{DeviceBuffer, SharedWords};
 use crate::stream::Stream;
@@ -20,8 +20,8 @@ pub(super) struct Int8Copy {
 }
 
 impl Int8Copy {
-    pub(super) fn new(space: &Space<'_>, dims: &Dims, what: &str) -> Result<Self> {
-        let (vocab, d_model) = (dims.vocab, dims.d_model);
+    pub(super) fn new(space: &Space<'_>, model: &Architecture, what: &str) -> Result<Self> {
+        let (vocab, d_model) = (model.dims.vocab, model.dims.d_model);
         Ok(Self {
             rows: space.alloc(Use::Weights, what, vocab * d_model / 4)?,
             scales: space.alloc(Use::Weights, what, vocab)?,
@@ -95,14 +95,14 @@ pub(super) struct Certified {
 }
 
 impl Certified {
-    pub(super) fn new(space: &Space<'_>, dims: &Dims, limits: Limits) -> Result<Self> {
+    pub(super) fn new(space: &Space<'_>, model: &Architecture, limits: Limits) -> Result<Self> {
         const COPY: &str = "an 8-bit copy of the output head";
         const SCREEN: &str = "the screening of logits";
         let seats = limits.seats();
         Ok(Self {
-            copy: Int8Copy::new(space, dims, COPY)?,
-            row_bounds: space.alloc(Use::Weights, COPY, 2 * dims.vocab)?,
-            maxima: space.alloc(Use::Scratch, SCREEN, seats * screen::groups(dims.vocab))?,
+            copy: Int8Copy::new(space, model, COPY)?,
+            row_bounds: space.alloc(Use::Weights, COPY, 2 * model.dims.vocab)?,
+            maxima: space.alloc(Use::Scratch, SCREEN, seats * screen::groups(model.dims.vocab))?,
             done: space.alloc(Use::Scratch, SCREEN, seats)?,
             threshold: space.alloc(Use::Scratch, SCREEN, seats)?,
             products: space.alloc(Use::Scratch, SCREEN, 1)?,

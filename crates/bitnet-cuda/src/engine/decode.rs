@@ -274,7 +274,7 @@ impl Engine {
             steps,
             kernels,
             // Where a row is drawn from all tokens, nothing can be left out.
-            screens: self.dims.is_certified && !kernels.whole && self.screening.screens(steps),
+            screens: self.model.is_certified && !kernels.whole && self.screening.screens(steps),
         };
         self.replay(key)?;
         self.seats.issue(steps);

@@ -116,7 +116,7 @@ impl Engine {
                     y: linear.y,
                     rows: rows as u32,
                     width: n as u32 / 2,
-                    activation: self.dims.activation as u32,
+                    activation: self.model.activation as u32,
                 };
                 // SAFETY: as above.
                 unsafe { launch(&self.stream, &gate, gate.launch()) }

@@ -5,8 +5,9 @@
 //! measuring whole steps: `bitnet bench grids` prints the table that [`Engine::default_grids`] is made from.
 
 use super::batch::Attention;
-use super::{Engine, PAGE_POSITIONS, WeightKind};
+use super::{Engine, PAGE_POSITIONS};
 use bitnet_kernels::decode_linear::{DecodeGatedT8K2, Epilogue};
+use bitnet_layout::WeightForm;
 use bitnet_layout::mma_tile;
 
 /// Rows of tiles of a block, layer by layer.
@@ -48,7 +49,7 @@ const WIDE: usize = 6;
 impl Engine {
     /// The layers in the order of [`Grids`]: what becomes of their products, and their columns.
     fn layers_of_grids(&self) -> [(Epilogue, usize); 4] {
-        let d = &self.dims;
+        let d = &self.model.dims;
         [
             (Epilogue::Store, d.d_model),
             (Epilogue::Add, d.d_q()),
@@ -59,7 +60,7 @@ impl Engine {
 
     /// Rows of tiles that this GPU has kernels for, layer by layer, that of every GPU first.
     fn choices(&self) -> [Vec<u32>; 4] {
-        let is_free = self.dims.weights == WeightKind::Ternary
+        let is_free = self.model.weights == WeightForm::Ternary
             && self.gpu().multiplies_bits()
             && self.gpu().has::<DecodeGatedT8K2>();
         let most = if is_free { usize::MAX } else { 1 };
@@ -97,7 +98,7 @@ impl Engine {
 
     /// The grids of steps with room for `steps` steps of 64 keys.
     fn grids_of(&self, steps: usize) -> Grids {
-        let gate_up_rows = mma_tile::tiles_n(2 * self.dims.d_ffn);
+        let gate_up_rows = mma_tile::tiles_n(2 * self.model.dims.d_ffn);
         let is_wide = gate_up_rows >= WIDE * self.gpu().properties().n_sms as usize;
         let wanted = BY_STEPS
             .iter()

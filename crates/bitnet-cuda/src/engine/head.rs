@@ -3,7 +3,7 @@
 use super::copy::Int8Copy;
 use super::dense::Product;
 use super::space::{Space, Use};
-use super::{Dims, Engine, HeadKind, launch};
+use super::{Architecture, Engine, HeadKind, launch};
 use crate::error::{Error, Result};
 use crate::memory::{DeviceBuffer, SharedWords};
 use bitnet_kernels::dense_gemv::{self, Int8Gemv};
@@ -20,9 +20,9 @@ pub(super) enum Embedding {
 }
 
 impl Embedding {
-    pub(super) fn new(space: &Space<'_>, dims: &Dims) -> Result<Self> {
-        let words = dims.vocab * dims.d_model / 2;
-        Ok(match dims.head {
+    pub(super) fn new(space: &Space<'_>, model: &Architecture) -> Result<Self> {
+        let words = model.dims.vocab * model.dims.d_model / 2;
+        Ok(match model.head {
             HeadKind::Int8 => Self::Host(space.alloc_shared(words)?),
             HeadKind::Embedding | HeadKind::Own => {
                 Self::Device(space.alloc(Use::Weights, "the embedding", words)?)
@@ -50,13 +50,13 @@ pub(super) enum Head {
 }
 
 impl Head {
-    pub(super) fn new(space: &Space<'_>, dims: &Dims) -> Result<Self> {
+    pub(super) fn new(space: &Space<'_>, model: &Architecture) -> Result<Self> {
         const WHAT: &str = "the output head";
-        let elements = dims.vocab * dims.d_model;
-        Ok(match dims.head {
+        let elements = model.dims.vocab * model.dims.d_model;
+        Ok(match model.head {
             HeadKind::Embedding => Self::Embedding,
             HeadKind::Own => Self::Own(space.alloc(Use::Weights, WHAT, elements / 2)?),
-            HeadKind::Int8 => Self::Int8(Int8Copy::new(space, dims, WHAT)?),
+            HeadKind::Int8 => Self::Int8(Int8Copy::new(space, model, WHAT)?),
         })
     }
 }
@@ -142,19 +142,19 @@ impl Engine {
             .buffers
             .scratch
             .residual
-            .global_at(first * self.dims.d_model)?;
+            .global_at(first * self.model.dims.d_model)?;
         if let Head::Int8(copy) = &self.buffers.head {
             return self.int8_product(x, rows, copy);
         }
         let w = self.head_rows();
-        let (d, s) = (&self.dims, &self.buffers.scratch);
+        let (d, s) = (&self.model.dims, &self.buffers.scratch);
         let at_once = bf16_gemm::MAX_COLS as usize;
         for start in (0..rows).step_by(at_once) {
             let product = Product {
                 w,
                 x: x.offset(start * d.d_model),
                 norm: self.buffers.final_norm.global(),
-                eps: d.eps,
+                eps: self.model.eps,
                 y: s.logits.global().offset(start * d.vocab),
                 n: d.vocab,
                 k: d.d_model,
@@ -168,7 +168,7 @@ impl Engine {
     /// Bytes of weights that the output head of a decode step reads, but for single rows.
     #[must_use]
     pub fn head_bytes(&self) -> u64 {
-        let whole = (self.dims.vocab * self.dims.d_model * 2) as u64;
+        let whole = (self.model.dims.vocab * self.model.dims.d_model * 2) as u64;
         match (&self.buffers.head, &self.buffers.certified) {
             (Head::Int8(copy), _) => copy.size_bytes(),
             (_, Some(certified)) => certified.copy.size_bytes() + certified.row_bounds.size_bytes(),
@@ -178,7 +178,7 @@ impl Engine {
 
     /// Final norm of `rows` rows at `x`, and their products with a rounded head, as many as the logits buffer has at most.
     pub(super) fn int8_product(&self, x: Global<f32>, rows: usize, copy: &Int8Copy) -> Result<()> {
-        let (d, s) = (&self.dims, &self.buffers.scratch);
+        let (d, s) = (&self.model.dims, &self.buffers.scratch);
         let columns = Int8Columns {
             x,
             norm: self.buffers.final_norm.global(),
@@ -187,7 +187,7 @@ impl Engine {
             bounds: s.term_bounds.global(),
             k: d.d_model as u32,
             largest: Int8Columns::largest(d.d_model),
-            eps: d.eps,
+            eps: self.model.eps,
         };
         // SAFETY: the rows lie in the residual stream; the terms have room for as many as the logits buffer has.
         unsafe { launch(&self.stream, &columns, Int8Columns::launch(rows as u32))? };
@@ -229,7 +229,7 @@ impl Engine {
     /// # Errors
     /// When a row is outside the batch, `out` has another length, or the device fails.
     pub fn logits(&self, rows: &[usize], out: &mut [f32]) -> Result<()> {
-        let vocab = self.dims.vocab;
+        let vocab = self.model.dims.vocab;
         if out.len() != rows.len() * vocab || rows.iter().any(|&row| row >= self.batch) {
             return Err(Error::Request(format!(
                 "logits of rows {rows:?} into {} floats; the batch has {} rows of {vocab}",

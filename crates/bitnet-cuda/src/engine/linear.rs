@@ -1,7 +1,7 @@
 //! Linear layers: of one token, with norm and quantization in the kernel; of many, with a kernel for those before it.
 
 use super::weights::Matrix;
-use super::{Engine, WeightKind, launch};
+use super::{Engine, launch};
 use crate::error::Result;
 use crate::layer::launch_layer;
 use crate::stream::Dependent;
@@ -9,6 +9,7 @@ use bitnet_kernels::Global;
 use bitnet_kernels::bit_gemm::{self, BitGemm};
 use bitnet_kernels::decode_linear::{DecodeLinear, Epilogue};
 use bitnet_kernels::quantize_rows::{self, QuantizeRows};
+use bitnet_layout::WeightForm;
 
 /// The input and output of a linear layer.
 pub(super) struct Linear<'a> {
@@ -26,9 +27,9 @@ pub(super) struct Linear<'a> {
 impl Engine {
     pub(super) fn linear(&self, linear: &Linear<'_>) -> Result<()> {
         match (linear.matrix.kind, self.batch) {
-            (WeightKind::Bf16, _) => self.linear_dense(linear),
-            (WeightKind::Ternary, 1) => self.linear_of_one(linear),
-            (WeightKind::Ternary, _) => self.linear_of_many(linear),
+            (WeightForm::Bf16, _) => self.linear_dense(linear),
+            (WeightForm::Ternary, 1) => self.linear_of_one(linear),
+            (WeightForm::Ternary, _) => self.linear_of_many(linear),
         }
     }
 
@@ -49,7 +50,7 @@ impl Engine {
             n: *n as u32,
             k: *k as u32,
             eps: linear.eps,
-            activation: self.dims.activation as u32,
+            activation: self.model.activation as u32,
             row_b: starts[0],
             row_c: starts[1],
             scale_a: scales[0],
@@ -92,7 +93,7 @@ impl Engine {
             n: *n as u32,
             k: *k as u32,
             cols: self.batch as u32,
-            activation: self.dims.activation as u32,
+            activation: self.model.activation as u32,
             row_b: starts[0],
             row_c: starts[1],
             scale_a: scales[0],

@@ -194,7 +194,7 @@ impl Engine {
                 // In the middle of what is measured.
                 let sitting = self.seats.sitting.iter();
                 let keys: usize = sitting.map(|s| s.position + STEPS * REPLAYS / 2).sum();
-                let page_bytes = page_bytes(&self.dims, self.heads.padded() as usize);
+                let page_bytes = page_bytes(&self.model, self.heads.padded() as usize);
                 keys as u64 * page_bytes / u64::from(PAGE)
             }
             Part::Embed | Part::Combine | Part::Choose => 0,

@@ -2,10 +2,11 @@
 
 use super::attention::ROWS_AT_ONCE;
 use super::space::{Space, Use};
-use super::{Dims, HeadKind, Limits, WeightKind};
+use super::{Architecture, HeadKind, Limits};
 use crate::error::Result;
 use crate::memory::DeviceBuffer;
 use bitnet_kernels::{bf16_gemm, dense_gemv, quantize_rows};
+use bitnet_layout::WeightForm;
 
 /// Buffers of a step.
 #[derive(Debug)]
@@ -48,31 +49,31 @@ pub(super) struct Scratch {
 impl Scratch {
     pub(super) fn new(
         space: &Space<'_>,
-        dims: &Dims,
+        model: &Architecture,
         limits: Limits,
         padded: usize,
         inputs: usize,
     ) -> Result<Self> {
         let max_batch = limits.rows();
-        let (d_q, d_kv) = (dims.d_q(), dims.d_kv());
-        let attention_rows = limits.seats().min(ROWS_AT_ONCE) * dims.n_heads * limits.table_len();
+        let (d_q, d_kv) = (model.dims.d_q(), model.dims.d_kv());
+        let attention_rows = limits.seats().min(ROWS_AT_ONCE) * model.dims.n_heads * limits.table_len();
         let few = dense_gemv::MAX_COLS as usize;
         let logit_rows = max_batch
             .clamp(few, bf16_gemm::MAX_COLS as usize)
             .max(limits.seats());
-        let of_int8 = logit_rows * dims.d_model / 2;
-        let of_head = match dims.head {
+        let of_int8 = logit_rows * model.dims.d_model / 2;
+        let of_head = match model.head {
             HeadKind::Int8 => of_int8,
-            HeadKind::Embedding | HeadKind::Own if dims.is_certified => {
-                bf16_gemm::term_words(dims.d_model).max(of_int8)
+            HeadKind::Embedding | HeadKind::Own if model.is_certified => {
+                bf16_gemm::term_words(model.dims.d_model).max(of_int8)
             }
-            HeadKind::Embedding | HeadKind::Own => bf16_gemm::term_words(dims.d_model),
+            HeadKind::Embedding | HeadKind::Own => bf16_gemm::term_words(model.dims.d_model),
         };
-        let (of_layers, product) = match dims.weights {
-            WeightKind::Ternary => (0, 0),
-            WeightKind::Bf16 => (
-                bf16_gemm::term_words(dims.widest()),
-                max_batch * dims.d_model.max(2 * dims.d_ffn),
+        let (of_layers, product) = match model.weights {
+            WeightForm::Ternary => (0, 0),
+            WeightForm::Bf16 => (
+                bf16_gemm::term_words(model.dims.widest()),
+                max_batch * model.dims.d_model.max(2 * model.dims.d_ffn),
             ),
         };
         let term_words = of_head.max(of_layers);
@@ -80,14 +81,14 @@ impl Scratch {
         let floats = |what: &str, len: usize| space.alloc(Use::Scratch, what, len);
         Ok(Self {
             inputs: words("tokens and their pages", inputs)?,
-            residual: floats("the residual stream", max_batch * dims.d_model)?,
+            residual: floats("the residual stream", max_batch * model.dims.d_model)?,
             qkv: floats("queries, keys and values", max_batch * (d_q + 2 * d_kv))?,
-            queries: words("queries", max_batch * dims.n_heads * padded / 2)?,
+            queries: words("queries", max_batch * model.dims.n_heads * padded / 2)?,
             attention: floats("attention", max_batch * d_q)?,
-            gated: floats("gated activations", max_batch * dims.d_ffn)?,
+            gated: floats("gated activations", max_batch * model.dims.d_ffn)?,
             codes: words(
                 "quantized activations",
-                max_batch * quantize_rows::words_per_row(dims.widest()),
+                max_batch * quantize_rows::words_per_row(model.dims.widest()),
             )?,
             unit: floats("activation scales", max_batch)?,
             sum: space.alloc(Use::Scratch, "activation sums", max_batch)?,
@@ -98,7 +99,7 @@ impl Scratch {
             term_unit: floats("the head's input", logit_rows)?,
             term_bounds: floats("the head's input", 2 * logit_rows)?,
             logit_rows,
-            logits: floats("logits", logit_rows * dims.vocab)?,
+            logits: floats("logits", logit_rows * model.dims.vocab)?,
         })
     }
 }

@@ -58,7 +58,7 @@ impl Engine {
                 .iter()
                 .map(|word| word.load(Ordering::Relaxed));
             let products = products.sum();
-            self.screening.went(products, rows, self.dims.vocab);
+            self.screening.went(products, rows, self.model.dims.vocab);
         }
     }
 
@@ -66,7 +66,7 @@ impl Engine {
     /// largest as the row's choice keeps, or that penalties can change; of the others what is less than any of these.
     pub(super) fn head_of_step(&self, screens: bool) -> Result<()> {
         let rows = self.batch;
-        let (d, s, c) = (&self.dims, &self.buffers.scratch, &self.buffers.chooser);
+        let (d, s, c) = (&self.model.dims, &self.buffers.scratch, &self.buffers.chooser);
         let Some(certified) = self.buffers.certified.as_ref().filter(|_| screens) else {
             return self.head(0, rows);
         };
@@ -101,7 +101,7 @@ impl Engine {
             products: certified.products.global(),
             n: d.vocab as u32,
             k: d.d_model as u32,
-            eps: d.eps,
+            eps: self.model.eps,
         };
         let grid = some.launch(rows as u32, self.gpu().machine());
         // SAFETY: as above; that a block can have its shared memory was checked when the engine was made.

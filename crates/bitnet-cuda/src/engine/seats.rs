@@ -4,6 +4,7 @@
 //! sequence leaves, the last row moves into its place. Steps are recorded for a few numbers of rows only, so that rows past
 //! the last sequence may be computed too: *idle* rows, whose tables are [`Cache::idle_entry`](super::cache::Cache).
 
+use super::architecture::MAX_SEATS;
 use super::batch::Bounds;
 use super::choice::{Kernels, Row};
 use crate::error::{Error, Result};
@@ -15,9 +16,6 @@ use std::ops::Range;
 
 /// Numbers of rows that steps are recorded for.
 const BUCKETS: [usize; 13] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256];
-
-/// Most rows.
-pub(super) const MAX_SEATS: usize = 256;
 
 /// Positions that idle rows may be at: those of one page.
 const IDLE_STEPS: usize = PAGE as usize;

@@ -50,7 +50,7 @@ impl Engine {
 
     /// What a batch must fit.
     pub(super) fn bounds(&self) -> Bounds {
-        Bounds::new(&self.dims, self.limits, self.heads)
+        Bounds::new(&self.model, self.limits, self.heads)
     }
 
     /// A layer, of those that there are.
@@ -63,7 +63,7 @@ impl Engine {
 
     /// Residual = embedding of the batch's tokens, which stand in device memory.
     pub(super) fn embed(&self) -> Result<()> {
-        let (s, d) = (&self.buffers.scratch, self.dims.d_model as u32);
+        let (s, d) = (&self.buffers.scratch, self.model.dims.d_model as u32);
         let embed = EmbedBf16 {
             tokens: self.rows.tokens,
             table: self.buffers.embedding.global(),
@@ -86,7 +86,7 @@ impl Engine {
             epilogue: Epilogue::Store,
             x: self.buffers.scratch.residual.global(),
             norm: l.attn_norm.global(),
-            eps: self.dims.eps,
+            eps: self.model.eps,
             y: self.buffers.scratch.qkv.global(),
             tile_rows: self.grids().qkv,
         })
@@ -115,7 +115,11 @@ impl Engine {
             epilogue: Epilogue::Add,
             x: self.buffers.scratch.attention.global(),
             norm: l.attn_sub_norm.as_ref().unwrap_or(&self.buffers.ones).global(),
-            eps: if self.dims.sub_norms { self.dims.eps } else { -1.0 },
+            eps: if self.model.sub_norms {
+                self.model.eps
+            } else {
+                -1.0
+            },
             y: self.buffers.scratch.residual.global(),
             tile_rows: self.grids().out_proj,
         })
@@ -132,7 +136,7 @@ impl Engine {
             epilogue: Epilogue::Gated,
             x: self.buffers.scratch.residual.global(),
             norm: l.ffn_norm.global(),
-            eps: self.dims.eps,
+            eps: self.model.eps,
             y: self.buffers.scratch.gated.global(),
             tile_rows: self.grids().up_gate,
         })
@@ -149,7 +153,11 @@ impl Engine {
             epilogue: Epilogue::Add,
             x: self.buffers.scratch.gated.global(),
             norm: l.ffn_sub_norm.as_ref().unwrap_or(&self.buffers.ones).global(),
-            eps: if self.dims.sub_norms { self.dims.eps } else { -1.0 },
+            eps: if self.model.sub_norms {
+                self.model.eps
+            } else {
+                -1.0
+            },
             y: self.buffers.scratch.residual.global(),
             tile_rows: self.grids().down,
         })
@@ -160,7 +168,7 @@ impl Engine {
     /// # Errors
     /// When the row is outside the batch, `out` has another length, or the device fails.
     pub fn residual(&self, row: usize, out: &mut [f32]) -> Result<()> {
-        let d_model = self.dims.d_model;
+        let d_model = self.model.dims.d_model;
         if row >= self.batch || out.len() != d_model {
             return Err(Error::Request(format!(
                 "row {row} of {} into {} floats; a row has {d_model}",
@@ -177,7 +185,7 @@ impl Engine {
     /// # Errors
     /// When the device fails.
     pub fn read(&self, what: Intermediate) -> Result<Vec<f32>> {
-        let (s, d) = (&self.buffers.scratch, &self.dims);
+        let (s, d) = (&self.buffers.scratch, &self.model.dims);
         let (buffer, width) = match what {
             Intermediate::Residual => (&s.residual, d.d_model),
             Intermediate::Qkv => (&s.qkv, (d.n_heads + 2 * d.n_kv_heads) * d.head_dim),

@@ -1,12 +1,13 @@
 //! Weights on the device, and how they get there.
 
 use super::space::{Space, Use};
-use super::{Dims, Engine, WeightKind};
+use super::{Architecture, Engine};
 use crate::error::{Error, Result};
 use crate::memory::DeviceBuffer;
 use crate::stream::Stream;
 use bitnet_kernels::dense::Dequantize;
 use bitnet_kernels::repack::Repack;
+use bitnet_layout::WeightForm;
 use bitnet_layout::mma_tile::{self, RowOrder};
 
 /// A ternary matrix in the canonical layout, of up to three projections stacked by rows.
@@ -46,7 +47,7 @@ pub struct LayerParts<'a> {
 /// The matrix of a linear layer.
 #[derive(Debug)]
 pub(super) struct Matrix {
-    pub(super) kind: WeightKind,
+    pub(super) kind: WeightForm,
     /// Tiles, or rows of bfloat16.
     pub(super) values: DeviceBuffer<u32>,
     pub(super) n: usize,
@@ -71,10 +72,10 @@ pub(super) struct Layer {
 }
 
 impl Matrix {
-    fn new(space: &Space<'_>, kind: WeightKind, n: usize, k: usize, order: RowOrder) -> Result<Self> {
+    fn new(space: &Space<'_>, kind: WeightForm, n: usize, k: usize, order: RowOrder) -> Result<Self> {
         let words = match kind {
-            WeightKind::Ternary => mma_tile::words(n, k),
-            WeightKind::Bf16 => n * k / 2,
+            WeightForm::Ternary => mma_tile::words(n, k),
+            WeightForm::Bf16 => n * k / 2,
         };
         Ok(Self {
             kind,
@@ -116,7 +117,7 @@ impl Matrix {
         // The words were checked to be of this shape and fit the staging buffer, the values were allocated for it, and both
         // outlive the work: it is waited for.
         match self.kind {
-            WeightKind::Ternary => {
+            WeightForm::Ternary => {
                 let repack = Repack {
                     words: staging.global(),
                     tiles: self.values.global(),
@@ -127,7 +128,7 @@ impl Matrix {
                 // SAFETY: as just said.
                 unsafe { stream.launch(&repack, repack.launch())? };
             }
-            WeightKind::Bf16 => {
+            WeightForm::Bf16 => {
                 let dequantize = Dequantize {
                     words: staging.global(),
                     w: self.values.global(),
@@ -148,31 +149,43 @@ impl Matrix {
 }
 
 impl Layer {
-    pub(super) fn new(space: &Space<'_>, dims: &Dims) -> Result<Self> {
-        let (d_q, d_kv) = (dims.d_q(), dims.d_kv());
+    pub(super) fn new(space: &Space<'_>, model: &Architecture) -> Result<Self> {
+        let (d_q, d_kv) = (model.dims.d_q(), model.dims.d_kv());
         let norm = |n: usize| space.alloc(Use::Weights, "norms", n);
         let sub_norm = |n: usize| {
-            if dims.sub_norms {
+            if model.sub_norms {
                 norm(n).map(Some)
             } else {
                 Ok(None)
             }
         };
         Ok(Self {
-            attn_norm: norm(dims.d_model)?,
-            ffn_norm: norm(dims.d_model)?,
+            attn_norm: norm(model.dims.d_model)?,
+            ffn_norm: norm(model.dims.d_model)?,
             attn_sub_norm: sub_norm(d_q)?,
-            ffn_sub_norm: sub_norm(dims.d_ffn)?,
-            qkv: Matrix::new(space, dims.weights, d_q + 2 * d_kv, dims.d_model, RowOrder::Plain)?,
-            o: Matrix::new(space, dims.weights, dims.d_model, d_q, RowOrder::Plain)?,
+            ffn_sub_norm: sub_norm(model.dims.d_ffn)?,
+            qkv: Matrix::new(
+                space,
+                model.weights,
+                d_q + 2 * d_kv,
+                model.dims.d_model,
+                RowOrder::Plain,
+            )?,
+            o: Matrix::new(space, model.weights, model.dims.d_model, d_q, RowOrder::Plain)?,
             gate_up: Matrix::new(
                 space,
-                dims.weights,
-                2 * dims.d_ffn,
-                dims.d_model,
+                model.weights,
+                2 * model.dims.d_ffn,
+                model.dims.d_model,
                 RowOrder::Paired,
             )?,
-            down: Matrix::new(space, dims.weights, dims.d_model, dims.d_ffn, RowOrder::Plain)?,
+            down: Matrix::new(
+                space,
+                model.weights,
+                model.dims.d_model,
+                model.dims.d_ffn,
+                RowOrder::Plain,
+            )?,
         })
     }
 }

@@ -1,13 +1,12 @@
 //! Dense matrices: the embedding, and the output head in the forms in which it is kept.
 
 use bitnet_cpu::{
-    Activations, Ask, Best, Cpu, DenseMatrix, DenseType, Int8Input, Int8Matrix, ScreenMatrix, ScreenRoom,
-    Write,
+    Activations, Ask, Best, Cpu, DenseMatrix, Int8Input, Int8Matrix, ScreenMatrix, ScreenRoom, Write,
 };
 
 use super::linear::{Input, Linear, Skip};
 use super::{LmHead, check_len};
-use crate::{Config, Dense, DenseDtype, Error, Result, WeightSource};
+use crate::{Config, Dense, Error, Result, WeightSource};
 
 /// The output head.
 pub(super) enum Head {
@@ -135,10 +134,5 @@ impl Head {
 pub(super) fn dense(w: &dyn Dense, name: &str, expected: (usize, usize)) -> Result<DenseMatrix> {
     check_len(&format!("rows of {name}"), w.shape().0, expected.0)?;
     check_len(&format!("columns of {name}"), w.shape().1, expected.1)?;
-    let kind = match w.dtype() {
-        DenseDtype::Bf16 => DenseType::Bf16,
-        DenseDtype::F16 => DenseType::F16,
-        DenseDtype::F32 => DenseType::F32,
-    };
-    DenseMatrix::read(kind, expected, |first, bytes| w.read_rows(first, bytes))
+    DenseMatrix::read(w.dtype(), expected, |first, bytes| w.read_rows(first, bytes))
 }

@@ -2,7 +2,7 @@
 
 use bitnet_layout::words;
 
-use crate::{Config, Dense, DenseDtype, LayerWeights, Result, Segment, Shape, TernaryTensor, WeightSource};
+use crate::{Config, Dense, DenseDtype, Dims, LayerWeights, Result, Segment, TernaryTensor, WeightSource};
 
 /// A model of random weights, made as it is read.
 pub(super) struct Random {
@@ -13,7 +13,7 @@ pub(super) struct Random {
 pub(super) struct RandomDense<'a>(pub(super) &'a Random, pub(super) u64);
 
 pub(super) fn config() -> Config {
-    let shape = Shape {
+    let dims = Dims {
         d_model: 64,
         d_ffn: 112,
         n_layers: 2,
@@ -22,7 +22,7 @@ pub(super) fn config() -> Config {
         head_dim: 32,
         vocab: 50,
     };
-    let mut config = Config::new(shape).unwrap();
+    let mut config = Config::new(dims).unwrap();
     (config.max_context, config.rope_theta) = (64, 10_000.0);
     config
 }
@@ -37,13 +37,8 @@ pub(super) fn model(change: impl FnOnce(&mut Config)) -> Random {
 }
 
 pub(super) fn numbers(seed: u64) -> impl Iterator<Item = u64> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    std::iter::repeat_with(move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state >> 20
-    })
+    let mut random = bitnet_layout::random::Random::new(seed);
+    std::iter::repeat_with(move || random.word().into())
 }
 
 pub(super) fn floats(seed: u64, len: usize, center: f32) -> Vec<f32> {

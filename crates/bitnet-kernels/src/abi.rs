@@ -62,6 +62,32 @@ pub trait Use {
     fn of<K: Kernel + 'static>(self, kernel: K, launch: Launch) -> Self::Output;
 }
 
+/// Kernels of all these lists.
+pub(crate) const fn count(lists: &[&[KernelInfo]]) -> usize {
+    let (mut count, mut list) = (0, 0);
+    while list < lists.len() {
+        count += lists[list].len();
+        list += 1;
+    }
+    count
+}
+
+/// The lists, one after the other; `N` is their [`count`].
+pub(crate) const fn concat<const N: usize>(lists: &[&[KernelInfo]]) -> [KernelInfo; N] {
+    let mut all = [lists[0][0]; N];
+    let (mut at, mut list) = (0, 0);
+    while list < lists.len() {
+        let mut i = 0;
+        while i < lists[list].len() {
+            all[at] = lists[list][i];
+            at += 1;
+            i += 1;
+        }
+        list += 1;
+    }
+    all
+}
+
 /// Address of `T`s in device memory; the host cannot read through it.
 ///
 /// On the device its methods are loads and stores; in the emulator the same methods are checked.
@@ -217,6 +243,14 @@ macro_rules! entry {
     };
 }
 
+/// Lists kernels for the crate: those of these lists.
+macro_rules! kernels_of {
+    ($($list:expr),+ $(,)?) => {{
+        const LISTS: &[&[$crate::KernelInfo]] = &[$( $list ),+];
+        &$crate::abi::concat::<{ $crate::abi::count(LISTS) }>(LISTS)
+    }};
+}
+
 /// Declares a kernel: `name, block = [x, y, z], min_blocks = n, arch = sm_90, body = path; pub struct Params { .. }`, of which
 /// `min_blocks` and `arch` may be left out. On the host this is the struct and its [`Kernel`], on the device an entry.
 macro_rules! kernel {
@@ -262,7 +296,8 @@ macro_rules! kernels {
 }
 
 /// Declares kernels that have their parameters in common: the struct, what tells one from another (its *key*), and a row for each
-/// kernel: `[what kernel! takes of min_blocks and arch] name, Kernel, "what it is for", [generics], [key];`.
+/// kernel: `[what kernel! takes of min_blocks and arch] name, Kernel, "what it is for", [generics], [key];`. Where generics and key
+/// say the same, a macro of the family's own writes them both.
 ///
 /// `each Key` is for keys that all have a kernel, which the compiler checks, `some Key` for others. Either gives the struct a
 /// `with_kernel`, the only place that chooses, and lists the kernels for the crate. The module has their `threads(key)`,
@@ -272,7 +307,7 @@ macro_rules! family {
         $(#[$meta:meta])*
         pub struct $Params:ident $fields:tt
         $which:ident $Key:ty;
-        $( [$($options:tt)*] $($name:ident, $Kernel:ident, $what:literal, $generics:tt, $key:tt;)+ )+
+        $( [$($options:tt)*] $($name:ident, $Kernel:ident, $what:expr, $generics:tt, $key:tt;)+ )+
     ) => {
         parameters! { $(#[$meta])* pub struct $Params $fields }
 
@@ -285,7 +320,7 @@ macro_rules! family {
 
         $( family! { @group [$($options)*] $Params $fields $( $name, $Kernel, $what, $generics, $key; )+ } )+
     };
-    (@group $options:tt $Params:ident $fields:tt $($name:ident, $Kernel:ident, $what:literal, $generics:tt, $key:tt;)+) => {
+    (@group $options:tt $Params:ident $fields:tt $($name:ident, $Kernel:ident, $what:expr, $generics:tt, $key:tt;)+) => {
         $( family! { @kernel $options $name, $Kernel, $what, $generics, $key, $Params $fields } )+
     };
     (@choose each $Params:ident, $Key:ty, $($Kernel:ident [$($key:tt)+])+) => {
@@ -317,7 +352,7 @@ macro_rules! family {
         }
     };
     (
-        @kernel $options:tt $name:ident, $Kernel:ident, $what:literal, [$($generic:tt)*], [$($key:tt)+],
+        @kernel $options:tt $name:ident, $Kernel:ident, $what:expr, [$($generic:tt)*], [$($key:tt)+],
         $Params:ident $fields:tt
     ) => {
         #[doc = concat!("[`", stringify!($Params), "`] for ", $what, ".")]

@@ -68,13 +68,7 @@ pub use abi::{Global, Kernel, KernelInfo, Launch};
 pub use raw::Raw;
 
 /// Every kernel that a model runs: those of the PTX modules that are always loaded.
-pub const MODEL: &[KernelInfo] = &all::<{ count(FAMILIES) }>(FAMILIES);
-
-/// Every kernel of [`bench`]: those of the PTX modules that only measurements load.
-pub const BENCH: &[KernelInfo] = &all::<{ count(&bench::FAMILIES) }>(&bench::FAMILIES);
-
-/// The kernels of each file.
-const FAMILIES: &[&[KernelInfo]] = &[
+pub const MODEL: &[KernelInfo] = kernels_of![
     decode_linear::DecodeLinear::INFOS,
     bit_gemm::BitGemm::INFOS,
     dense::INFOS,
@@ -90,36 +84,11 @@ const FAMILIES: &[&[KernelInfo]] = &[
     screen::INFOS,
     cache::INFOS,
     rope::RopeAppend::INFOS,
-    attention::FAMILIES[0],
-    attention::FAMILIES[1],
-    attention::FAMILIES[2],
-    attention::FAMILIES[3],
+    attention::INFOS,
 ];
 
-const fn count(families: &[&[KernelInfo]]) -> usize {
-    let (mut count, mut family) = (0, 0);
-    while family < families.len() {
-        count += families[family].len();
-        family += 1;
-    }
-    count
-}
-
-/// One after the other; `N` is their [`count`].
-const fn all<const N: usize>(families: &[&[KernelInfo]]) -> [KernelInfo; N] {
-    let mut all = [families[0][0]; N];
-    let (mut at, mut family) = (0, 0);
-    while family < families.len() {
-        let mut i = 0;
-        while i < families[family].len() {
-            all[at] = families[family][i];
-            at += 1;
-            i += 1;
-        }
-        family += 1;
-    }
-    all
-}
+/// Every kernel of [`mod@bench`]: those of the PTX modules that only measurements load.
+pub const BENCH: &[KernelInfo] = bench::INFOS;
 
 #[cfg(target_arch = "nvptx64")]
 #[panic_handler]

@@ -104,7 +104,7 @@ impl Use for Which {
     }
 }
 
-fn check_gemv(n: usize, k: usize, cols: usize, variant: (u32, u32, bool), seed: u64) {
+fn check_gemv(n: usize, k: usize, cols: usize, variant: (u32, u32, Operands), seed: u64) {
     let mut random = Random::new(seed + (n * 31 + k * 7 + cols) as u64);
     let matrix = Matrix::random(n, k, &mut random);
     let x: Vec<i8> = (0..cols * k).map(|_| random.i8()).collect();
@@ -159,7 +159,11 @@ fn gemv_is_exact() {
         }
         check_gemv(48, 384, 1, variant, 2);
         check_gemv(48, 384, 1, variant, 3);
-        let widths: &[usize] = if variant.2 { &[] } else { &[2, 7, 8] };
+        let widths: &[usize] = if variant.2 == Operands::Bits {
+            &[]
+        } else {
+            &[2, 7, 8]
+        };
         for &cols in widths {
             check_gemv(20, 160, cols, variant, 4);
         }
@@ -170,10 +174,22 @@ fn gemv_is_exact() {
 #[test]
 fn gemv_of_long_rows() {
     for (variant, tiles) in [((2, 1), 20), ((2, 3), 54)] {
-        check_gemv(3, (tiles + 1) * 128, 1, (variant.0, variant.1, false), 5);
-        check_gemv(16, tiles * 128 + 16, 2, (variant.0, variant.1, false), 6);
+        check_gemv(
+            3,
+            (tiles + 1) * 128,
+            1,
+            (variant.0, variant.1, Operands::Bytes),
+            5,
+        );
+        check_gemv(
+            16,
+            tiles * 128 + 16,
+            2,
+            (variant.0, variant.1, Operands::Bytes),
+            6,
+        );
     }
-    check_gemv(3, 55 * 128, 1, (2, 3, true), 5);
+    check_gemv(3, 55 * 128, 1, (2, 3, Operands::Bits), 5);
 }
 
 #[test]

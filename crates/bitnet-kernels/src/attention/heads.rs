@@ -1,4 +1,4 @@
-//! Which heads there are kernels for.
+//! Which heads there are kernels for, and how kernels are declared by them.
 
 use crate::cache::KvType;
 
@@ -51,3 +51,27 @@ impl Heads {
         }
     }
 }
+
+/// Declares a [`family!`] of kernels by the heads they are built for.
+macro_rules! heads_family {
+    (
+        $(#[$meta:meta])*
+        pub struct $Params:ident $fields:tt
+        $( [$($options:tt)*] $($name:ident, $Kernel:ident, $heads:ident;)+ )+
+    ) => {
+        family! {
+            $(#[$meta])*
+            pub struct $Params $fields
+            each Heads;
+            $(
+                [$($options)*]
+                $(
+                    $name, $Kernel, concat!("[`Heads::", stringify!($heads), "`]"),
+                    [{ Heads::$heads.padded() as usize / 32 }, { matches!(Heads::$heads.kv_type(), KvType::Int8) }],
+                    [Heads::$heads];
+                )+
+            )+
+        }
+    };
+}
+pub(super) use heads_family;

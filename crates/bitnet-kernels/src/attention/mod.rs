@@ -40,7 +40,7 @@ pub use heads::Heads;
 pub use prefill::*;
 
 /// The kernels of attention.
-pub(crate) const FAMILIES: [&[KernelInfo]; 4] = [
+pub(crate) const INFOS: &[KernelInfo] = kernels_of![
     combine::INFOS,
     AttentionDecode::INFOS,
     AttentionPrefill::INFOS,

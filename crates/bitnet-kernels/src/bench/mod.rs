@@ -9,7 +9,7 @@ pub mod stream_read;
 use crate::KernelInfo;
 
 /// The kernels of this folder.
-pub(crate) const FAMILIES: [&[KernelInfo]; 4] = [
+pub(crate) const INFOS: &[KernelInfo] = kernels_of![
     bit_gemv::BitGemv::INFOS,
     probe::INFOS,
     ref_gemv::INFOS,

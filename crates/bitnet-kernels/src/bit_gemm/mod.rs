@@ -24,8 +24,6 @@ mod narrow;
 mod wide;
 
 use crate::decode_linear::Epilogue;
-#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
-use crate::decode_linear::device::{ADD, GATED, STORE};
 use crate::{Global, Launch};
 use bitnet_layout::mma_tile;
 
@@ -133,7 +131,43 @@ impl Wide {
     }
 }
 
-family! {
+/// The block of a shape, for products with this epilogue.
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+macro_rules! block {
+    (Wide64 $epilogue:ident) => { wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }> };
+    (Wide128 $epilogue:ident) => { wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }> };
+    (Mid16 Gated) => { mid::Mid<{ MID_GATED.pairs }, { MID_GATED.tiles }, 2> };
+    (Mid16 $epilogue:ident) => { mid::Mid<{ MID.pairs }, { MID.tiles }, 2> };
+    (Mid32 Gated) => { mid::Mid<{ MID_GATED.pairs }, { MID_GATED.tiles }, 4> };
+    (Mid32 $epilogue:ident) => { mid::Mid<{ MID.pairs }, { MID.tiles }, 4> };
+    (Narrow8 $epilogue:ident) => { narrow::Narrow<1> };
+    (Narrow32 $epilogue:ident) => { narrow::Narrow<4> };
+}
+
+/// Declares the [`family!`] of kernels by their epilogue and the shape of their block.
+macro_rules! products {
+    (
+        $(#[$meta:meta])*
+        pub struct $Params:ident $fields:tt
+        $( [$($options:tt)*] $($name:ident, $Kernel:ident, $epilogue:ident, $shape:ident;)+ )+
+    ) => {
+        family! {
+            $(#[$meta])*
+            pub struct $Params $fields
+            each (Epilogue, Shape);
+            $(
+                [$($options)*]
+                $(
+                    $name, $Kernel, concat!("products that end in `", stringify!($epilogue), "`"),
+                    [block!($shape $epilogue), { Epilogue::$epilogue as u32 }],
+                    [(Epilogue::$epilogue, Shape::$shape)];
+                )+
+            )+
+        }
+    };
+}
+
+products! {
     /// Parameters of the kernels here, one for each epilogue and shape of block.
     ///
     /// `z[c][n] = (sum over k of t[n][k] x[c][k]) * (scale(n) * unit[c])`, then `y = z` (store), `y += z` (add), or
@@ -178,27 +212,26 @@ family! {
         /// What a ternary unit of rows `row_c ..` is worth.
         pub scale_c: f32,
     }
-    each (Epilogue, Shape);
     [min_blocks = 2,]
-    wide_store_64, WideStore64, "q, k and v", [wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, { STORE }], [(Epilogue::Store, Shape::Wide64)];
-    wide_add_64, WideAdd64, "a projection back to the residual stream", [wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, { ADD }], [(Epilogue::Add, Shape::Wide64)];
-    wide_gated_64, WideGated64, "gate and up", [wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }>, { GATED }], [(Epilogue::Gated, Shape::Wide64)];
-    wide_store_128, WideStore128, "q, k and v", [wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, { STORE }], [(Epilogue::Store, Shape::Wide128)];
-    wide_add_128, WideAdd128, "a projection back to the residual stream", [wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, { ADD }], [(Epilogue::Add, Shape::Wide128)];
-    wide_gated_128, WideGated128, "gate and up", [wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }>, { GATED }], [(Epilogue::Gated, Shape::Wide128)];
-    mid_store_16, MidStore16, "q, k and v", [mid::Mid<{ MID.pairs }, { MID.tiles }, 2>, { STORE }], [(Epilogue::Store, Shape::Mid16)];
-    mid_add_16, MidAdd16, "a projection back to the residual stream", [mid::Mid<{ MID.pairs }, { MID.tiles }, 2>, { ADD }], [(Epilogue::Add, Shape::Mid16)];
-    mid_gated_16, MidGated16, "gate and up", [mid::Mid<{ MID_GATED.pairs }, { MID_GATED.tiles }, 2>, { GATED }], [(Epilogue::Gated, Shape::Mid16)];
-    mid_store_32, MidStore32, "q, k and v", [mid::Mid<{ MID.pairs }, { MID.tiles }, 4>, { STORE }], [(Epilogue::Store, Shape::Mid32)];
-    mid_add_32, MidAdd32, "a projection back to the residual stream", [mid::Mid<{ MID.pairs }, { MID.tiles }, 4>, { ADD }], [(Epilogue::Add, Shape::Mid32)];
-    mid_gated_32, MidGated32, "gate and up", [mid::Mid<{ MID_GATED.pairs }, { MID_GATED.tiles }, 4>, { GATED }], [(Epilogue::Gated, Shape::Mid32)];
+    wide_store_64, WideStore64, Store, Wide64;
+    wide_add_64, WideAdd64, Add, Wide64;
+    wide_gated_64, WideGated64, Gated, Wide64;
+    wide_store_128, WideStore128, Store, Wide128;
+    wide_add_128, WideAdd128, Add, Wide128;
+    wide_gated_128, WideGated128, Gated, Wide128;
+    mid_store_16, MidStore16, Store, Mid16;
+    mid_add_16, MidAdd16, Add, Mid16;
+    mid_gated_16, MidGated16, Gated, Mid16;
+    mid_store_32, MidStore32, Store, Mid32;
+    mid_add_32, MidAdd32, Add, Mid32;
+    mid_gated_32, MidGated32, Gated, Mid32;
     [min_blocks = 1,]
-    narrow_store_8, NarrowStore8, "q, k and v", [narrow::Narrow<1>, { STORE }], [(Epilogue::Store, Shape::Narrow8)];
-    narrow_add_8, NarrowAdd8, "a projection back to the residual stream", [narrow::Narrow<1>, { ADD }], [(Epilogue::Add, Shape::Narrow8)];
-    narrow_gated_8, NarrowGated8, "gate and up", [narrow::Narrow<1>, { GATED }], [(Epilogue::Gated, Shape::Narrow8)];
-    narrow_store_32, NarrowStore32, "q, k and v", [narrow::Narrow<4>, { STORE }], [(Epilogue::Store, Shape::Narrow32)];
-    narrow_add_32, NarrowAdd32, "a projection back to the residual stream", [narrow::Narrow<4>, { ADD }], [(Epilogue::Add, Shape::Narrow32)];
-    narrow_gated_32, NarrowGated32, "gate and up", [narrow::Narrow<4>, { GATED }], [(Epilogue::Gated, Shape::Narrow32)];
+    narrow_store_8, NarrowStore8, Store, Narrow8;
+    narrow_add_8, NarrowAdd8, Add, Narrow8;
+    narrow_gated_8, NarrowGated8, Gated, Narrow8;
+    narrow_store_32, NarrowStore32, Store, Narrow32;
+    narrow_add_32, NarrowAdd32, Add, Narrow32;
+    narrow_gated_32, NarrowGated32, Gated, Narrow32;
 }
 
 /// A shape of block.

@@ -1,17 +1,15 @@
 //! The body of the kernels, and what [`crate::quantize_rows`] shares with it.
 
 use super::product::Product;
-use super::{DecodeLinear, RELU2};
+use super::{DecodeLinear, Epilogue, RELU2};
 use crate::intrinsics::*;
 use crate::reduce::warp_sum;
 use crate::tiles::{EARLY, WARPS_AT_A_TIME, row_scale, weights};
 
-/// Epilogue: the product is the output.
-pub(crate) const STORE: u32 = 0;
 /// Epilogue: the product is added to the output.
-pub(crate) const ADD: u32 = 1;
+pub(crate) const ADD: u32 = Epilogue::Add as u32;
 /// Epilogue: pairs of products, gate and up, become one output.
-pub(crate) const GATED: u32 = 2;
+pub(crate) const GATED: u32 = Epilogue::Gated as u32;
 
 /// What is known of a row before its elements are: the scale of its codes, and what a code is worth before the norm.
 #[derive(Clone, Copy)]

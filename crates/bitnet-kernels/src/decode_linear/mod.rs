@@ -25,7 +25,43 @@ pub const RELU2: u32 = Activation::Relu2 as u32;
 /// Gate of the feed-forward block: `x sigmoid(x)`.
 pub const SILU: u32 = Activation::Silu as u32;
 
-family! {
+/// What layers with this epilogue are for.
+macro_rules! purpose {
+    (Store) => {
+        "q, k and v"
+    };
+    (Add) => {
+        "a projection back to the residual stream"
+    };
+    (Gated) => {
+        "gate and up"
+    };
+}
+
+/// Declares the [`family!`] of kernels by their epilogue, their operands and their grid.
+macro_rules! layers {
+    (
+        $(#[$meta:meta])*
+        pub struct $Params:ident $fields:tt
+        $( [$($options:tt)*] $($name:ident, $Kernel:ident, $epilogue:ident, $operands:ident, $tile_rows:literal, $tiles:literal;)+ )+
+    ) => {
+        family! {
+            $(#[$meta])*
+            pub struct $Params $fields
+            some (Epilogue, Operands, u32, u32);
+            $(
+                [$($options)*]
+                $(
+                    $name, $Kernel, purpose!($epilogue),
+                    [product::$operands, { Epilogue::$epilogue as u32 }, $tile_rows, $tiles],
+                    [(Epilogue::$epilogue, Operands::$operands, $tiles, $tile_rows)];
+                )+
+            )+
+        }
+    };
+}
+
+layers! {
     /// Parameters of the kernels here, one for each epilogue and grid: [`DecodeLinear::with_kernel`] chooses.
     ///
     /// `z[n] = (sum over k of t[n][k] q[k]) * (scale(n) * unit)` for the codes q of one normalized row, then `y = z` (store),
@@ -68,40 +104,40 @@ family! {
         /// What a ternary unit of rows `row_c ..` is worth.
         pub scale_c: f32,
     }
-    some (Epilogue, Operands, u32, u32);
+    // Epilogue and operands, rows of tiles of a block, tiles of each that a warp holds at a time.
     [min_blocks = 2,]
-    decode_store_k2, DecodeStoreK2, "q, k and v", [product::Bits, { device::STORE }, 4, 2], [(Epilogue::Store, Operands::Bits, 2, 4)];
-    decode_add_k2, DecodeAddK2, "a projection back to the residual stream", [product::Bits, { device::ADD }, 4, 2], [(Epilogue::Add, Operands::Bits, 2, 4)];
-    decode_gated_k2, DecodeGatedK2, "gate and up", [product::Bits, { device::GATED }, 4, 2], [(Epilogue::Gated, Operands::Bits, 2, 4)];
-    decode_store_k2_bytes, DecodeStoreK2Bytes, "q, k and v", [product::Bytes, { device::STORE }, 4, 2], [(Epilogue::Store, Operands::Bytes, 2, 4)];
-    decode_add_k2_bytes, DecodeAddK2Bytes, "a projection back to the residual stream", [product::Bytes, { device::ADD }, 4, 2], [(Epilogue::Add, Operands::Bytes, 2, 4)];
-    decode_gated_k2_bytes, DecodeGatedK2Bytes, "gate and up", [product::Bytes, { device::GATED }, 4, 2], [(Epilogue::Gated, Operands::Bytes, 2, 4)];
+    decode_store_k2, DecodeStoreK2, Store, Bits, 4, 2;
+    decode_add_k2, DecodeAddK2, Add, Bits, 4, 2;
+    decode_gated_k2, DecodeGatedK2, Gated, Bits, 4, 2;
+    decode_store_k2_bytes, DecodeStoreK2Bytes, Store, Bytes, 4, 2;
+    decode_add_k2_bytes, DecodeAddK2Bytes, Add, Bytes, 4, 2;
+    decode_gated_k2_bytes, DecodeGatedK2Bytes, Gated, Bytes, 4, 2;
     [min_blocks = 1,]
-    decode_store_k3, DecodeStoreK3, "q, k and v", [product::Bits, { device::STORE }, 2, 3], [(Epilogue::Store, Operands::Bits, 3, 2)];
-    decode_store_k4, DecodeStoreK4, "q, k and v", [product::Bits, { device::STORE }, 4, 4], [(Epilogue::Store, Operands::Bits, 4, 4)];
-    decode_add_k3, DecodeAddK3, "a projection back to the residual stream", [product::Bits, { device::ADD }, 2, 3], [(Epilogue::Add, Operands::Bits, 3, 2)];
-    decode_add_k4, DecodeAddK4, "a projection back to the residual stream", [product::Bits, { device::ADD }, 4, 4], [(Epilogue::Add, Operands::Bits, 4, 4)];
-    decode_gated_k3, DecodeGatedK3, "gate and up", [product::Bits, { device::GATED }, 2, 3], [(Epilogue::Gated, Operands::Bits, 3, 2)];
-    decode_gated_k4, DecodeGatedK4, "gate and up", [product::Bits, { device::GATED }, 4, 4], [(Epilogue::Gated, Operands::Bits, 4, 4)];
-    decode_store_k3_bytes, DecodeStoreK3Bytes, "q, k and v", [product::Bytes, { device::STORE }, 2, 3], [(Epilogue::Store, Operands::Bytes, 3, 2)];
-    decode_store_k4_bytes, DecodeStoreK4Bytes, "q, k and v", [product::Bytes, { device::STORE }, 2, 4], [(Epilogue::Store, Operands::Bytes, 4, 2)];
-    decode_add_k3_bytes, DecodeAddK3Bytes, "a projection back to the residual stream", [product::Bytes, { device::ADD }, 2, 3], [(Epilogue::Add, Operands::Bytes, 3, 2)];
-    decode_add_k4_bytes, DecodeAddK4Bytes, "a projection back to the residual stream", [product::Bytes, { device::ADD }, 2, 4], [(Epilogue::Add, Operands::Bytes, 4, 2)];
-    decode_gated_k3_bytes, DecodeGatedK3Bytes, "gate and up", [product::Bytes, { device::GATED }, 2, 3], [(Epilogue::Gated, Operands::Bytes, 3, 2)];
-    decode_gated_k4_bytes, DecodeGatedK4Bytes, "gate and up", [product::Bytes, { device::GATED }, 2, 4], [(Epilogue::Gated, Operands::Bytes, 4, 2)];
+    decode_store_k3, DecodeStoreK3, Store, Bits, 2, 3;
+    decode_store_k4, DecodeStoreK4, Store, Bits, 4, 4;
+    decode_add_k3, DecodeAddK3, Add, Bits, 2, 3;
+    decode_add_k4, DecodeAddK4, Add, Bits, 4, 4;
+    decode_gated_k3, DecodeGatedK3, Gated, Bits, 2, 3;
+    decode_gated_k4, DecodeGatedK4, Gated, Bits, 4, 4;
+    decode_store_k3_bytes, DecodeStoreK3Bytes, Store, Bytes, 2, 3;
+    decode_store_k4_bytes, DecodeStoreK4Bytes, Store, Bytes, 2, 4;
+    decode_add_k3_bytes, DecodeAddK3Bytes, Add, Bytes, 2, 3;
+    decode_add_k4_bytes, DecodeAddK4Bytes, Add, Bytes, 2, 4;
+    decode_gated_k3_bytes, DecodeGatedK3Bytes, Gated, Bytes, 2, 3;
+    decode_gated_k4_bytes, DecodeGatedK4Bytes, Gated, Bytes, 2, 4;
     [min_blocks = 2, arch = sm_90,]
-    decode_store_t5k2, DecodeStoreT5K2, "q, k and v", [product::Bits, { device::STORE }, 5, 2], [(Epilogue::Store, Operands::Bits, 2, 5)];
-    decode_add_t3k2, DecodeAddT3K2, "a projection back to the residual stream", [product::Bits, { device::ADD }, 3, 2], [(Epilogue::Add, Operands::Bits, 2, 3)];
-    decode_add_t5k2, DecodeAddT5K2, "a projection back to the residual stream", [product::Bits, { device::ADD }, 5, 2], [(Epilogue::Add, Operands::Bits, 2, 5)];
+    decode_store_t5k2, DecodeStoreT5K2, Store, Bits, 5, 2;
+    decode_add_t3k2, DecodeAddT3K2, Add, Bits, 3, 2;
+    decode_add_t5k2, DecodeAddT5K2, Add, Bits, 5, 2;
     [min_blocks = 1, arch = sm_90,]
-    decode_store_t6k2, DecodeStoreT6K2, "q, k and v", [product::Bits, { device::STORE }, 6, 2], [(Epilogue::Store, Operands::Bits, 2, 6)];
-    decode_add_t3k4, DecodeAddT3K4, "a projection back to the residual stream", [product::Bits, { device::ADD }, 3, 4], [(Epilogue::Add, Operands::Bits, 4, 3)];
-    decode_add_t2k4, DecodeAddT2K4, "a projection back to the residual stream", [product::Bits, { device::ADD }, 2, 4], [(Epilogue::Add, Operands::Bits, 4, 2)];
-    decode_gated_t8k2, DecodeGatedT8K2, "gate and up", [product::Bits, { device::GATED }, 8, 2], [(Epilogue::Gated, Operands::Bits, 2, 8)];
-    decode_gated_t9k2, DecodeGatedT9K2, "gate and up", [product::Bits, { device::GATED }, 9, 2], [(Epilogue::Gated, Operands::Bits, 2, 9)];
-    decode_gated_t10k2, DecodeGatedT10K2, "gate and up", [product::Bits, { device::GATED }, 10, 2], [(Epilogue::Gated, Operands::Bits, 2, 10)];
-    decode_gated_t11k2, DecodeGatedT11K2, "gate and up", [product::Bits, { device::GATED }, 11, 2], [(Epilogue::Gated, Operands::Bits, 2, 11)];
-    decode_gated_t12k2, DecodeGatedT12K2, "gate and up", [product::Bits, { device::GATED }, 12, 2], [(Epilogue::Gated, Operands::Bits, 2, 12)];
+    decode_store_t6k2, DecodeStoreT6K2, Store, Bits, 6, 2;
+    decode_add_t3k4, DecodeAddT3K4, Add, Bits, 3, 4;
+    decode_add_t2k4, DecodeAddT2K4, Add, Bits, 2, 4;
+    decode_gated_t8k2, DecodeGatedT8K2, Gated, Bits, 8, 2;
+    decode_gated_t9k2, DecodeGatedT9K2, Gated, Bits, 9, 2;
+    decode_gated_t10k2, DecodeGatedT10K2, Gated, Bits, 10, 2;
+    decode_gated_t11k2, DecodeGatedT11K2, Gated, Bits, 11, 2;
+    decode_gated_t12k2, DecodeGatedT12K2, Gated, Bits, 12, 2;
 }
 
 /// What kernels differ in: the epilogue, how they multiply, tiles of each row that a warp holds, and rows of tiles of a block.

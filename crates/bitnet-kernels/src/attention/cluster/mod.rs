@@ -5,7 +5,7 @@
 mod device;
 
 use super::decode::{HEADS, WARPS, decode_family, step_bytes, with_inputs};
-use super::heads::Heads;
+use super::heads::{Heads, heads_family};
 use crate::cache::KvType;
 use crate::{Global, Launch};
 
@@ -30,15 +30,14 @@ with_inputs! { decode_family! {
         /// Output.
         pub out: Global<f32>,
     }
-    each Heads;
     [min_blocks = 1, arch = sm_90,]
-    attention_cluster_32, AttentionCluster32, "heads padded to 32 dimensions, in bfloat16", [1, false], [Heads::Bf16x32];
-    attention_cluster_64, AttentionCluster64, "heads padded to 64 dimensions, in bfloat16", [2, false], [Heads::Bf16x64];
-    attention_cluster_128, AttentionCluster128, "heads padded to 128 dimensions, in bfloat16", [4, false], [Heads::Bf16x128];
-    attention_cluster_256, AttentionCluster256, "heads padded to 256 dimensions, in bfloat16", [8, false], [Heads::Bf16x256];
-    attention_cluster_32_int8, AttentionCluster32Int8, "heads padded to 32 dimensions, of 8-bit integers", [1, true], [Heads::Int8x32];
-    attention_cluster_64_int8, AttentionCluster64Int8, "heads padded to 64 dimensions, of 8-bit integers", [2, true], [Heads::Int8x64];
-    attention_cluster_128_int8, AttentionCluster128Int8, "heads padded to 128 dimensions, of 8-bit integers", [4, true], [Heads::Int8x128];
+    attention_cluster_32, AttentionCluster32, Bf16x32;
+    attention_cluster_64, AttentionCluster64, Bf16x64;
+    attention_cluster_128, AttentionCluster128, Bf16x128;
+    attention_cluster_256, AttentionCluster256, Bf16x256;
+    attention_cluster_32_int8, AttentionCluster32Int8, Int8x32;
+    attention_cluster_64_int8, AttentionCluster64Int8, Int8x64;
+    attention_cluster_128_int8, AttentionCluster128Int8, Int8x128;
 
 } }
 

@@ -7,7 +7,7 @@ pub(super) mod step;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
 
-use super::heads::Heads;
+use super::heads::{Heads, heads_family};
 use crate::cache::KvType;
 use crate::{Global, Launch};
 
@@ -68,7 +68,7 @@ macro_rules! inputs {
 
 with_inputs! { inputs! {} }
 
-/// Declares a [`family!`] of decode kernels by the places of their results.
+/// Declares a [`heads_family!`] of decode kernels by the places of their results.
 macro_rules! decode_family {
     (
         [$( $(#[$before_meta:meta])* pub $before:ident: $before_type:ty, )*]
@@ -77,7 +77,7 @@ macro_rules! decode_family {
         pub struct $Params:ident { $( $(#[$result_meta:meta])* pub $result:ident: $result_type:ty, )* }
         $($kernels:tt)*
     ) => {
-        family! {
+        heads_family! {
             $(#[$meta])*
             pub struct $Params {
                 $( $(#[$before_meta])* pub $before: $before_type, )*
@@ -136,15 +136,14 @@ with_inputs! { decode_family! {
         /// Maximum and sum of weights of every step.
         pub sums: Global<f32>,
     }
-    each Heads;
     [min_blocks = 1,]
-    attention_decode_32, AttentionDecode32, "heads padded to 32 dimensions, in bfloat16", [1, false], [Heads::Bf16x32];
-    attention_decode_64, AttentionDecode64, "heads padded to 64 dimensions, in bfloat16", [2, false], [Heads::Bf16x64];
-    attention_decode_128, AttentionDecode128, "heads padded to 128 dimensions, in bfloat16", [4, false], [Heads::Bf16x128];
-    attention_decode_256, AttentionDecode256, "heads padded to 256 dimensions, in bfloat16", [8, false], [Heads::Bf16x256];
-    attention_decode_32_int8, AttentionDecode32Int8, "heads padded to 32 dimensions, of 8-bit integers", [1, true], [Heads::Int8x32];
-    attention_decode_64_int8, AttentionDecode64Int8, "heads padded to 64 dimensions, of 8-bit integers", [2, true], [Heads::Int8x64];
-    attention_decode_128_int8, AttentionDecode128Int8, "heads padded to 128 dimensions, of 8-bit integers", [4, true], [Heads::Int8x128];
+    attention_decode_32, AttentionDecode32, Bf16x32;
+    attention_decode_64, AttentionDecode64, Bf16x64;
+    attention_decode_128, AttentionDecode128, Bf16x128;
+    attention_decode_256, AttentionDecode256, Bf16x256;
+    attention_decode_32_int8, AttentionDecode32Int8, Int8x32;
+    attention_decode_64_int8, AttentionDecode64Int8, Int8x64;
+    attention_decode_128_int8, AttentionDecode128Int8, Int8x128;
 
 } }
 

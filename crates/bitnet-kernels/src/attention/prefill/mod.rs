@@ -3,7 +3,7 @@
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
 
-use super::heads::Heads;
+use super::heads::{Heads, heads_family};
 use crate::cache::{KvType, PAGE};
 use crate::{Global, Launch};
 
@@ -82,7 +82,7 @@ const fn query_bytes(padded: u32, kv: KvType) -> u32 {
     }
 }
 
-family! {
+heads_family! {
     /// Parameters of the prefill kernels, one for each of [`Heads`].
     ///
     /// `out[b][h] = O / L` of [`crate::attention`] for the queries of [`crate::rope::RopeAppend`], which has also put the
@@ -123,15 +123,14 @@ family! {
         /// Pages that a row of `tables` has room for.
         pub table_len: u32,
     }
-    each Heads;
     [min_blocks = 1,]
-    attention_prefill_32, AttentionPrefill32, "heads padded to 32 dimensions, in bfloat16", [1, false], [Heads::Bf16x32];
-    attention_prefill_64, AttentionPrefill64, "heads padded to 64 dimensions, in bfloat16", [2, false], [Heads::Bf16x64];
-    attention_prefill_128, AttentionPrefill128, "heads padded to 128 dimensions, in bfloat16", [4, false], [Heads::Bf16x128];
-    attention_prefill_256, AttentionPrefill256, "heads padded to 256 dimensions, in bfloat16", [8, false], [Heads::Bf16x256];
-    attention_prefill_32_int8, AttentionPrefill32Int8, "heads padded to 32 dimensions, of 8-bit integers", [1, true], [Heads::Int8x32];
-    attention_prefill_64_int8, AttentionPrefill64Int8, "heads padded to 64 dimensions, of 8-bit integers", [2, true], [Heads::Int8x64];
-    attention_prefill_128_int8, AttentionPrefill128Int8, "heads padded to 128 dimensions, of 8-bit integers", [4, true], [Heads::Int8x128];
+    attention_prefill_32, AttentionPrefill32, Bf16x32;
+    attention_prefill_64, AttentionPrefill64, Bf16x64;
+    attention_prefill_128, AttentionPrefill128, Bf16x128;
+    attention_prefill_256, AttentionPrefill256, Bf16x256;
+    attention_prefill_32_int8, AttentionPrefill32Int8, Int8x32;
+    attention_prefill_64_int8, AttentionPrefill64Int8, Int8x64;
+    attention_prefill_128_int8, AttentionPrefill128Int8, Int8x128;
 }
 
 /// Threads of a block.

@@ -14,13 +14,38 @@
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 pub(crate) mod device;
 
+use crate::decode_linear::Operands;
 use crate::{Global, Launch};
 use bitnet_layout::mma_tile;
 
 /// Most columns of activations.
 pub const MAX_COLS: u32 = 8;
 
-family! {
+/// Declares the [`family!`] of kernels by their operands and their grid.
+macro_rules! variants {
+    (
+        $(#[$meta:meta])*
+        pub struct $Params:ident $fields:tt
+        $( [$($options:tt)*] $($name:ident, $Kernel:ident, $operands:ident, $tile_rows:literal, $tiles:literal;)+ )+
+    ) => {
+        family! {
+            $(#[$meta])*
+            pub struct $Params $fields
+            some (u32, u32, Operands);
+            $(
+                [$($options)*]
+                $(
+                    $name, $Kernel,
+                    concat!("blocks of ", $tile_rows, " rows of tiles, ", $tiles, " tiles a warp at a time"),
+                    [device::$operands, $tile_rows, $tiles, { device::ahead($tile_rows, $tiles) }],
+                    [($tile_rows, $tiles, Operands::$operands)];
+                )+
+            )+
+        }
+    };
+}
+
+variants! {
     /// Parameters of the kernels here: [`variant`] and [`variant_on_bits`] choose.
     ///
     /// `y[c][n] = (sum over k of t[n][k] x[c][k]) * (scale(n) * unit[c])` for `cols` columns c.
@@ -60,23 +85,23 @@ family! {
         /// What a ternary unit of rows `row_c ..` is worth.
         pub scale_c: f32,
     }
-    some (u32, u32, bool);
+    // What is multiplied, rows of tiles of a block, tiles of each that a warp holds at a time.
     [min_blocks = 1,]
-    bit_gemv_t2k1, BitGemvT2K1, "blocks of 2 rows of tiles, 1 tiles a warp at a time", [device::Bytes, 2, 1, { device::ahead(2, 1) }], [(2, 1, false)];
-    bit_gemv_t4k1, BitGemvT4K1, "blocks of 4 rows of tiles, 1 tiles a warp at a time", [device::Bytes, 4, 1, { device::ahead(4, 1) }], [(4, 1, false)];
-    bit_gemv_t2k3, BitGemvT2K3, "blocks of 2 rows of tiles, 3 tiles a warp at a time", [device::Bytes, 2, 3, { device::ahead(2, 3) }], [(2, 3, false)];
-    bit_gemv_t2k5, BitGemvT2K5, "blocks of 2 rows of tiles, 5 tiles a warp at a time", [device::Bytes, 2, 5, { device::ahead(2, 5) }], [(2, 5, false)];
-    bit_gemv_t2k3_bits, BitGemvT2K3Bits, "blocks of 2 rows of tiles, 3 tiles a warp at a time", [device::Bits, 2, 3, { device::ahead(2, 3) }], [(2, 3, true)];
-    bit_gemv_t2k5_bits, BitGemvT2K5Bits, "blocks of 2 rows of tiles, 5 tiles a warp at a time", [device::Bits, 2, 5, { device::ahead(2, 5) }], [(2, 5, true)];
+    bit_gemv_t2k1, BitGemvT2K1, Bytes, 2, 1;
+    bit_gemv_t4k1, BitGemvT4K1, Bytes, 4, 1;
+    bit_gemv_t2k3, BitGemvT2K3, Bytes, 2, 3;
+    bit_gemv_t2k5, BitGemvT2K5, Bytes, 2, 5;
+    bit_gemv_t2k3_bits, BitGemvT2K3Bits, Bits, 2, 3;
+    bit_gemv_t2k5_bits, BitGemvT2K5Bits, Bits, 2, 5;
     [min_blocks = 2,]
-    bit_gemv_t2k2, BitGemvT2K2, "blocks of 2 rows of tiles, 2 tiles a warp at a time", [device::Bytes, 2, 2, { device::ahead(2, 2) }], [(2, 2, false)];
-    bit_gemv_t4k2, BitGemvT4K2, "blocks of 4 rows of tiles, 2 tiles a warp at a time", [device::Bytes, 4, 2, { device::ahead(4, 2) }], [(4, 2, false)];
-    bit_gemv_t5k2, BitGemvT5K2, "blocks of 5 rows of tiles, 2 tiles a warp at a time", [device::Bytes, 5, 2, { device::ahead(5, 2) }], [(5, 2, false)];
-    bit_gemv_t5k2_bits, BitGemvT5K2Bits, "blocks of 5 rows of tiles, 2 tiles a warp at a time", [device::Bits, 5, 2, { device::ahead(5, 2) }], [(5, 2, true)];
+    bit_gemv_t2k2, BitGemvT2K2, Bytes, 2, 2;
+    bit_gemv_t4k2, BitGemvT4K2, Bytes, 4, 2;
+    bit_gemv_t5k2, BitGemvT5K2, Bytes, 5, 2;
+    bit_gemv_t5k2_bits, BitGemvT5K2Bits, Bits, 5, 2;
 }
 
-/// Rows of tiles of a block, tiles along k that a warp holds at a time, and whether it multiplies bits.
-type Variant = (u32, u32, bool);
+/// Rows of tiles of a block, tiles along k that a warp holds at a time, and what it multiplies.
+type Variant = (u32, u32, Operands);
 
 /// Most threads of a block of a variant: what the registers suffice for, twice over for the variants whose kernels
 /// follow each other most closely.
@@ -106,11 +131,11 @@ fn launch(variant: Variant, p: &BitGemv) -> Launch {
 ///
 /// Products are so short that a warp may take many tiles: the fewer warps, the more room for the next kernel's blocks.
 #[must_use]
-pub fn variant_on_bits(n: usize, k: usize) -> (u32, u32, bool) {
+pub fn variant_on_bits(n: usize, k: usize) -> (u32, u32, Operands) {
     match (mma_tile::tiles_n(n), mma_tile::tiles_k(k)) {
-        (1000.., ..=26) => (5, 2, true),
-        (_, 21..=27) => (2, 3, true),
-        _ => (2, 5, true),
+        (1000.., ..=26) => (5, 2, Operands::Bits),
+        (_, 21..=27) => (2, 3, Operands::Bits),
+        _ => (2, 5, Operands::Bits),
     }
 }
 
@@ -119,7 +144,7 @@ pub fn variant_on_bits(n: usize, k: usize) -> (u32, u32, bool) {
 /// Fewer tiles a warp mean a shorter dependent part; more mean fewer warps, so that the next kernel's blocks find
 /// room beside this one's and start their loads.
 #[must_use]
-pub fn variant(n: usize, k: usize) -> (u32, u32, bool) {
+pub fn variant(n: usize, k: usize) -> (u32, u32, Operands) {
     let tiles_k = mma_tile::tiles_k(k) as u32;
     let tiles_per_warp = match tiles_k {
         0..=20 if n < 4096 => 1,
@@ -133,5 +158,5 @@ pub fn variant(n: usize, k: usize) -> (u32, u32, bool) {
         (2, 1000..) => 5,
         _ => 2,
     };
-    (tile_rows, tiles_per_warp, false)
+    (tile_rows, tiles_per_warp, Operands::Bytes)
 }

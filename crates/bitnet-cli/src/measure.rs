@@ -87,7 +87,7 @@ impl MeasureArgs {
             options.lm_head = LmHead::Stored;
         }
         if options.skip_zeros == SkipZeros::Auto {
-            // Many tokens are computed at once, and only one alone leaves zeros out.
+            // Many tokens are computed at once, and only a few leave zeros out.
             options.skip_zeros = SkipZeros::Off;
         }
         Ok(Subject {

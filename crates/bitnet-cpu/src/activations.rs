@@ -97,6 +97,16 @@ impl Activations {
         self.x.bytes() + self.q.bytes() + (self.sum.len() * 8) as u64 + self.scratch.bytes()
     }
 
+    /// Of several rows of 8-bit values, at most [`TOKEN_STEP`], the columns in which one at least is not zero.
+    pub(crate) fn n_nonzero(&self) -> usize {
+        let pieces = &self.q.as_chunks::<TOKEN_STEP>().0[..steps(self.k)];
+        let count = |rows: &[Columns; TOKEN_STEP]| {
+            let any = any(&rows[..self.n_tokens]);
+            any.into_iter().filter(|&x| x != 0).count()
+        };
+        pieces.iter().map(count).sum()
+    }
+
     /// How much products left out so far, because it was zero.
     #[must_use]
     pub fn zeros(&self) -> ZeroCounts {
@@ -109,7 +119,16 @@ pub(crate) fn steps(k: usize) -> usize {
     k.div_ceil(COLUMN_STEP)
 }
 
-/// How much was left out of products with one row of activations.
+/// For each column, something that is zero only where all rows are.
+pub(crate) fn any(rows: &[Columns]) -> Columns {
+    let mut any = [0; COLUMN_STEP];
+    for row in rows {
+        any.iter_mut().zip(row).for_each(|(any, x)| *any |= x);
+    }
+    any
+}
+
+/// How much was left out of products with a few rows of activations: what none of them needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ZeroCounts {
     /// Rows that were multiplied.
@@ -153,7 +172,7 @@ impl ZeroCounts {
 pub(crate) struct ZeroRoom {
     /// Activations, as [`crate::integer::SomeRows::x`].
     pub(crate) x: Vec<[Line; 4]>,
-    /// By thread, sums of its columns; zeros between products.
+    /// By thread, then row of activations, sums of its columns; zeros between products.
     pub(crate) sums: Vec<[i32; 16]>,
     /// Whether `sums` are something else, because a product did not end.
     pub(crate) is_dirty: bool,

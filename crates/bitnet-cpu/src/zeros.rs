@@ -1,6 +1,6 @@
 //! The zeros of squared ReLU, left out exactly. Where a gate is not positive its output is zero whatever it gates, so that row need
-//! not be multiplied; where an activation is zero, the column of weights that it meets need not be read. For one token at a
-//! time: the rows, and the columns, lie one by one in memory, beside the tiles that products of more tokens read.
+//! not be multiplied; where an activation is zero, the column of weights that it meets need not be read. Rows for one token at a time,
+//! columns for a few, where none of them needs most: they lie one by one in memory, beside the tiles that other products read.
 
 #[cfg(test)]
 mod tests;
@@ -15,7 +15,9 @@ use crate::activations::{self, Activations, Precision};
 use crate::cpu::{Cpu, claim_bytes};
 use crate::error::check_size;
 use crate::float::{Finish, Sums, Write};
-use crate::integer::{Line, OUTPUTS, SomeColumns, SomeRows, Stream, TILES};
+use crate::integer::{
+    COLUMN_STEP, FewColumns, Line, OUTPUTS, SomeColumns, SomeRows, Stream, TILES, TOKEN_STEP,
+};
 use crate::matmul::{Output, Target};
 use crate::matrix::TernaryMatrix;
 use crate::memory::{Buffer, Pages};
@@ -25,8 +27,15 @@ use crate::{Error, Result};
 /// Codes of a line.
 const CODES: usize = 16 * size_of::<Line>() / 4;
 
-/// Columns whose activations a thread looks through at a time.
+/// Most columns whose activations a thread looks through at a time.
 const SPAN: usize = 512;
+
+/// Most rows of activations that leave columns out together: what none of them needs becomes little with more.
+const MOST_TOKENS: usize = 8;
+
+/// Several rows of activations are multiplied with all columns where more than one in so many is needed: single columns are read at
+/// about half the bandwidth of streams, and put together before they are multiplied.
+const WHOLE: usize = 4;
 
 /// Rows of a ternary matrix, one after the other.
 #[derive(Debug)]
@@ -83,6 +92,9 @@ pub struct TernaryColumns {
 }
 
 impl TernaryColumns {
+    /// Most rows of activations that they are multiplied with.
+    pub const MOST_TOKENS: usize = MOST_TOKENS;
+
     /// Takes `n` rows of `k` columns in the canonical layout of [`bitnet_layout::words`].
     ///
     /// # Errors
@@ -236,11 +248,30 @@ impl Cpu {
         a.zeros.counts.of_rows += n as u64;
     }
 
-    /// As [`Cpu::matmul`], for one row of activations of 8 bits: `columns` has those of `w`, and those of zeros are not read.
+    /// As [`Cpu::matmul`], for 1 to [`TernaryColumns::MOST_TOKENS`] rows of activations of 8 bits: `columns` has those of `w`, and
+    /// those that meet nothing but zeros are not read, where leaving them out is less work.
     ///
     /// # Panics
-    /// As [`Cpu::matmul`]; when there is not one row of activations of 8 bits, or `columns` is not of the shape of `w`.
+    /// As [`Cpu::matmul`]; when there are more rows of activations, they are not of 8 bits, or `columns` is not of the shape of `w`.
     pub fn matmul_some(
+        &self,
+        w: &TernaryMatrix,
+        columns: &TernaryColumns,
+        a: &mut Activations,
+        output: Output<'_>,
+    ) {
+        assert!((1..=MOST_TOKENS).contains(&a.n_tokens) && a.precision == Precision::Int8);
+        if a.n_tokens > 1 && WHOLE * a.n_nonzero() > a.k {
+            self.matmul(w, a, output);
+            a.zeros.counts.columns += a.k as u64;
+            a.zeros.counts.of_columns += a.k as u64;
+        } else {
+            self.some_columns(w, columns, a, output);
+        }
+    }
+
+    /// The same, whatever is less work.
+    fn some_columns(
         &self,
         w: &TernaryMatrix,
         columns: &TernaryColumns,
@@ -251,70 +282,109 @@ impl Cpu {
             (columns.n, columns.k) == (w.n(), w.k()) && a.k == w.k(),
             "shape of the columns"
         );
-        assert!(a.n_tokens == 1 && a.precision == Precision::Int8);
+        let n_tokens = a.n_tokens;
+        let rows_end = n_tokens * output.stride;
+        assert!(rows_end <= output.data.len(), "rows of the output");
         let target = Target::new(w.n(), output);
         let n_threads = self.n_threads();
-        let per_thread = columns.width * OUTPUTS / ROWS;
+        let per_row = columns.width * OUTPUTS / ROWS;
+        let per_thread = n_tokens * per_row;
         let room = &mut a.zeros;
-        if room.is_dirty || room.sums.len() != n_threads * per_thread {
+        if room.is_dirty {
             room.sums.clear();
+        }
+        if room.sums.len() < n_threads * per_thread {
             room.sums.resize(n_threads * per_thread, [0; ROWS]);
         }
         room.is_dirty = true;
-        let q = &a.q[..activations::steps(a.k)].as_flattened()[..a.k];
-        let span = a.k.div_ceil(4 * n_threads).clamp(64, SPAN);
+        let q = &a.q[..];
+        let span = a.k.div_ceil(4 * n_threads).clamp(COLUMN_STEP, SPAN);
+        let span = span.next_multiple_of(COLUMN_STEP);
         let n_columns = AtomicU64::new(0);
         let sums = Shards::new(&mut room.sums);
         self.pool.run(a.k.div_ceil(span), &|chunk, thread| {
-            let first = chunk * span;
-            let (mut ids, mut values, mut n) = ([0_u32; SPAN + 4], [0_i8; SPAN + 4], 0);
-            for (i, &value) in q[first..a.k.min(first + span)].iter().enumerate() {
-                (ids[n], values[n]) = ((first + i) as u32, value);
-                n += usize::from(value != 0);
+            let steps = chunk * span / COLUMN_STEP..activations::steps(a.k.min((chunk + 1) * span));
+            let (mut ids, mut values, mut n) = ([0_u32; SPAN + 4], [[0_i8; SPAN + 4]; MOST_TOKENS], 0);
+            for step in steps.clone() {
+                let rows = match n_tokens {
+                    1 => &q[step..][..1],
+                    _ => &q[step * TOKEN_STEP..][..n_tokens],
+                };
+                for (i, any) in (0..).zip(activations::any(rows)) {
+                    ids[n] = (step * COLUMN_STEP) as u32 + i;
+                    for (values, row) in values.iter_mut().zip(rows) {
+                        values[n] = row[i as usize];
+                    }
+                    n += usize::from(any != 0);
+                }
             }
             n_columns.fetch_add(n as u64, Ordering::Relaxed);
             // Up to a whole number of fours, zeros times some column.
-            ids[n..n + 4].fill(first as u32);
-            values[n..n + 4].fill(0);
+            ids[n..n + 4].fill((steps.start * COLUMN_STEP) as u32);
+            values.iter_mut().for_each(|values| values[n..n + 4].fill(0));
             let n = n.next_multiple_of(4);
-            let (quads, x) = (ids[..n].as_chunks().0, values[..n].as_chunks().0);
+            let quads = ids[..n].as_chunks().0;
+            let x = values.each_ref().map(|values| values[..n].as_chunks().0);
+            let (lines, width) = (&columns.lines[..], columns.width);
             // SAFETY: `thread` differs between calls that run at one time.
             let sums = unsafe { sums.get(thread * per_thread, per_thread) };
-            let some = SomeColumns {
-                lines: &columns.lines,
-                width: columns.width,
-                quads,
-                x,
-            };
-            (self.integer.some_columns)(&some, sums);
+            if n_tokens == 1 {
+                let x = x[0];
+                (self.integer.some_columns)(
+                    &SomeColumns {
+                        lines,
+                        width,
+                        quads,
+                        x,
+                    },
+                    sums,
+                );
+            } else {
+                let x = &x[..n_tokens];
+                (self.integer.few_columns)(
+                    &FewColumns {
+                        lines,
+                        width,
+                        quads,
+                        x,
+                    },
+                    sums,
+                );
+            }
         });
         let n_tiles = w.n().div_ceil(ROWS);
         let at_once = n_tiles.div_ceil(n_threads).max(TILES);
         self.pool.run(n_tiles.div_ceil(at_once), &|chunk, _| {
             let tiles = chunk * at_once..n_tiles.min((chunk + 1) * at_once);
-            let mut all = [[0; ROWS]; TILES];
+            let mut all = [[0; ROWS]; TILES * MOST_TOKENS];
             for first in tiles.clone().step_by(TILES) {
                 let part = first..tiles.end.min(first + TILES);
                 all.fill([0; ROWS]);
-                for thread in 0..n_threads {
+                for (thread, token) in (0..n_threads).flat_map(|i| (0..n_tokens).map(move |t| (i, t))) {
+                    let at = thread * per_thread + token * per_row + part.start;
                     // SAFETY: each tile is in one chunk.
-                    let sums = unsafe { sums.get(thread * per_thread + part.start, part.len()) };
-                    for (all, sums) in all.as_flattened_mut().iter_mut().zip(sums.as_flattened_mut()) {
-                        *all += std::mem::take(sums);
+                    let sums = unsafe { sums.get(at, part.len()) };
+                    let all = all[token..].iter_mut().step_by(n_tokens);
+                    for (all, sums) in all.zip(sums) {
+                        all.iter_mut().zip(&*sums).for_each(|(all, sum)| *all += sum);
+                        *sums = [0; ROWS];
                     }
                 }
                 let job = Sums {
                     sums: &all,
-                    stride: 1,
+                    stride: n_tokens,
                     sum: &a.sum,
                     inverse: &a.inverse,
                     scales: &w.scales()[part.clone()],
                     gated: &[],
                     finish: target.finish,
                 };
-                // SAFETY: as above.
-                let out = unsafe { target.get(part.start, part.len(), 0) };
-                (self.float.finish)(&job, &mut [out]);
+                let mut rows: [&mut [f32]; MOST_TOKENS] = Default::default();
+                for (token, row) in rows[..n_tokens].iter_mut().enumerate() {
+                    // SAFETY: as above, and each token is in one step of this loop.
+                    *row = unsafe { target.get(part.start, part.len(), token) };
+                }
+                (self.float.finish)(&job, &mut rows[..n_tokens]);
             }
         });
         let room = &mut a.zeros;

@@ -101,7 +101,8 @@ pub trait WeightSource {
     }
 }
 
-/// Whether a token alone leaves out what squared ReLU makes zero: rows whose gate is not positive, and columns of zeros. The same
+/// Whether a token alone leaves out what squared ReLU makes zero: rows whose gate is not positive, and columns of zeros; a few
+/// tokens leave out the columns that none of them needs, where those are most. The same
 /// bits from less memory traffic; rows and columns are read from copies of two thirds of the feed-forward weights. On a processor, with
 /// 8-bit activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -23,7 +23,7 @@ pub(crate) use dot::{AHEAD, Stream, TILES};
 pub(crate) use few::Few;
 pub(crate) use isa::Quad;
 pub(crate) use spin::Spun;
-pub(crate) use zeros::{Line, OUTPUTS, SomeColumns, SomeRows};
+pub(crate) use zeros::{FewColumns, Line, OUTPUTS, SomeColumns, SomeRows};
 
 use crate::Simd;
 
@@ -104,7 +104,9 @@ functions! {
     some_rows = zeros::some_rows: (job: &SomeRows<'_>, out: &mut [i32]);
     /// `sums[o] += sum over some columns j of codes[o][j] * x[j]`.
     some_columns = zeros::some_columns: (job: &SomeColumns<'_>, sums: &mut [[i32; 16]]);
-    /// Unpacks groups into four quads each; zeros for quads left over.
+    /// `sums[t][o] += sum over some columns j of codes[o][j] * x[t][j]`.
+    few_columns = zeros::few_columns: (job: &FewColumns<'_>, sums: &mut [[i32; 16]]);
+    /// Unpacks groups into four quads each, or what `multiply` takes as such; zeros for quads left over.
     unpack = block::unpack: (groups: &[Group], quads: &mut [Quad]);
     /// `sums[i][t] += codes[i] x[t]`, or `=` at the first columns.
     multiply = block::multiply: (block: &mut Block<'_>);

@@ -21,6 +21,9 @@ const QUADS_AT_ONCE: usize = 6;
 /// Outputs of a line of a column.
 pub(crate) const OUTPUTS: usize = 256;
 
+/// Fours of columns that are unpacked at a time for several rows of activations.
+const QUADS_UNPACKED: usize = 16;
+
 /// Some rows of a matrix, and the activations.
 #[derive(Clone, Copy)]
 pub(crate) struct SomeRows<'a> {
@@ -183,4 +186,115 @@ fn in_line<I: Isa, const V: usize>(
             isa.flush(sums[i][p], &mut out[4 * (v + i) + p]);
         }
     }
+}
+
+/// Some columns of a matrix, four at a time, and a few rows of activations.
+#[derive(Clone, Copy)]
+pub(crate) struct FewColumns<'a> {
+    /// As [`SomeColumns::lines`].
+    pub(crate) lines: &'a [Line],
+    /// Lines of a column.
+    pub(crate) width: usize,
+    /// Numbers of the columns.
+    pub(crate) quads: &'a [[u32; 4]],
+    /// By row of activations, what they are multiplied with.
+    pub(crate) x: &'a [&'a [[i8; 4]]],
+}
+
+/// `sums[t][o] += sum over the columns j of codes[o][j] * x[t][j]`, 16 outputs after 16, a row of activations after the other: columns
+/// are read, and put together, once for all of them.
+///
+/// # Panics
+/// When there are not as many activations as columns, not as many sums as outputs, or a column is not there.
+#[inline(always)]
+pub(super) fn few_columns<I: Isa>(isa: I, job: &FewColumns<'_>, sums: &mut [[i32; 16]]) {
+    const { assert!(QUADS_UNPACKED <= I::RUN) };
+    let per_row = 16 * job.width;
+    assert!(
+        job.x.iter().all(|x| x.len() == job.quads.len()) && sums.len() == job.x.len() * per_row,
+        "columns and outputs"
+    );
+    let line = |column: u32, b: usize| column as usize * job.width + b;
+    for &column in job.quads.iter().take(QUADS_UNPACKED).flatten() {
+        for b in 0..job.width {
+            isa.prefetch_far(job.lines.as_ptr().wrapping_add(line(column, b)));
+        }
+    }
+    let mut unpacked = [[[0; 16]; QUADS_UNPACKED]; 4];
+    for first in (0..job.quads.len()).step_by(QUADS_UNPACKED) {
+        let (quads, next) = job.quads[first..].split_at(QUADS_UNPACKED.min(job.quads.len() - first));
+        for b in 0..job.width {
+            for (i, quad) in quads.iter().enumerate() {
+                let mut lines = [isa.load(&job.lines[line(quad[0], b)]); 4];
+                for j in 1..4 {
+                    lines[j] = isa.load(&job.lines[line(quad[j], b)]);
+                }
+                for &column in next.get(i).into_iter().flatten() {
+                    isa.prefetch_far(job.lines.as_ptr().wrapping_add(line(column, b)));
+                }
+                for (v, words) in isa.interleave(lines).into_iter().enumerate() {
+                    isa.store(words, &mut unpacked[v][i]);
+                }
+            }
+            for (v, unpacked) in unpacked.iter().enumerate() {
+                let unpacked = &unpacked[..quads.len()];
+                let at = 16 * b + 4 * v;
+                let mut row = 0;
+                while row < job.x.len() {
+                    let (x, sums) = (&job.x[row..], &mut sums[row * per_row + at..]);
+                    // As many rows as registers hold sums of four planes.
+                    row += match x.len() {
+                        1 => in_rows::<I, 1>(isa, unpacked, x, first, sums, per_row),
+                        2 if const { I::HELD >= 8 } => {
+                            in_rows::<I, 2>(isa, unpacked, x, first, sums, per_row)
+                        }
+                        3 if const { I::HELD >= 12 } => {
+                            in_rows::<I, 3>(isa, unpacked, x, first, sums, per_row)
+                        }
+                        4.. if const { I::HELD >= 16 } => {
+                            in_rows::<I, 4>(isa, unpacked, x, first, sums, per_row)
+                        }
+                        _ => in_rows::<I, 1>(isa, unpacked, x, first, sums, per_row),
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// Fours of columns of 64 outputs, put together, with `T` rows of activations from the `first` on, whose sums are `per_row` apart.
+#[inline(always)]
+fn in_rows<I: Isa, const T: usize>(
+    isa: I,
+    unpacked: &[[u32; 16]],
+    x: &[&[[i8; 4]]],
+    first: usize,
+    out: &mut [[i32; 16]],
+    per_row: usize,
+) -> usize {
+    let mut rows = [&[][..]; T];
+    for t in 0..T {
+        rows[t] = &x[t][first..][..unpacked.len()];
+    }
+    let mut sums = [[isa.zero(); 4]; T];
+    for (i, words) in unpacked.iter().enumerate() {
+        let mut words = isa.load(words);
+        let mut four = [isa.four(rows[0][i]); T];
+        for t in 1..T {
+            four[t] = isa.four(rows[t][i]);
+        }
+        for p in 0..4 {
+            let plane = isa.plane(words);
+            for t in 0..T {
+                sums[t][p] = isa.add(sums[t][p], plane, four[t]);
+            }
+            words = isa.next(words);
+        }
+    }
+    for t in 0..T {
+        for p in 0..4 {
+            isa.flush(sums[t][p], &mut out[t * per_row + p]);
+        }
+    }
+    T
 }

@@ -15,27 +15,33 @@ fn matrix(random: &mut Random, n: usize, k: usize) -> Vec<u32> {
     packed
 }
 
-/// A row of activations, of which one in `one_in` is not zero; 0 for none.
-fn activations(random: &mut Random, k: usize, one_in: u32) -> Vec<f32> {
-    let mut value = || match one_in > 0 && random.word().is_multiple_of(one_in) {
-        true => (random.word() >> 8) as f32 / 8_388_608.0 - 1.0,
-        false => 0.0,
+/// Rows of activations, of which one column in `one_in` is not zero; none for 0.
+fn activations(random: &mut Random, n_tokens: usize, k: usize, one_in: u32) -> Vec<f32> {
+    let some: Vec<bool> = (0..k)
+        .map(|_| one_in > 0 && random.word().is_multiple_of(one_in))
+        .collect();
+    let mut value = |&is_some: &bool| match is_some {
+        // Not zero in every row.
+        true if one_in == 1 || random.word().is_multiple_of(2) => {
+            (random.word() >> 8) as f32 / 8_388_608.0 - 1.0
+        }
+        _ => 0.0,
     };
-    (0..k).map(|_| value()).collect()
+    (0..n_tokens)
+        .flat_map(|_| some.iter().map(&mut value).collect::<Vec<_>>())
+        .collect()
 }
 
-/// What `f` gives for `x` as activations, by every path, with one thread and several.
-fn each(x: &[f32], f: impl Fn(&Cpu, &mut Activations, &str)) {
+/// What `f` gives for the rows of `x`, of `k` columns, as activations, by every path, with one thread and several.
+fn each(x: &[f32], k: usize, f: impl Fn(&Cpu, &mut Activations, &str)) {
+    let n_tokens = x.len() / k;
     for simd in Simd::available() {
         for threads in [1, 3] {
             let cpu = Cpu::new(Some(simd), Some(threads)).unwrap();
-            let mut a = Activations::new(Precision::Int8, threads, 1, x.len()).unwrap();
-            cpu.prepare(x, x.len(), &[], &mut a);
-            f(
-                &cpu,
-                &mut a,
-                &format!("{simd}, {threads} threads, {} columns", x.len()),
-            );
+            let mut a = Activations::new(Precision::Int8, threads, n_tokens, k).unwrap();
+            cpu.prepare(x, k, &[], &mut a);
+            let about = format!("{simd}, {threads} threads, {n_tokens} rows of {k} columns");
+            f(&cpu, &mut a, &about);
         }
     }
 }
@@ -50,31 +56,43 @@ fn columns_of_zeros_change_nothing() {
     for (n, k) in [(1, 16), (40, 80), (256, 272), (272, 1040), (700, 96)] {
         let packed = matrix(&mut random, n, k);
         let w = TernaryMatrix::new(n, k, &packed, &[(n, 0.7)]).unwrap();
-        for one_in in [0, 1, 2, 9, 200] {
-            let x = activations(&mut random, k, one_in);
-            let start = activations(&mut random, n, 1);
-            each(&x, |cpu, a, about| {
+        for (one_in, n_tokens) in [0, 1, 2, 9, 200]
+            .into_iter()
+            .flat_map(|i| (1..=8).map(move |t| (i, t)))
+        {
+            let x = activations(&mut random, n_tokens, k, one_in);
+            let start = activations(&mut random, n_tokens, n, 1);
+            let read = (0..k)
+                .filter(|c| x.iter().skip(*c).step_by(k).any(|&x| x != 0.0))
+                .count() as u64;
+            each(&x, k, |cpu, a, about| {
                 let columns = TernaryColumns::new(cpu, n, k, &packed).unwrap();
                 assert_eq!(columns.bytes(), TernaryColumns::bytes_of(n, k));
                 for write in [Write::Replace, Write::Add] {
-                    let output = |data| Output {
-                        data,
-                        stride: n,
-                        first: 0,
-                        write,
-                    };
+                    fn output(data: &mut [f32], stride: usize, write: Write) -> Output<'_> {
+                        Output {
+                            data,
+                            stride,
+                            first: 0,
+                            write,
+                        }
+                    }
                     let (mut whole, mut some) = (start.clone(), start.clone());
-                    cpu.matmul(&w, a, output(&mut whole));
-                    cpu.matmul_some(&w, &columns, a, output(&mut some));
+                    cpu.matmul(&w, a, output(&mut whole, n, write));
+                    cpu.some_columns(&w, &columns, a, output(&mut some, n, write));
                     assert_eq!(bits(&some), bits(&whole), "{about}, {n} rows, one in {one_in}");
+                    let mut chosen = start.clone();
+                    cpu.matmul_some(&w, &columns, a, output(&mut chosen, n, write));
+                    assert_eq!(bits(&chosen), bits(&whole), "{about}, {n} rows, one in {one_in}");
                 }
-                let read = x.iter().filter(|&&x| x != 0.0).count() as u64;
                 let counts = a.zeros();
-                assert_eq!(counts.of_columns, 2 * k as u64);
+                assert_eq!(counts.of_columns, 4 * k as u64);
                 // Small numbers are rounded to zero.
+                let all = n_tokens > 1 && WHOLE as u64 * read > k as u64;
+                let most = if all { 2 * read + 2 * k as u64 } else { 4 * read };
                 assert!(
-                    counts.columns <= 2 * read && counts.columns >= read,
-                    "{counts:?} {read}"
+                    counts.columns <= most && counts.columns >= read,
+                    "{counts:?} {read}, {about}"
                 );
             });
         }
@@ -87,7 +105,7 @@ fn rows_with_gates_of_zero_change_nothing() {
     for (n, k) in [(16, 16), (64, 80), (80, 256), (208, 528), (48, 2560)] {
         let packed = matrix(&mut random, 2 * n, k);
         let (gates, ups) = packed.split_at(n * k / CODES_PER_WORD);
-        let x = activations(&mut random, k, 1);
+        let x = activations(&mut random, 1, k, 1);
         // Gates as they come, none and all that are above zero, and products that are no numbers.
         let ones = vec![0xaaaa_aaaa; gates.len()];
         let cases = [
@@ -104,7 +122,7 @@ fn rows_with_gates_of_zero_change_nothing() {
             let up = TernaryRows::new(n, k, ups).unwrap();
             assert_eq!(up.bytes(), TernaryRows::bytes_of(n, k));
             for x in [x.clone(), x.iter().map(|x| 300.0 * x.abs()).collect()] {
-                each(&x, |cpu, a, about| {
+                each(&x, k, |cpu, a, about| {
                     let (mut whole, mut some) = (vec![0.0; n], vec![f32::NAN; n]);
                     cpu.matmul_gated(&w, a, Activation::Relu2, &mut whole);
                     cpu.matmul_gated_some(&w, &up, a, &mut some);

@@ -11,7 +11,7 @@ pub(super) struct Linear {
     /// Inputs; those of the matrices are filled up to whole words.
     k: usize,
     parts: Vec<Part>,
-    /// What one token needs to leave zeros out.
+    /// What one token, or a few, need to leave zeros out.
     zeros: Zeros,
 }
 
@@ -137,7 +137,7 @@ impl Linear {
                 write,
             };
             match &self.zeros {
-                Zeros::Columns(columns) if input.x.len() == self.k => {
+                Zeros::Columns(columns) if input.x.len() <= TernaryColumns::MOST_TOKENS * self.k => {
                     cpu.matmul_some(&part.matrix, columns, activations, output);
                 }
                 _ => cpu.matmul(&part.matrix, activations, output),

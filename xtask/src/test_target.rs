@@ -133,7 +133,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn aarch64(command: &mut Command) {
-    // "max" has the dot product extension, so both paths are tested.
+    // "max" has dot products and 8-bit matrix products, so all paths are tested.
     let runner = "qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu";
     command
         .env(

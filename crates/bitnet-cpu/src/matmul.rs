@@ -166,7 +166,7 @@ impl Cpu {
         match self.simd() {
             Simd::Amx => 8,
             Simd::Avx512Vnni | Simd::AvxVnni | Simd::NeonDotprod => TOKEN_STEP + 1,
-            Simd::Avx2 | Simd::Neon | Simd::Scalar => TOKEN_STEP / 2 + 1,
+            Simd::Avx2 | Simd::Neon | Simd::NeonI8mm | Simd::Scalar => TOKEN_STEP / 2 + 1,
         }
     }
 

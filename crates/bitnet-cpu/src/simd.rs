@@ -22,15 +22,18 @@ pub enum Simd {
     Neon,
     /// AArch64 with the dot product extension: `sdot`.
     NeonDotprod,
+    /// The same with 8-bit matrix products: several tokens by `smmla`, single ones as [`Simd::NeonDotprod`].
+    NeonI8mm,
 }
 
 impl Simd {
     /// Every instruction set, on this processor or not.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Amx,
         Self::Avx512Vnni,
         Self::AvxVnni,
         Self::Avx2,
+        Self::NeonI8mm,
         Self::NeonDotprod,
         Self::Neon,
         Self::Scalar,
@@ -72,6 +75,10 @@ impl Simd {
                 std::arch::is_aarch64_feature_detected!("neon")
                     && std::arch::is_aarch64_feature_detected!("dotprod")
             }
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => {
+                Self::NeonDotprod.is_available() && std::arch::is_aarch64_feature_detected!("i8mm")
+            }
             _ => false,
         }
     }
@@ -87,6 +94,7 @@ impl Simd {
             Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonDotprod => "neon-dotprod",
+            Self::NeonI8mm => "neon-i8mm",
         }
     }
 

@@ -70,7 +70,7 @@ macro_rules! functions {
                         $($name: |$($arg),*| unsafe { avx2::$name($($arg),*) },)*
                     },
                     #[cfg(target_arch = "aarch64")]
-                    Simd::Neon | Simd::NeonDotprod => Self {
+                    Simd::Neon | Simd::NeonDotprod | Simd::NeonI8mm => Self {
                         // SAFETY: the feature is available, checked above.
                         $($name: |$($arg),*| unsafe { neon::$name($($arg),*) },)*
                     },

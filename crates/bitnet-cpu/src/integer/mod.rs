@@ -15,6 +15,8 @@ mod zeros;
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "aarch64")]
+mod i8mm;
 
 use bitnet_layout::row_tiles::Group;
 
@@ -67,6 +69,18 @@ macro_rules! functions {
                     #[cfg(target_arch = "aarch64")]
                     // SAFETY: as above.
                     Simd::NeonDotprod => Self { $($name: |$($arg),*| unsafe { neon_dotprod::$name($($arg),*) },)* },
+                    #[cfg(target_arch = "aarch64")]
+                    Simd::NeonI8mm => Self {
+                        // SAFETY: as above.
+                        few: |job, out| unsafe { i8mm::few(job, out) },
+                        // SAFETY: as above.
+                        unpack: |groups, quads| unsafe { i8mm::unpack(groups, quads) },
+                        // SAFETY: as above.
+                        multiply: |block| unsafe { i8mm::multiply(block) },
+                        // SAFETY: as above.
+                        spin: |n, out| unsafe { i8mm::spin(n, out) },
+                        ..Self::new(Simd::NeonDotprod)?
+                    },
                     _ => Self { $($name: |$($arg),*| $body(isa::Portable, $($arg),*),)* },
                 })
             }

@@ -108,7 +108,7 @@ pub(super) fn path(simd: Simd) -> ScreenFn {
         Simd::Avx2 => |job, out| unsafe { x86::avx2(job, out) },
         #[cfg(target_arch = "aarch64")]
         // SAFETY: as above.
-        Simd::Neon | Simd::NeonDotprod => |job, out| unsafe { arm::neon(job, out) },
+        Simd::Neon | Simd::NeonDotprod | Simd::NeonI8mm => |job, out| unsafe { arm::neon(job, out) },
         _ => |job, out| screen(Portable, job, out),
     }
 }

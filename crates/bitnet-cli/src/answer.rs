@@ -4,10 +4,11 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 use bitnet_model::schedule::Mask;
-use bitnet_model::{Event, GenerateOptions, Generation, Generator, Prompt};
+use bitnet_model::schedule::Stats;
+use bitnet_model::{Event, GenerateOptions, Generation, Generator, Prompt, ZeroCounts};
 
 use crate::interrupt::Guard;
-use crate::report::{self, Facts};
+use crate::report::{self, Facts, Spared};
 use crate::terminal::{Terminal, width};
 
 /// What all the answers of a run of the program share.
@@ -20,6 +21,15 @@ pub(crate) struct Answerer<'m> {
     pub(crate) terminal: Terminal,
     /// Whether statistics follow each answer.
     pub(crate) statistics: bool,
+    /// What was counted when the last answer began.
+    pub(crate) before: Counts,
+}
+
+/// What the computing of answers counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    stats: Stats,
+    zeros: ZeroCounts,
 }
 
 impl Answerer<'_> {
@@ -27,6 +37,7 @@ impl Answerer<'_> {
     pub(crate) fn collect(&mut self, prompt: Prompt<'_>) -> anyhow::Result<Generation> {
         let answering = Guard::answering();
         let mask = self.mask();
+        self.before = self.counts();
         let generation = self
             .generator
             .generate_masked(prompt, &self.options, mask, |_| answering.flow())?;
@@ -40,6 +51,7 @@ impl Answerer<'_> {
         let mut out = std::io::stdout().lock();
         let mut written = Ok(());
         let mask = self.mask();
+        self.before = self.counts();
         let generation = self
             .generator
             .generate_masked(prompt, &self.options, mask, |event| {
@@ -69,11 +81,29 @@ impl Answerer<'_> {
         self.mask.as_ref().map(|mask| mask.fork())
     }
 
+    fn counts(&self) -> Counts {
+        Counts {
+            stats: self.generator.stats(),
+            zeros: self.generator.zeros(),
+        }
+    }
+
+    /// What the last answer was spared.
+    pub(crate) fn spared(&self) -> Spared {
+        let (now, before) = (self.counts(), self.before);
+        let rows = now.stats.certified - before.stats.certified;
+        let logits = now.stats.candidates - before.stats.candidates;
+        Spared {
+            weights_read: self.generator.share_read(now.zeros.since(before.zeros)),
+            logits: (rows > 0).then(|| logits as f64 / rows as f64),
+        }
+    }
+
     /// The statistics of an answer, if they are wanted.
     pub(crate) fn report(&self, generation: &Generation) {
         if self.statistics {
             self.terminal
-                .note(&report::line(generation, &self.facts, width()));
+                .note(&report::line(generation, &self.facts, self.spared(), width()));
         }
     }
 }

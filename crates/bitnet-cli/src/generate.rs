@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use bitnet_model::{ChatTemplate, FinishReason, GenerateOptions, Message, Model, Prompt, SpecialTokens};
 
-use crate::answer::Answerer;
+use crate::answer::{Answerer, Counts};
 use crate::args::{self, CacheArgs, DeviceArgs, ModelArgs, PromptArgs, SamplingArgs};
 use crate::constraint::{Constraint, ConstraintArgs};
 use crate::failure::{hinted, usage};
@@ -160,7 +160,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut answerer = text.answerer(&mut model, constraint.as_ref(), terminal)?;
     let generation = if args.json {
         let generation = answerer.collect(prompt)?;
-        let object = report::object(&generation, &answerer.facts);
+        let object = report::object(&generation, &answerer.facts, answerer.spared());
         report::print(&object)?;
         generation
     } else {
@@ -283,6 +283,7 @@ impl TextArgs {
             options,
             terminal,
             statistics: !self.quiet,
+            before: Counts::default(),
         })
     }
 }

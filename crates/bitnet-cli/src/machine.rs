@@ -2,9 +2,9 @@
 
 use bitnet_cpu::Cpu;
 
-/// Size of the plain read that gives the bandwidth: larger than any last-level cache. Where that is more than a quarter of
+/// Size of the plain read that gives the bandwidth: larger than most last-level caches. Where that is more than a quarter of
 /// the free memory, it is a quarter.
-const READ_BYTES: u64 = 512 << 20;
+pub(crate) const READ_BYTES: u64 = 512 << 20;
 
 /// The processor's name, where the system tells it.
 pub(crate) fn processor_name() -> String {
@@ -29,10 +29,10 @@ pub(crate) fn memory_bytes() -> Option<(u64, u64)> {
     Some((field("MemTotal:")?, field("MemAvailable:")?))
 }
 
-/// Bandwidth of a plain read by the threads of `cpu`, in GB/s.
-pub(crate) fn read_gb_per_s(cpu: &Cpu) -> anyhow::Result<f64> {
+/// Bandwidth of the best plain read of at most `bytes` bytes by the threads of `cpu`, in GB/s.
+pub(crate) fn read_gb_per_s(cpu: &Cpu, bytes: u64) -> anyhow::Result<f64> {
     let free = memory_bytes().map_or(u64::MAX, |(_, free)| free);
-    Ok(cpu.read_rate(READ_BYTES.min(free / 4) as usize)? / 1e9)
+    Ok(cpu.read_rate(bytes.min(READ_BYTES).min(free / 4) as usize)? / 1e9)
 }
 
 /// The NVIDIA driver's own version number, where the system tells it.

@@ -18,6 +18,15 @@ pub(crate) struct Facts {
     pub(crate) seed: u64,
 }
 
+/// What an answer was spared.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spared {
+    /// Share of the linear layers' weights that was read by the steps of a few tokens, which leave zeros out; `None` where all is read.
+    pub(crate) weights_read: Option<f64>,
+    /// Logits that were computed for a token, where the best are found without the others.
+    pub(crate) logits: Option<f64>,
+}
+
 impl Facts {
     pub(crate) fn new(model: &Model, seed: u64) -> Self {
         Self {
@@ -29,7 +38,7 @@ impl Facts {
 }
 
 /// The line after an answer: of its parts, the first ones, as many as fit a terminal of `width` columns.
-pub(crate) fn line(generation: &Generation, facts: &Facts, width: Option<usize>) -> String {
+pub(crate) fn line(generation: &Generation, facts: &Facts, spared: Spared, width: Option<usize>) -> String {
     let Timings {
         prefill_tokens,
         reused_tokens,
@@ -56,16 +65,30 @@ pub(crate) fn line(generation: &Generation, facts: &Facts, width: Option<usize>)
         Some(peak) => format!("{} (process at most {})", size(facts.memory_bytes), size(peak)),
         None => size(facts.memory_bytes),
     };
+    let read = spared
+        .weights_read
+        .map(|share| format!(" | {:.0} % of the weights read", 100.0 * share));
+    let logits = spared
+        .logits
+        .map(|logits| format!(" | {logits:.0} logits a token"));
+    let (read, logits) = (read.unwrap_or_default(), logits.unwrap_or_default());
+    let first = format!("first token {:.2} s", first_token.as_secs_f64());
+    let prompt = format!("prompt {prefill_tokens} tokens{reused}, {prompt_rate} tokens/s");
     let whole = format!(
-        "prompt {prefill_tokens} tokens{reused}, {prompt_rate} tokens/s | first token {:.2} s | {answer} | memory \
-         {memory} | {}",
-        first_token.as_secs_f64(),
-        facts.device,
+        "{prompt} | {first} | {answer}{read}{logits} | memory {memory} | {}",
+        facts.device
     );
-    let short = format!("prompt {prefill_tokens} tokens{reused}, {prompt_rate} tokens/s | {answer}");
+    let long = format!(
+        "{prompt} | {first} | {answer} | memory {memory} | {}",
+        facts.device
+    );
+    let short = format!("{prompt} | {answer}");
     let shorter = format!("prompt {prefill_tokens} tokens{reused} | {answer}");
     let fits = |line: &String| width.is_none_or(|width| line.chars().count() <= width);
-    [whole, short, shorter].into_iter().find(fits).unwrap_or(answer)
+    [whole, long, short, shorter]
+        .into_iter()
+        .find(fits)
+        .unwrap_or(answer)
 }
 
 /// A rate with the digits that a measurement has.
@@ -83,7 +106,7 @@ pub(crate) fn print(value: &Value) -> std::io::Result<()> {
 }
 
 /// The one object that `--json` prints.
-pub(crate) fn object(generation: &Generation, facts: &Facts) -> Value {
+pub(crate) fn object(generation: &Generation, facts: &Facts, spared: Spared) -> Value {
     let timings = &generation.timings;
     json!({
         "prompt_ids": generation.prompt_ids,
@@ -104,6 +127,8 @@ pub(crate) fn object(generation: &Generation, facts: &Facts) -> Value {
             "drafted_tokens": timings.drafted,
             "accepted_tokens": timings.accepted,
         },
+        "weights_read_share": spared.weights_read,
+        "logits_per_token": spared.logits,
         "memory_bytes": facts.memory_bytes,
         "peak_resident_bytes": peak_resident_bytes(),
     })

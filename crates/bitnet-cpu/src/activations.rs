@@ -153,11 +153,14 @@ impl ZeroCounts {
         }
     }
 
-    /// The share of the rows, and of the columns, that was left out; none where nothing could be.
+    /// The share of the rows, and of the columns, that was left out; none where nothing could be. Of several tokens rows never are.
     #[must_use]
     pub fn shares(self) -> Option<(f64, f64)> {
-        let share = |n: u64, of: u64| 1.0 - n as f64 / of as f64;
-        let counted = self.of_rows > 0 && self.of_columns > 0;
+        let share = |n: u64, of: u64| match of {
+            0 => 0.0,
+            _ => 1.0 - n as f64 / of as f64,
+        };
+        let counted = self.of_columns > 0;
         counted.then(|| {
             (
                 share(self.rows, self.of_rows),

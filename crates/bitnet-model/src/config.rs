@@ -1,5 +1,6 @@
 //! Every dimension of a model, validated once.
 
+use bitnet_cpu::ZeroCounts;
 pub use bitnet_layout::Activation;
 
 use crate::error::{Error, Result};
@@ -201,6 +202,23 @@ impl Config {
             head_dim: self.head_dim,
             vocab: self.vocab,
         }
+    }
+
+    /// Weights of the linear layers.
+    #[must_use]
+    pub fn linear_weights(&self) -> u64 {
+        let attention = self.d_model * (2 * self.d_q() + 2 * self.d_kv());
+        (self.n_layers * (attention + 3 * self.d_model * self.d_ffn)) as u64
+    }
+
+    /// The share of the weights of the linear layers that was read by the steps that `zeros` counted; `None` where it counted none.
+    #[must_use]
+    pub fn share_read(&self, zeros: ZeroCounts) -> Option<f64> {
+        // Each step has asked for the columns of all layers.
+        let steps = zeros.of_columns as f64 / (self.n_layers * self.d_ffn.next_multiple_of(16)) as f64;
+        let left_out = (zeros.of_rows - zeros.rows + zeros.of_columns - zeros.columns) as f64;
+        let read = 1.0 - left_out * self.d_model as f64 / (steps * self.linear_weights() as f64);
+        (steps > 0.0).then_some(read)
     }
 
     /// Columns of o_proj: `n_heads * head_dim`.

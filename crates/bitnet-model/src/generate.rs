@@ -2,11 +2,13 @@
 
 use std::ops::ControlFlow;
 
+use bitnet_cpu::ZeroCounts;
+
 use crate::chat::{ChatTemplate, Message};
 use crate::detokenizer::Detokenizer;
 use crate::error::{Error, Result};
 use crate::schedule::{
-    self, FinishReason, GenerateOptions, Mask, Request, ScheduleOptions, Scheduler, Timings,
+    self, FinishReason, GenerateOptions, Mask, Request, ScheduleOptions, Scheduler, Stats, Timings,
 };
 use crate::tokenizer::Tokenizer;
 use crate::transformer::Backend;
@@ -182,6 +184,26 @@ impl<'m> Generator<'m> {
     #[must_use]
     pub fn context(&self) -> usize {
         self.scheduler.context()
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.scheduler.stats()
+    }
+
+    /// What the back end left out so far because it was zero.
+    #[must_use]
+    pub fn zeros(&self) -> ZeroCounts {
+        self.scheduler.backend().zeros()
+    }
+
+    /// The share of the weights of the linear layers that was read where `zeros` were counted, see [`Config::share_read`].
+    ///
+    /// [`Config::share_read`]: crate::Config::share_read
+    #[must_use]
+    pub fn share_read(&self, zeros: ZeroCounts) -> Option<f64> {
+        self.scheduler.backend().spec().config.share_read(zeros)
     }
 
     /// The text of `ids`, special tokens spelled out.

@@ -25,7 +25,7 @@ const RUNS: usize = 7;
 /// Measures this processor.
 pub(super) fn measure(simd: Option<Simd>, threads: Option<usize>) -> anyhow::Result<Report> {
     let cpu = Cpu::new(simd, threads)?;
-    let limits = Limits::of(&cpu)?;
+    let limits = Limits::of(&cpu, machine::READ_BYTES)?;
     let facts = vec![
         (
             "device",
@@ -195,15 +195,15 @@ fn time<W>(
     })
 }
 
-/// What the processor can do with the instruction set and the threads that a model would use.
-pub(super) fn limits(simd: Option<Simd>, threads: Option<usize>) -> anyhow::Result<Limits> {
-    Limits::of(&Cpu::new(simd, threads)?)
+/// What the processor can do with the instruction set and the threads that a model would use, reads of at most `bytes` bytes.
+pub(super) fn limits(simd: Option<Simd>, threads: Option<usize>, bytes: u64) -> anyhow::Result<Limits> {
+    Limits::of(&Cpu::new(simd, threads)?, bytes)
 }
 
 impl Limits {
-    fn of(cpu: &Cpu) -> anyhow::Result<Self> {
+    fn of(cpu: &Cpu, bytes: u64) -> anyhow::Result<Self> {
         Ok(Self {
-            gb_per_s: machine::read_gb_per_s(cpu)?,
+            gb_per_s: machine::read_gb_per_s(cpu, bytes)?,
             g_products_per_s: Some(cpu.multiply_rate() / 1e9),
         })
     }

@@ -67,7 +67,7 @@ fn threads(asked: Option<usize>) -> Check {
 
 fn memory(threads: usize) -> Check {
     let cpu = Cpu::new(None, Some(threads)).map_err(anyhow::Error::from);
-    let gb_per_s = match cpu.and_then(|cpu| machine::read_gb_per_s(&cpu)) {
+    let gb_per_s = match cpu.and_then(|cpu| machine::read_gb_per_s(&cpu, machine::READ_BYTES)) {
         Ok(gb_per_s) => gb_per_s,
         Err(error) => {
             return Check::warning(

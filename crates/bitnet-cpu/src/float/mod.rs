@@ -127,7 +127,7 @@ functions! {
     /// Dense rows times up to [`TOKENS`] rows of activations: `y[t][r] = sum over k of w[r][k] * x[t][k]`.
     dense = dense::dense: (w: Weights<'_>, x: &[&[f32]], y: &mut [&mut [f32]]);
     /// Reads everything, and returns some sum.
-    read = read::read: (data: &[Lanes]) -> f32;
+    read = read::read: (data: &[Lanes], ahead: usize) -> f32;
     /// Attention of up to [`QUERIES`] queries over the same keys and values, as bfloat16.
     attend_bf16 = attend::attend: (job: Attend<'_, Bf16>, y: &mut [&mut [f32]]);
     /// Attention of up to [`QUERIES`] queries over the same keys and values, as f32.

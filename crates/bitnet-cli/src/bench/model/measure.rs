@@ -51,8 +51,19 @@ pub(in super::super) struct Outcome {
     pub(in super::super) between: Vec<Duration>,
     /// Bytes a decode step must move, in the middle of the test; 0 for a prompt, which is not bound by that.
     pub(in super::super) step_bytes: u64,
-    /// Shares of rows and of columns that were left out, because they are zero; `None` where all were read.
-    pub(in super::super) zeros: Option<(f64, f64)>,
+    /// What was left out because it was zero; `None` where nothing could be.
+    pub(in super::super) zeros: Option<Zeros>,
+}
+
+/// What decoding left out because it was zero.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Zeros {
+    /// Share of the rows that are gated.
+    pub(in super::super) rows: f64,
+    /// Share of the columns after them.
+    pub(in super::super) columns: f64,
+    /// Share of the weights of the linear layers that was read.
+    pub(in super::super) read: f64,
 }
 
 impl Outcome {
@@ -92,9 +103,9 @@ fn percentile(times: &[Duration], quantile: f64) -> f64 {
         .map_or(0.0, |time| time.as_secs_f64() * 1e3)
 }
 
-/// Token ids that look like text to a cache: spread over the vocabulary, the same every time.
-fn ids(n: usize, vocab: usize) -> Vec<u32> {
-    let mut random = Random::new(1);
+/// Token ids that look like text to a cache: spread over the vocabulary, the same every time, others for each sequence.
+fn ids(n: usize, vocab: usize, seq: usize) -> Vec<u32> {
+    let mut random = Random::new(1 + seq as u64);
     (0..n).map(|_| (random.word() as usize % vocab) as u32).collect()
 }
 
@@ -127,8 +138,8 @@ pub(in super::super) fn measure(
     } = test;
     let vocab = backend.spec().config.vocab;
     // A sequence begins with one token at least, so that there is something to decode from.
-    let context = ids(depth.max(1), vocab);
-    let prompt = ids(n_prompt, vocab);
+    let contexts: Vec<_> = (0..sequences).map(|seq| ids(depth.max(1), vocab, seq)).collect();
+    let prompt = ids(n_prompt, vocab, 0);
     let mut session = Session::new(backend);
     let mut outcome = Outcome {
         test,
@@ -139,12 +150,13 @@ pub(in super::super) fn measure(
         zeros: None,
     };
     if n_prompt == 0 {
-        for seq in 0..sequences {
-            prefill(&mut session, &context, seq)?;
+        for (seq, context) in contexts.iter().enumerate() {
+            prefill(&mut session, context, seq)?;
         }
     } else if depth > 0 {
-        prefill(&mut session, &context, 0)?;
+        prefill(&mut session, &contexts[0], 0)?;
     }
+    let before = session.backend().zeros();
     let held = session.ids(0).len();
     // One more than is counted: the first finds caches cold and recordings not made.
     for repetition in 0..=repetitions {
@@ -155,7 +167,7 @@ pub(in super::super) fn measure(
             prefill(&mut session, &prompt, 0)?;
             times.push(start.elapsed());
         } else {
-            let first: Vec<(usize, u32)> = (0..sequences).map(|seq| (seq, context[0])).collect();
+            let first: Vec<(usize, u32)> = (0..sequences).map(|seq| (seq, contexts[seq][0])).collect();
             decode(&mut session, &first, n_gen, || times.push(start.elapsed()))?;
         }
         let elapsed = start.elapsed().as_secs_f64();
@@ -168,6 +180,15 @@ pub(in super::super) fn measure(
                 .between
                 .extend(times.windows(2).map(|pair| pair[1] - pair[0]));
         }
+    }
+    if n_gen > 0 {
+        let counts = session.backend().zeros().since(before);
+        let read = session.spec().config.share_read(counts);
+        outcome.zeros =
+            counts
+                .shares()
+                .zip(read)
+                .map(|((rows, columns), read)| Zeros { rows, columns, read });
     }
     Ok(outcome)
 }

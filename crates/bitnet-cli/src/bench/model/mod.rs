@@ -96,7 +96,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut options = args.device.options(Some(context), KvType::Bf16);
     options.n_seqs = tests.iter().map(|t| t.sequences).max().unwrap_or(1);
     options.max_batch = options.max_batch.max(options.n_seqs);
-    let limits = limits(&options)?;
+    let mut limits = limits(&options)?;
     let forms = match args.weights {
         WeightForm::Ternary => vec![WeightForm::Ternary],
         WeightForm::Bf16 => vec![WeightForm::Bf16, WeightForm::Ternary],
@@ -111,6 +111,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let mut backend = crate::model::open(&checkpoint, &options)?;
         let load = loading.elapsed();
         let bytes = weight_bytes(backend.spec(), weights);
+        limits.look_again(&options, bytes)?;
         let mut outcomes = Vec::new();
         for &test in &tests {
             let step_bytes = if test.n_gen > 0 {
@@ -118,15 +119,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             } else {
                 0
             };
-            let before = backend.zeros();
             let mut outcome = measure(backend.as_mut(), test, args.repetitions, step_bytes)?;
-            // Only a token alone leaves zeros out.
-            if test.n_gen > 0 && test.sequences == 1 {
-                outcome.zeros = backend.zeros().since(before).shares();
-                outcome.step_bytes -= outcome.zeros.map_or(0, |zeros| left_out(&config, zeros));
-            }
+            let left_out = 1.0 - outcome.zeros.map_or(1.0, |zeros| zeros.read);
+            outcome.step_bytes -= (left_out * (config.linear_weights() / 4) as f64) as u64;
             outcomes.push(outcome);
         }
+        limits.look_again(&options, bytes)?;
         runs.push(Run {
             weights,
             backend: backend.spec().name.clone(),
@@ -143,6 +141,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             name.map_or_else(|| files.to_string(), |n| n.to_string_lossy().into_owned())
         }),
         parameters: parameters(&config),
+        linear_weights: config.linear_weights(),
         limits,
         runs,
     };
@@ -181,31 +180,19 @@ fn tests(args: &Args) -> Vec<Test> {
 
 const WEIGHTS: [(&str, WeightForm); 2] = [("ternary", WeightForm::Ternary), ("bf16", WeightForm::Bf16)];
 
-/// Weights of all linear layers, in elements.
-fn linear(c: &Config) -> u64 {
-    (c.n_layers * (c.d_model * (2 * c.d_q() + 2 * c.d_kv()) + 3 * c.d_model * c.d_ffn)) as u64
-}
-
 /// Weights of all layers and of embedding and output head, in elements.
 fn parameters(c: &Config) -> u64 {
     let heads = if c.tied_head { 1 } else { 2 };
-    linear(c) + (heads * c.vocab * c.d_model) as u64
+    c.linear_weights() + (heads * c.vocab * c.d_model) as u64
 }
 
 /// Bytes of weights that a decode step reads: of the linear layers, and of the output head.
 fn weight_bytes(spec: &Spec, weights: WeightForm) -> u64 {
     let linear = match weights {
-        WeightForm::Ternary => linear(&spec.config) / 4,
-        WeightForm::Bf16 => linear(&spec.config) * 2,
+        WeightForm::Ternary => spec.config.linear_weights() / 4,
+        WeightForm::Bf16 => spec.config.linear_weights() * 2,
     };
     linear + spec.head_bytes
-}
-
-/// Bytes of weights that a step does not read where these shares of the rows that are gated, and of the columns that these meet, are left
-/// out.
-fn left_out(c: &Config, (rows, columns): (f64, f64)) -> u64 {
-    let each = (c.n_layers * c.d_model * c.d_ffn / 4) as f64;
-    ((rows + columns) * each) as u64
 }
 
 /// Bytes of keys and values of this many tokens of context.

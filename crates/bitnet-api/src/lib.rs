@@ -57,4 +57,5 @@ pub use fields::Endpoint;
 pub use job::{Job, StreamOptions, chat, completion};
 pub use openapi::openapi;
 pub use served::Served;
+pub use structured::is_constrained;
 pub use tokens::{apply_template, detokenize, tokenize};

@@ -33,6 +33,26 @@ pub(crate) fn mask(
     Ok(Some(mask))
 }
 
+/// Whether a request has a field that says what its answer must be, whose grammar must be compiled: that can take a good part of a
+/// second, where other requests are read within milliseconds.
+#[must_use]
+pub fn is_constrained(body: &Map<String, Value>) -> bool {
+    let names = [
+        "response_format",
+        "structured_outputs",
+        "guided_json",
+        "json_schema",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+        "grammar",
+        "tools",
+    ];
+    names
+        .iter()
+        .any(|name| body.get(*name).is_some_and(|value| !value.is_null()))
+}
+
 fn grammar(fields: &Fields, tools: &Toolbox) -> Result<Option<Asked>, ApiError> {
     let mut asked: Vec<Asked> = Vec::new();
     if let Some(Value::Object(format)) = fields.get("response_format") {

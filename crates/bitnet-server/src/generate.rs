@@ -7,8 +7,11 @@ use axum::Extension;
 use axum::extract::{Request, State as Extract};
 use axum::http::StatusCode;
 use axum::response::Response;
-use bitnet_api::{Answers, ApiError, Endpoint, Job};
+use bitnet_api::{Answers, ApiError, Endpoint, Job, Served};
 use bitnet_model::schedule::Event;
+use serde_json::{Map, Value};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinError;
 use tokio::time::Instant as Deadline;
 
 use crate::abort::Abort;
@@ -58,7 +61,15 @@ async fn generate(
     asked.answer(&state).await
 }
 
-/// Reads a request, on a thread that may take its time: templates run, long prompts are tokenized, grammars compiled.
+/// What a body is, once it was looked at.
+enum Read {
+    Job(Job),
+    /// A grammar must be compiled, which takes longer.
+    Constrained(Map<String, Value>),
+}
+
+/// Reads a request, on a thread that may take its time: templates run, long prompts are tokenized, grammars compiled. Grammars have
+/// some of those threads and no more, so that nobody else waits for them.
 async fn read(
     state: &State,
     loaded: &Loaded,
@@ -66,34 +77,61 @@ async fn read(
     body: body::Received,
     endpoint: Endpoint,
 ) -> Result<Job, Refusal> {
+    let make = move |served: &Served, fields| match endpoint {
+        Endpoint::Completions => bitnet_api::completion(served, fields),
+        _ => bitnet_api::chat(served, fields),
+    };
+    let panicked = |error: JoinError| {
+        tracing::error!(id = exchange.id, %error, "reading a request panicked");
+        ApiError::internal(&exchange.id)
+    };
     let served = Arc::clone(&loaded.served);
     let logs_prompts = state.options.logs_prompts;
     let id = exchange.id.clone();
     let begun = Instant::now();
-    let job = tokio::task::spawn_blocking(move || {
+    let read = tokio::task::spawn_blocking(move || {
         if logs_prompts {
             tracing::info!(id, body = %String::from_utf8_lossy(&body.bytes), "asked");
         }
         let fields = bitnet_api::parse(&body.bytes)?;
         drop(body);
-        match endpoint {
-            Endpoint::Completions => bitnet_api::completion(&served, fields),
-            _ => bitnet_api::chat(&served, fields),
+        if bitnet_api::is_constrained(&fields) {
+            return Ok(Read::Constrained(fields));
         }
+        make(&served, fields).map(Read::Job)
     });
-    let job = job.await;
-    state.meters.parse.record(begun.elapsed());
-    match job {
-        Ok(job) => {
-            let job = job?;
-            if let Some(time) = job.grammar_time {
-                state.meters.grammar.record(time);
-            }
-            Ok(job)
+    let job = match read.await.map_err(panicked)? {
+        Ok(Read::Job(job)) => Ok(job),
+        Err(error) => Err(error),
+        Ok(Read::Constrained(fields)) => {
+            let turn = turn_of_grammar(state, loaded).await?;
+            let served = Arc::clone(&loaded.served);
+            let made = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                make(&served, fields)
+            });
+            made.await.map_err(panicked)?
         }
-        Err(error) => {
-            tracing::error!(id = exchange.id, %error, "reading a request panicked");
-            Err(ApiError::internal(&exchange.id).into())
+    };
+    state.meters.parse.record(begun.elapsed());
+    let job = job?;
+    if let Some(time) = job.grammar_time {
+        state.meters.grammar.record(time);
+    }
+    Ok(job)
+}
+
+/// Waits until a thread may compile one more grammar, no longer than a request may wait in the queue.
+async fn turn_of_grammar(state: &State, loaded: &Loaded) -> Result<OwnedSemaphorePermit, Refusal> {
+    let mut stage = state.stage.subscribe();
+    tokio::select! {
+        biased;
+        // The semaphore is never closed.
+        Ok(turn) = Arc::clone(&state.grammars).acquire_owned() => Ok(turn),
+        _ = stage.wait_for(|stage| *stage == Stage::Cut) => Err(Refusal::shutting_down()),
+        () = tokio::time::sleep(state.options.max_queue_time) => {
+            let waited = state.options.max_queue_time.as_secs();
+            Err(Refusal::from(ApiError::queue_timeout(waited)).retry_after(loaded.queue.retry_after()))
         }
     }
 }

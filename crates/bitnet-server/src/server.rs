@@ -19,10 +19,8 @@ use crate::options::ServeOptions;
 use crate::queue::{Limits, Queue};
 use crate::routes;
 use crate::signals::{Handle, Order, Orders};
-use crate::state::{Loaded, Stage, State};
+use crate::state::{BLOCKING_THREADS, Loaded, Stage, State};
 
-/// Threads for what takes its time, such as long prompts and grammars; more wait.
-const BLOCKING_THREADS: usize = 8;
 /// How long the last words of answers that were cut may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 

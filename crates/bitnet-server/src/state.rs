@@ -35,6 +35,11 @@ const BODY_PIECES: usize = 4096;
 /// What a body takes of them at a time.
 pub(crate) const PIECE: usize = 64 << 10;
 
+/// Threads for what takes its time, such as long prompts and grammars; more wait.
+pub(crate) const BLOCKING_THREADS: usize = 8;
+/// How many of them may compile grammars, or wait for that.
+const GRAMMAR_THREADS: usize = BLOCKING_THREADS / 2;
+
 /// What every request finds.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -47,6 +52,8 @@ pub(crate) struct State {
     pub(crate) active: watch::Sender<usize>,
     /// Room for bodies.
     pub(crate) bodies: Arc<Semaphore>,
+    /// Turns of those whose answers obey a grammar, to have it compiled.
+    pub(crate) grammars: Arc<Semaphore>,
     /// Whether only names of this machine may stand in `Host`.
     pub(crate) checks_host: bool,
     running: Mutex<BTreeMap<u64, Weak<Exchange>>>,
@@ -108,6 +115,7 @@ impl State {
             stage: watch::Sender::new(Stage::Loading),
             active: watch::Sender::new(0),
             bodies: Arc::new(Semaphore::new(BODY_PIECES)),
+            grammars: Arc::new(Semaphore::new(GRAMMAR_THREADS)),
             running: Mutex::default(),
             prefix: RandomState::new().hash_one(0),
             next: AtomicU64::new(0),

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bitnet_server::ServeOptions;
-use serde_json::{Value, json};
-use support::{Client, chat, long, options, start, streamed, under_way, wait};
+use serde_json::{Map, Value, json};
+use support::{Answer, Client, Running, chat, long, options, start, streamed, under_way, wait};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -343,4 +343,55 @@ fn metrics_count_each_request_once() {
     for line in answer.text().lines().filter(|line| line.starts_with("vllm:")) {
         assert!(line.contains("model_name=\"demo\",engine=\"0\""), "{line}");
     }
+}
+
+#[test]
+fn nobody_else_waits_for_grammars() {
+    let large = |i: usize| {
+        let names: Map<String, Value> = (0..1_000)
+            .map(|k| (format!("{i}_{k}"), json!({"type": "string"})))
+            .collect();
+        chat(
+            &json!({"max_tokens": 1, "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"properties": names}}}}),
+        )
+    };
+    let ask = |server: &Running, n: usize| -> Vec<Client> {
+        let asked = (0..n).map(|i| {
+            let mut client = server.client();
+            client.ask_json(CHAT, &large(i));
+            client
+        });
+        asked.collect()
+    };
+    let server = start(options());
+    // The vocabulary is made ready with the first one.
+    assert_eq!(server.post(CHAT, &large(99)).status, 200);
+    let compiled = || server.metric("bitnet_grammar_compile_seconds_count");
+    let mut clients = ask(&server, 24);
+    assert_eq!(server.chat(&json!({})).status, 200);
+    assert!(compiled() < 20.0, "one had to wait for {} grammars", compiled());
+    for client in &mut clients {
+        assert_eq!(client.answer().status, 200);
+    }
+    server.stop();
+
+    let server = start(ServeOptions {
+        max_queue_time: Duration::from_millis(50),
+        slots: 32,
+        ..options()
+    });
+    assert_eq!(server.post(CHAT, &large(99)).status, 200);
+    let mut clients = ask(&server, 24);
+    let answers: Vec<Answer> = clients.iter_mut().map(Client::answer).collect();
+    let late: Vec<&Answer> = answers.iter().filter(|answer| answer.status == 429).collect();
+    assert!(
+        !late.is_empty() && late.len() < 24,
+        "{} of 24 came too late",
+        late.len()
+    );
+    assert!(
+        late.iter()
+            .all(|answer| answer.code() == "queue_timeout" && answer.header("retry-after").is_some())
+    );
+    server.stop();
 }

@@ -176,13 +176,13 @@ impl Parts {
         prompts: Vec<Tokens>,
         tools: &Toolbox,
     ) -> Result<Job, ApiError> {
-        let begun = Instant::now();
-        let mask = structured::mask(served, fields, tools)?;
-        let grammar_time = mask.is_some().then(|| begun.elapsed());
         let long = prompts.iter().find(|prompt| prompt.ids.len() > served.context);
         if let Some(prompt) = long {
             return Err(ApiError::context(Some(param), prompt.ids.len(), served.context));
         }
+        let begun = Instant::now();
+        let mask = structured::mask(served, fields, tools)?;
+        let grammar_time = mask.is_some().then(|| begun.elapsed());
         let has_token_ids = fields.is_set("return_token_ids");
         let keeps_ids = has_token_ids || (self.has_echo && self.logprobs.is_some());
         let special = self.options.special;
@@ -214,14 +214,20 @@ impl Parts {
         if mask.is_some() {
             options.draft_max = options.draft_max.max(FORCED);
         }
-        let request = |prompt: Tokens| Request {
-            mask: mask.as_ref().map(|mask| mask.fork()),
-            n: self.n,
-            logprobs: self.logprobs,
-            prompt_logprobs: self.logprobs.filter(|_| self.has_echo),
-            priority: self.priority,
-            salt,
-            ..Request::new(prompt.ids, options.clone())
+        let request = |prompt: Tokens| {
+            let mut within = options.clone();
+            // The last token needs no place in the cache and is counted all the same; after a prompt that fills the context one comes.
+            let room = served.context.saturating_sub(prompt.ids.len()).max(1);
+            within.max_tokens = Some(options.max_tokens.unwrap_or(room).min(room));
+            Request {
+                mask: mask.as_ref().map(|mask| mask.fork()),
+                n: self.n,
+                logprobs: self.logprobs,
+                prompt_logprobs: self.logprobs.filter(|_| self.has_echo),
+                priority: self.priority,
+                salt,
+                ..Request::new(prompt.ids, within)
+            }
         };
         Ok(Job {
             requests: prompts.into_iter().map(request).collect(),

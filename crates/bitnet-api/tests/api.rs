@@ -240,6 +240,17 @@ fn what_ended_an_answer_is_told() {
     );
     // Beyond the context is as much as fits.
     assert_eq!(ask(json!({ "max_tokens": 1_000_000_000 })).0, "17 + 25 = 42");
+    let context = server().served.context;
+    for (n, made) in [(context - 3, 3), (context - 1, 1), (context, 1)] {
+        let usage = completion(
+            json!({ "prompt": vec![66; n], "max_tokens": 1_000_000_000, "ignore_eos": true }),
+        )["usage"]
+            .clone();
+        assert_eq!(
+            (&usage["prompt_tokens"], &usage["completion_tokens"]),
+            (&json!(n), &json!(made))
+        );
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State as Extract};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, StatusCode};
@@ -46,7 +47,12 @@ pub(crate) async fn models(Extract(state): Shared) -> Result<Response, Refusal> 
 }
 
 /// `GET /v1/models/{id}`, whose id may hold slashes.
-pub(crate) async fn model(Extract(state): Shared, Path(id): Path<String>) -> Result<Response, Refusal> {
+pub(crate) async fn model(
+    Extract(state): Shared,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Response, Refusal> {
+    // What is no UTF-8 is the name of no model.
+    let id = id.map_or_else(|_| char::REPLACEMENT_CHARACTER.to_string(), |Path(id)| id);
     Ok(json(StatusCode::OK, &state.ready()?.served.model(&id)?))
 }
 

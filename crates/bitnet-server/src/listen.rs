@@ -23,6 +23,8 @@ use crate::gate::Outside;
 
 /// What is read of a head before it is refused by hyper itself, with 431 and no body.
 const HEAD_BUFFER: usize = 64 << 10;
+/// Headers beyond which hyper does the same; a hundred unless told otherwise, which some chains of proxies reach.
+const MOST_HEADERS: usize = 512;
 
 /// The connections that are open, to find the one that is idle for the longest.
 #[derive(Debug, Default)]
@@ -50,6 +52,7 @@ pub(crate) async fn accept(
         // `Conn` times heads and silence, both by a clock of its own; this one stands behind it.
         .header_read_timeout(IDLE + HEAD)
         .max_buf_size(HEAD_BUFFER)
+        .max_headers(MOST_HEADERS)
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(30))

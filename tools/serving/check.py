@@ -58,7 +58,8 @@ def examples(server):
 
 
 def conformance(server, *key):
-    run("conformance" + (" with a key" if key else ""), sys.executable, "conformance.py", "--url", server.url, *key)
+    for script in ("conformance", "neighbours"):
+        run(script + (" with a key" if key else ""), sys.executable, script + ".py", "--url", server.url, *key)
 
 
 def clients(server, args, *key):

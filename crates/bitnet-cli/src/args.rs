@@ -77,7 +77,7 @@ pub(crate) struct DeviceArgs {
     /// Run on the processor, whatever --device and the environment say
     #[arg(long, help_heading = "Device")]
     cpu: bool,
-    /// Processor threads, 1024 at most [default: all cores]
+    /// Processor threads, 1024 at most; no more run than there are cores [default: all cores]
     #[arg(short, long, value_name = "N", value_parser = threads, help_heading = "Device")]
     threads: Option<usize>,
     /// Processor instruction set [default: the best there is]

@@ -3,6 +3,7 @@
 use bitnet_layout::words::CODES_PER_WORD;
 
 use crate::activations::{self, Activations, Norm, Precision};
+use crate::cores::cores;
 use crate::error::check_size;
 use crate::float::{Float, TOKENS};
 use crate::integer::{Integer, TOKEN_STEP};
@@ -51,7 +52,8 @@ impl Cpu {
     pub const MAX_THREADS: usize = 1024;
 
     /// The best instruction set of this processor, or the one asked for, with `threads` threads, or as many as the
-    /// system lets this process use.
+    /// system lets this process use. No more run than there are cores: more would wait for each other, since a loop ends when
+    /// every part that was begun is done, whoever has begun it.
     ///
     /// # Errors
     /// When the processor lacks the instruction set, or a thread cannot be started.
@@ -74,11 +76,13 @@ impl Cpu {
                 max: Self::MAX_THREADS,
             });
         }
+        // Tests want threads to be in each other's way.
+        let most = if cfg!(test) { Self::MAX_THREADS } else { cores() };
         Ok(Self {
             simd,
             float: Float::new(simd),
             integer,
-            pool: Pool::new(threads.max(1))?,
+            pool: Pool::new(threads.clamp(1, most))?,
         })
     }
 

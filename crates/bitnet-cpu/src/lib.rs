@@ -22,6 +22,7 @@
 //!
 //! A file may use only files whose `mod` line stands above its own, so the list below is also the reading order.
 
+mod cores;
 mod simd;
 
 mod error;

@@ -27,7 +27,7 @@ const PAGE: usize = 64;
 /// How a model is run on the CPU.
 #[derive(Clone, Debug)]
 pub struct CpuOptions {
-    /// Threads; `None`: as many as the system lets this process use.
+    /// Threads, of which no more run than there are cores; `None`: as many as the system lets this process use.
     pub threads: Option<usize>,
     /// Instruction set; `None`: the best this processor has.
     pub simd: Option<Simd>,

@@ -70,7 +70,7 @@ impl fmt::Display for Device {
 pub struct LoadOptions {
     /// Where it runs.
     pub device: Device,
-    /// Threads of the processor to use; `None` is all of its cores.
+    /// Threads of the processor to use, of which no more run than it has cores; `None` is all of its cores.
     pub threads: Option<usize>,
     /// Instruction set to use; `None` is the best this processor has. The results are the same.
     pub simd: Option<Simd>,

@@ -59,7 +59,7 @@ fn threads(asked: Option<usize>) -> Check {
         Check::warning(
             "threads",
             message,
-            format!("more threads than cores are slower; use -t {cores} or fewer"),
+            format!("more threads than cores gain nothing; use -t {cores} or fewer"),
         )
     };
     check.fact("threads", threads).fact("cores", cores)

@@ -12,6 +12,7 @@ use bitnet_kernels::cache::{CopyPages, KvType, PAGE, READ_ONLY, padded_head_dim}
 use bitnet_kernels::rope::{RopeAppend, q_scale};
 use bitnet_kernels::{Kernel, Launch, Use};
 use bitnet_layout::random::Random;
+use bitnet_layout::{bf16_to_f32, f32_to_bf16};
 
 const CONTEXT: u32 = 512;
 const SEQUENCES: u32 = 3;
@@ -314,8 +315,7 @@ impl<'a> Layer<'a> {
 
 /// The value after a rounding to bfloat16.
 fn bf16(x: f32) -> f64 {
-    let bits = x.to_bits();
-    f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000).into()
+    bf16_to_f32(f32_to_bf16(x)).into()
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {

@@ -8,13 +8,8 @@ use bitnet_kernels::bf16_gemm::{self, Bf16Gemm, SplitColumns};
 use bitnet_kernels::dense_gemv::{self, Bf16Gemv, MAX_COLS, Machine};
 use bitnet_kernels::emulator::Emulator;
 use bitnet_layout::reference_tile::ReferenceTile;
-use bitnet_layout::{reference, words};
+use bitnet_layout::{f32_to_bf16, reference, words};
 use common::{Random, same_for_all_seeds};
-
-/// To bfloat16, halves to even, for finite numbers.
-fn bf16(x: f32) -> u16 {
-    ((x.to_bits() + 0x7fff + (x.to_bits() >> 16 & 1)) >> 16) as u16
-}
 
 #[test]
 fn ref_gemv_equals_the_reference() {
@@ -65,7 +60,7 @@ fn ref_gemv_equals_the_reference() {
         });
         for (row, (&y, &sum)) in y.iter().zip(&sums).enumerate() {
             let scale = [0.75, 1.5, 2.5][usize::from(row as u32 >= row_b) + usize::from(row as u32 >= row_c)];
-            assert_eq!(y, bf16(sum as f32 / 13.5 * scale), "{n} x {k}, row {row}");
+            assert_eq!(y, f32_to_bf16(sum as f32 / 13.5 * scale), "{n} x {k}, row {row}");
         }
     }
 }
@@ -89,7 +84,7 @@ fn bf16_gemv_equals_the_plain_product() {
         (203, 320, 2, 1e-5),
     ] {
         let mut random = Random::new((n * k + cols) as u64);
-        let w: Vec<u16> = (0..n * k).map(|_| bf16(random.float())).collect();
+        let w: Vec<u16> = (0..n * k).map(|_| f32_to_bf16(random.float())).collect();
         let x: Vec<f32> = (0..cols * k).map(|_| random.float()).collect();
         let norm: Vec<f32> = (0..k).map(|_| random.float()).collect();
         let pairs: Vec<u32> = w
@@ -155,7 +150,7 @@ fn bf16_gemm_has_the_bits_of_bf16_gemv() {
     ] {
         let mut random = Random::new((n * k + cols) as u64);
         let w: Vec<u32> = (0..n * k / 2)
-            .map(|_| u32::from(bf16(random.float())) | u32::from(bf16(random.float())) << 16)
+            .map(|_| u32::from(f32_to_bf16(random.float())) | u32::from(f32_to_bf16(random.float())) << 16)
             .collect();
         let x: Vec<f32> = (0..cols * k).map(|_| random.float()).collect();
         let norm: Vec<f32> = (0..k).map(|_| random.float()).collect();

@@ -1,5 +1,23 @@
 //! Floats as files hold them.
 
+/// The nearest bfloat16, ties to even; NaN stays one.
+#[inline(always)]
+#[must_use]
+pub const fn f32_to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    // Rounding must not carry a NaN's mantissa into infinity: keep it quiet instead.
+    let nan = (bits >> 16) as u16 | 0x40;
+    let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+    if x.is_nan() { nan } else { rounded }
+}
+
+/// What a bfloat16 is worth, exactly.
+#[inline(always)]
+#[must_use]
+pub const fn bf16_to_f32(bf16: u16) -> f32 {
+    f32::from_bits((bf16 as u32) << 16)
+}
+
 /// What a half is worth, exactly. Without a branch: exponent and mantissa are moved into place, and a product corrects the bias
 /// of the exponent, subnormal numbers included.
 #[inline(always)]
@@ -43,7 +61,7 @@ impl DenseDtype {
         match self {
             Self::Bf16 => {
                 for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *out = f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16);
+                    *out = bf16_to_f32(u16::from_le_bytes(bytes));
                 }
             }
             Self::F16 => {
@@ -80,6 +98,25 @@ mod tests {
                 _ => sign * (1.0 + mantissa / 1024.0) * f64::from(1u32 << exponent) / f64::from(1 << 15),
             };
             assert_eq!(f64::from(value).to_bits(), expected.to_bits(), "{half:#x}");
+        }
+    }
+
+    #[test]
+    fn bf16_rounds_halves_to_even() {
+        for (x, bits) in [
+            (1.0, 0x3f80),
+            (-1.0, 0xbf80),
+            (257.0, 0x4380),
+            (259.0, 0x4382),
+            (0.0, 0),
+            (f32::MAX, 0x7f80),
+            (f32::INFINITY, 0x7f80),
+        ] {
+            assert_eq!(f32_to_bf16(x), bits, "{x}");
+        }
+        for payload in [1, 0x7f_ffff, 0x40_0000] {
+            let nan = f32::from_bits(0x7f80_0000 | payload);
+            assert!(bf16_to_f32(f32_to_bf16(nan)).is_nan(), "{payload:#x}");
         }
     }
 

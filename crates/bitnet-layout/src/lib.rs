@@ -24,7 +24,7 @@ pub mod row_tiles;
 pub mod gguf;
 
 pub use activation::Activation;
-pub use dtype::{DenseDtype, f16_to_f32};
+pub use dtype::{DenseDtype, bf16_to_f32, f16_to_f32, f32_to_bf16};
 pub use vocabulary::{Dims, Token, WeightForm};
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! 16-bit numbers of dense matrices and caches.
 
+use bitnet_layout::{bf16_to_f32, f16_to_f32, f32_to_bf16};
+
 use crate::memory::Plain;
 
 /// bfloat16: the upper half of an f32.
@@ -21,17 +23,13 @@ impl Bf16 {
     /// Its value, exactly.
     #[inline(always)]
     pub(crate) fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.0) << 16)
+        bf16_to_f32(self.0)
     }
 
     /// The nearest number, ties to even.
     #[inline(always)]
     pub(crate) fn narrow(x: f32) -> Self {
-        let bits = x.to_bits();
-        // Rounding must not carry a NaN's mantissa into infinity: keep it quiet instead.
-        let nan = (bits >> 16) as u16 | 0x40;
-        let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
-        Self(if x.is_nan() { nan } else { rounded })
+        Self(f32_to_bf16(x))
     }
 }
 
@@ -39,7 +37,7 @@ impl F16 {
     /// Its value, exactly.
     #[inline(always)]
     pub(crate) fn widen(self) -> f32 {
-        bitnet_layout::f16_to_f32(self.0)
+        f16_to_f32(self.0)
     }
 }
 

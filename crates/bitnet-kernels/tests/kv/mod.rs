@@ -8,6 +8,7 @@ use bitnet_kernels::cache::{KvType, PAGE, READ_ONLY, padded_head_dim};
 use bitnet_kernels::emulator::{Emulator, Fault};
 use bitnet_kernels::rope::{RopeAppend, q_scale};
 use bitnet_kernels::{Kernel, Launch, Use};
+use bitnet_layout::{bf16_to_f32, f32_to_bf16};
 
 /// The dimensions of an attention layer, its angles, and how it keeps keys and values.
 pub(crate) struct Shape {
@@ -81,8 +82,7 @@ impl Shape {
 
 /// The value after a rounding to bfloat16.
 pub(crate) fn bf16(x: f32) -> f32 {
-    let bits = x.to_bits();
-    f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+    bf16_to_f32(f32_to_bf16(x))
 }
 
 /// Outputs of the fused linear layer for every token of some sequences.

@@ -98,17 +98,50 @@ impl Cpu {
         self.pool.n_threads()
     }
 
-    /// Row `rows[t]` of `w` as row t of `out`, (rows, cols).
+    /// Row `rows(t)` of `w` as row t of `out`, (tokens, cols).
     ///
     /// # Panics
     /// When a row is not in the matrix or `out` is of another size.
-    pub fn gather(&self, w: &DenseMatrix, rows: impl ExactSizeIterator<Item = usize>, out: &mut [f32]) {
-        assert_eq!(out.len(), rows.len() * w.cols(), "size of the gathered rows");
-        if w.cols() > 0 {
-            for (row, out) in rows.zip(out.chunks_exact_mut(w.cols())) {
-                w.weights(row, 1).copy_to(out);
+    pub fn gather(&self, w: &DenseMatrix, rows: &(dyn Fn(usize) -> usize + Sync), out: &mut [f32]) {
+        let cols = w.cols();
+        let n_tokens = out.len().checked_div(cols).unwrap_or(0);
+        assert_eq!(out.len(), n_tokens * cols, "size of the gathered rows");
+        let out = Shards::new(out);
+        self.pool.run(n_tokens, &|token, _| {
+            // SAFETY: rows differ between tokens.
+            let out = unsafe { out.get(token * cols, cols) };
+            w.weights(rows(token), 1).copy_to(out);
+        });
+    }
+
+    /// The cosine and the sine of each token's position times each frequency, (tokens, frequencies).
+    ///
+    /// # Panics
+    /// When `cos` and `sin` are not whole rows, or not as many.
+    pub fn angles(
+        &self,
+        position: &(dyn Fn(usize) -> usize + Sync),
+        frequencies: &[f32],
+        cos: &mut [f32],
+        sin: &mut [f32],
+    ) {
+        let n = frequencies.len();
+        let n_tokens = cos.len().checked_div(n).unwrap_or(0);
+        assert!(
+            cos.len() == n_tokens * n && sin.len() == cos.len(),
+            "rows of angles"
+        );
+        let (cos, sin) = (Shards::new(cos), Shards::new(sin));
+        self.pool.run(n_tokens, &|token, _| {
+            let pos = position(token);
+            // SAFETY: rows differ between tokens.
+            let (cos, sin) = unsafe { (cos.get(token * n, n), sin.get(token * n, n)) };
+            for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(frequencies) {
+                // The angle is an f32, as it is in transformers; its cosine and sine are rounded once.
+                let angle = f64::from(pos as f32 * frequency);
+                (*cos, *sin) = (angle.cos() as f32, angle.sin() as f32);
             }
-        }
+        });
     }
 
     /// Makes activations of the rows of `x`, (tokens, k): applies `norms` in order, then quantizes. Where k is no multiple of 16,

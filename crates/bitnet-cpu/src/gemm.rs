@@ -13,11 +13,31 @@ use crate::{Error, Result};
 /// Columns of a block: two tiles of them, unpacked, are 16 KiB.
 const COLUMNS: usize = 512;
 
-/// Tiles of a panel, which one thread multiplies.
+/// Most tiles of a panel, which one thread multiplies.
 pub(crate) const PANEL: usize = 12;
 
 /// Rows of activations of a panel.
 pub(crate) const TOKENS: usize = 512;
+
+/// Rows of activations that take as long to multiply as a panel's weights take to unpack.
+const UNPACKING: usize = 32;
+
+/// How a product of `n_tiles` and `n_tokens` is cut for some threads: tiles of a panel, at most `most`, and rows of activations of
+/// a span, so that the threads end together. That the activations come from a farther cache for each panel counts as half a tile.
+pub(crate) fn cut(n_tiles: usize, most: usize, n_tokens: usize, n_threads: usize) -> (usize, usize) {
+    let spans = [TOKENS, TOKENS / 2, TOKENS / 4];
+    let spans = spans
+        .into_iter()
+        .filter(|&span| span == TOKENS || span < n_tokens);
+    let widths = (most.div_ceil(2)..=most).rev();
+    let turns = |width: usize, span: usize| {
+        let n_panels = n_tiles.div_ceil(width) * n_tokens.div_ceil(span);
+        n_panels.div_ceil(n_threads) * (2 * width + 1) * (span.min(n_tokens) + UNPACKING)
+    };
+    let cuts = spans.flat_map(|span| widths.clone().map(move |width| (width, span)));
+    cuts.min_by_key(|&(width, span)| turns(width, span))
+        .unwrap_or((most, TOKENS))
+}
 
 /// What the kernels write between their loops, for each thread.
 #[derive(Debug)]
@@ -109,6 +129,27 @@ mod tests {
 
     use super::*;
     use crate::Simd;
+
+    #[test]
+    fn threads_end_together() {
+        // A 2B model's matrices, a prompt of 512: tiles, those of a panel that are columns of the output, threads.
+        for (n_tiles, most, n_threads, expected) in [
+            (160, PANEL, 1, (10, 512)),
+            (160, PANEL, 2, (10, 512)),
+            (160, PANEL, 16, (10, 512)),
+            (432, PANEL / 2, 2, (6, 512)),
+            (432, PANEL / 2, 16, (6, 256)),
+            (160, PANEL, 64, (10, 128)),
+        ] {
+            assert_eq!(
+                cut(n_tiles, most, 512, n_threads),
+                expected,
+                "{n_tiles} {n_threads}"
+            );
+        }
+        // Fewer rows than a span, and more threads than there are panels.
+        assert_eq!(cut(3, PANEL, 20, 1000).1, TOKENS);
+    }
 
     #[test]
     fn every_path_equals_the_reference() {

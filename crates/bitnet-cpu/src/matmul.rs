@@ -231,17 +231,17 @@ impl Cpu {
     /// A panel at a time: weights are unpacked once for many tokens.
     fn panels(&self, w: &TernaryMatrix, a: &mut Activations, target: &Target<'_>) {
         let (n_tokens, n_steps) = (a.n_tokens, activations::steps(a.k));
-        let width = target.width(PANEL);
         let n_tiles = target.n.div_ceil(ROWS);
+        let (width, span) = gemm::cut(n_tiles, target.width(PANEL), n_tokens, self.n_threads());
         let n_panels = n_tiles.div_ceil(width);
-        let n_spans = n_tokens.div_ceil(gemm::TOKENS);
+        let n_spans = n_tokens.div_ceil(span);
         let (codes, sums, n_sums) = a.scratch.parts();
         let (codes, sums) = (Shards::new(codes), Shards::new(sums));
         let (pieces, sum, inverse) = (a.q.as_chunks().0, &a.sum, &a.inverse);
         // Panels of the same tokens follow each other, so that the activations stay in the cache.
         self.pool.run(n_panels * n_spans, &|chunk, thread| {
-            let (first, panel) = (chunk / n_panels * gemm::TOKENS, chunk % n_panels * width);
-            let n_tokens = gemm::TOKENS.min(n_tokens - first);
+            let (first, panel) = (chunk / n_panels * span, chunk % n_panels * width);
+            let n_tokens = span.min(n_tokens - first);
             let columns = panel..n_tiles.min(panel + width);
             let mut tiles: [&[Group]; PANEL] = [&[]; PANEL];
             let gated = match target.finish {

@@ -234,20 +234,13 @@ impl Verbs for CpuBackend {
         }
         let batch = batch.tokens();
         let s = &mut self.scratch;
-        let ids = batch.iter().map(|token| token.id as usize);
         let residual = &mut s.residual[..batch.len() * self.spec.config.d_model];
-        self.cpu.gather(&self.embedding, ids, residual);
-        let angles = s
-            .cos
-            .chunks_exact_mut(s.frequencies.len())
-            .zip(s.sin.chunks_exact_mut(s.frequencies.len()));
-        for ((cos, sin), pos) in angles.zip(self.places.positions()) {
-            for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&s.frequencies) {
-                // The angle is an f32, as it is in transformers; its cosine and sine are rounded once.
-                let angle = f64::from(pos as f32 * frequency);
-                (*cos, *sin) = (angle.cos() as f32, angle.sin() as f32);
-            }
-        }
+        let id = |token: usize| batch[token].id as usize;
+        self.cpu.gather(&self.embedding, &id, residual);
+        let n_angles = batch.len() * s.frequencies.len();
+        let (cos, sin) = (&mut s.cos[..n_angles], &mut s.sin[..n_angles]);
+        let position = |token: usize| batch[token].pos as usize;
+        self.cpu.angles(&position, &s.frequencies, cos, sin);
         Ok(())
     }
 

@@ -95,7 +95,13 @@ impl<E: Narrow> Store<E> {
         let (d, n_columns) = (shape.head_dim, shape.columns());
         let (keys, values) = (Shards::new(&mut self.keys), Shards::new(&mut self.values));
         let scales = [&mut self.key_scales, &mut self.value_scales].map(|scales| Shards::new(scales));
-        cpu.pool.run(shape.n_kv_heads, &|head, _| {
+        // Of many tokens sixteen elements of a head at a time, so that there is work for many threads; where a head has one scale, all.
+        let is_whole = E::SCALED || rows.places.len() < 16;
+        let width = if is_whole { d } else { d.min(16) };
+        let n_parts = d.div_ceil(width);
+        cpu.pool.run(shape.n_kv_heads * n_parts, &|chunk, _| {
+            let (head, first) = (chunk / n_parts, chunk % n_parts * width);
+            let len = width.min(d - first);
             for (token, row) in rows
                 .data
                 .chunks_exact(rows.stride)
@@ -105,25 +111,26 @@ impl<E: Narrow> Store<E> {
                 let (table, pos) = rows.places.get(token);
                 let page = rows.places.table(table)[pos / shape.page];
                 let (block, lane) = (shape.block(layer, page, head) + pos % shape.page / 16, pos % 16);
-                let key = &row[rows.keys + head * d..][..d];
-                let value = &row[rows.values + head * d..][..d];
+                let key = &row[rows.keys + head * d + first..][..len];
+                let value = &row[rows.values + head * d + first..][..len];
                 let mut inverse = [1.0; 2];
                 if E::SCALED {
                     for ((scales, row), inverse) in scales.iter().zip([key, value]).zip(&mut inverse) {
                         let (scale, times) = scale(row);
-                        // SAFETY: a block is of one head, and a head is in one call.
+                        // SAFETY: a block is of one head, and a head with scales is in one call.
                         let lanes = unsafe { scales.get(block, 1) };
                         lanes[0][lane] = scale;
                         *inverse = times;
                     }
                 }
-                // SAFETY: as for the scales: the elements of a block are of one head, and a head is in one call.
-                let keys = unsafe { keys.get(block * d, d) };
+                // SAFETY: a block is of one head, and an element of a head is in one call.
+                let keys = unsafe { keys.get(block * d + first, len) };
                 for (keys, &x) in keys.iter_mut().zip(key) {
                     keys[lane] = E::narrow(x * inverse[0]);
                 }
-                // SAFETY: as for the keys.
-                let values = unsafe { values.get((block * 16 + lane) * n_columns, n_columns) };
+                let column = (block * 16 + lane) * n_columns + first / 16;
+                // SAFETY: as for the keys: whole groups of 16 elements.
+                let values = unsafe { values.get(column, len.div_ceil(16)) };
                 for (to, &x) in values.as_flattened_mut().iter_mut().zip(value) {
                     *to = E::narrow(x * inverse[1]);
                 }

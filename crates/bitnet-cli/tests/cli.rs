@@ -94,6 +94,51 @@ fn text_goes_to_stdout_and_statistics_to_stderr() {
 }
 
 #[test]
+fn statistics_say_what_was_spared() {
+    let folder = oracle("bitnet-bf16");
+    let answer = |zeros, head| {
+        // Guesses would be computed several at a time.
+        let args = [
+            "-p",
+            "a",
+            "-n",
+            "8",
+            "--temp",
+            "0",
+            "--ignore-eos",
+            "--draft-max",
+            "0",
+            "--json",
+            "--skip-zeros",
+            zeros,
+            "--lm-head",
+            head,
+        ];
+        let output = run("generate", &folder, &args);
+        let object: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        (object, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (all, line) = answer("off", "stored");
+    assert!(all["weights_read_share"].is_null() && all["logits_per_token"].is_null());
+    assert!(
+        !line.contains("weights read") && !line.contains("logits a token"),
+        "{line}"
+    );
+    let (some, line) = answer("on", "certified");
+    assert_eq!(some["ids"], all["ids"]);
+    let (share, logits) = (&some["weights_read_share"], &some["logits_per_token"]);
+    assert!(
+        share.as_f64().is_some_and(|share| 0.0 < share && share < 1.0),
+        "{share}"
+    );
+    assert!(logits.as_f64().is_some_and(|logits| logits >= 1.0), "{logits}");
+    assert!(
+        line.contains("of the weights read") && line.contains("logits a token"),
+        "{line}"
+    );
+}
+
+#[test]
 fn the_prompt_comes_from_the_flag_a_file_or_stdin() {
     let folder = oracle("odd-shape");
     let prompt = expected(&folder, "code");

@@ -60,6 +60,10 @@ fn from_text(served: &Served, text: &str) -> Result<Tokens, ApiError> {
     let ids = tokenizer
         .encode_prompt(text)
         .map_err(|e| ApiError::of(&e, "prompt"))?;
+    // The others need not be looked at.
+    if ids.len() > served.context {
+        return Err(ApiError::context(Some("prompt"), ids.len(), served.context));
+    }
     if ids.is_empty() {
         return Err(ApiError::invalid(
             "prompt",

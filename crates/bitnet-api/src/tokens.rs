@@ -9,6 +9,11 @@ use crate::prompts::token_ids;
 use crate::served::Served;
 use crate::tools::Toolbox;
 
+/// A text of so many bytes is made tokens of, however small the context is.
+const SHORT: usize = 256 << 10;
+/// Bytes of a text for each token of the context, beyond which it is not: while that is done a byte takes hundreds.
+const BYTES: usize = 16;
+
 /// The tokens of a prompt, of a conversation, or of a text.
 ///
 /// # Errors
@@ -19,12 +24,15 @@ pub fn tokenize(served: &Served, body: Map<String, Value>) -> Result<Value, ApiE
     let tokenizer = served.tokenizer("prompt")?;
     let (name, ids) = if fields.get("messages").is_some() {
         let text = conversation(served, &fields)?;
+        check(served, &text, "messages")?;
         ("messages", tokenizer.encode_rendered(&text))
     } else if let Some(text) = fields.text("prompt") {
         let is_prompt = fields.flag("add_special_tokens").unwrap_or(true);
+        check(served, text, "prompt")?;
         ("prompt", encoded(tokenizer, text, is_prompt))
     } else if let Some(text) = fields.text("content") {
         let is_prompt = fields.is_set("add_special");
+        check(served, text, "content")?;
         ("content", encoded(tokenizer, text, is_prompt))
     } else {
         return Err(ApiError::invalid(
@@ -53,6 +61,18 @@ pub fn tokenize(served: &Served, body: Map<String, Value>) -> Result<Value, ApiE
         answer["token_strs"] = ids.iter().map(text).collect();
     }
     Ok(answer)
+}
+
+fn check(served: &Served, text: &str, name: &str) -> Result<(), ApiError> {
+    let most = SHORT.max(served.context.saturating_mul(BYTES));
+    if text.len() > most {
+        let message = format!(
+            "{name} has {} bytes: at most {most} are made tokens of at a time",
+            text.len()
+        );
+        return Err(ApiError::invalid(name, message));
+    }
+    Ok(())
 }
 
 fn encoded(

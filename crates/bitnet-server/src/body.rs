@@ -1,5 +1,6 @@
 //! Bodies: what a request sends, within the limits of size, time and memory, and what it is sent, until its last byte.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,8 +13,10 @@ use bitnet_api::ApiError;
 use http_body_util::BodyExt;
 use hyper::body::{Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::Instant;
 
+use crate::abort::Abort;
 use crate::conn::Turn;
 use crate::exchange::Exchange;
 use crate::refusal::Refusal;
@@ -131,6 +134,70 @@ async fn skip(body: &mut Body, mut seen: usize, until: Instant) -> bool {
         if seen > READ_ANYWAY {
             return false;
         }
+    }
+}
+
+/// What is handed on of a large answer at a time.
+const HANDED: usize = 64 << 10;
+
+/// A large answer by pieces: of one that nobody reads little is held, and not for longer than `slow`.
+pub(crate) fn by_pieces(body: Body, slow: Duration, exchange: &Arc<Exchange>) -> Body {
+    let Some(left) = body.size_hint().exact().filter(|&size| size > HANDED as u64) else {
+        return body;
+    };
+    let (sender, pieces) = channel(1);
+    tokio::spawn(hand_on(body, slow, Arc::clone(exchange), sender));
+    Body::new(Pieces { pieces, left })
+}
+
+async fn hand_on(mut body: Body, slow: Duration, exchange: Arc<Exchange>, sender: Sender<Bytes>) {
+    while let Some(Ok(frame)) = body.frame().await {
+        let mut data = frame.into_data().unwrap_or_default();
+        while !data.is_empty() {
+            let piece = data.split_to(data.len().min(HANDED));
+            match tokio::time::timeout(slow, sender.send(piece)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return,
+                Err(_) => return exchange.abort(Abort::SlowClient),
+            }
+        }
+    }
+}
+
+/// Pieces of an answer of known size.
+struct Pieces {
+    pieces: Receiver<Bytes>,
+    /// Bytes that have not been taken.
+    left: u64,
+}
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        match self.pieces.poll_recv(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(piece)) => {
+                self.left = self.left.saturating_sub(piece.len() as u64);
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
+            Poll::Ready(None) => Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
     }
 }
 

@@ -94,7 +94,10 @@ pub(crate) async fn gate(Extract(state): Extract<Arc<State>>, mut request: Reque
     }
     let code = response.extensions().get::<Code>().map(|code| code.0);
     exchange.answered(response.status().as_u16(), code);
-    let (parts, body) = response.into_parts();
+    let (parts, mut body) = response.into_parts();
+    if !is_head {
+        body = body::by_pieces(body, state.options.slow_client_timeout, &exchange);
+    }
     if is_head || body.is_end_stream() {
         // Nobody asks for the bytes of such a body.
         exchange.sent();

@@ -10,7 +10,6 @@ use axum::response::Response;
 use bitnet_api::{Answers, ApiError, Endpoint, Job, Served};
 use bitnet_model::schedule::Event;
 use serde_json::{Map, Value};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinError;
 use tokio::time::Instant as Deadline;
 
@@ -104,7 +103,7 @@ async fn read(
         Ok(Read::Job(job)) => Ok(job),
         Err(error) => Err(error),
         Ok(Read::Constrained(fields)) => {
-            let turn = turn_of_grammar(state, loaded).await?;
+            let turn = state.turn(loaded).await?;
             let served = Arc::clone(&loaded.served);
             let made = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
@@ -119,21 +118,6 @@ async fn read(
         state.meters.grammar.record(time);
     }
     Ok(job)
-}
-
-/// Waits until a thread may compile one more grammar, no longer than a request may wait in the queue.
-async fn turn_of_grammar(state: &State, loaded: &Loaded) -> Result<OwnedSemaphorePermit, Refusal> {
-    let mut stage = state.stage.subscribe();
-    tokio::select! {
-        biased;
-        // The semaphore is never closed.
-        Ok(turn) = Arc::clone(&state.grammars).acquire_owned() => Ok(turn),
-        _ = stage.wait_for(|stage| *stage == Stage::Cut) => Err(Refusal::shutting_down()),
-        () = tokio::time::sleep(state.options.max_queue_time) => {
-            let waited = state.options.max_queue_time.as_secs();
-            Err(Refusal::from(ApiError::queue_timeout(waited)).retry_after(loaded.queue.retry_after()))
-        }
-    }
 }
 
 /// A job that was handed to the engine.

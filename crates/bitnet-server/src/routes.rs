@@ -18,7 +18,7 @@ use crate::generate;
 use crate::info;
 use crate::page;
 use crate::refusal::{Refusal, json};
-use crate::state::State;
+use crate::state::{PIECE, State};
 
 type Shared = Extract<Arc<State>>;
 
@@ -106,12 +106,20 @@ async fn compute(
     request: Request,
     what: fn(&Served, Map<String, Value>) -> Result<Value, ApiError>,
 ) -> Result<Response, Refusal> {
-    let served = match state.ready() {
-        Ok(loaded) => Arc::clone(&loaded.served),
+    let loaded = match state.ready() {
+        Ok(loaded) => loaded,
         Err(refusal) => return Err(body::refuse(request, refusal).await),
     };
     let body = body::read(state, request).await?;
-    let work = tokio::task::spawn_blocking(move || what(&served, bitnet_api::parse(&body.bytes)?));
+    let turn = match body.bytes.len() {
+        0..PIECE => None,
+        _ => Some(state.turn(loaded).await?),
+    };
+    let served = Arc::clone(&loaded.served);
+    let work = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        what(&served, bitnet_api::parse(&body.bytes)?)
+    });
     match work.await {
         Ok(value) => Ok(json(StatusCode::OK, &value?)),
         // It goes on as a panic of this request, which is caught where all are.

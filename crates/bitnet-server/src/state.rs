@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use bitnet_api::Served;
+use bitnet_api::{ApiError, Served};
 use bitnet_model::Client;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::exchange::Exchange;
 use crate::keys::Keys;
@@ -37,8 +37,8 @@ pub(crate) const PIECE: usize = 64 << 10;
 
 /// Threads for what takes its time, such as long prompts and grammars; more wait.
 pub(crate) const BLOCKING_THREADS: usize = 8;
-/// How many of them may compile grammars, or wait for that.
-const GRAMMAR_THREADS: usize = BLOCKING_THREADS / 2;
+/// How many of them may do what takes longest, or wait for it: compile grammars, and make tokens of long texts.
+const LONG_THREADS: usize = BLOCKING_THREADS / 2;
 
 /// What every request finds.
 #[derive(Debug)]
@@ -52,8 +52,8 @@ pub(crate) struct State {
     pub(crate) active: watch::Sender<usize>,
     /// Room for bodies.
     pub(crate) bodies: Arc<Semaphore>,
-    /// Turns of those whose answers obey a grammar, to have it compiled.
-    pub(crate) grammars: Arc<Semaphore>,
+    /// Turns of what takes long.
+    pub(crate) turns: Arc<Semaphore>,
     /// Whether only names of this machine may stand in `Host`.
     pub(crate) checks_host: bool,
     running: Mutex<BTreeMap<u64, Weak<Exchange>>>,
@@ -115,7 +115,7 @@ impl State {
             stage: watch::Sender::new(Stage::Loading),
             active: watch::Sender::new(0),
             bodies: Arc::new(Semaphore::new(BODY_PIECES)),
-            grammars: Arc::new(Semaphore::new(GRAMMAR_THREADS)),
+            turns: Arc::new(Semaphore::new(LONG_THREADS)),
             running: Mutex::default(),
             prefix: RandomState::new().hash_one(0),
             next: AtomicU64::new(0),
@@ -147,6 +147,21 @@ impl State {
             Stage::Loading => Err(Refusal::loading()),
             Stage::Ready => self.loaded.get().ok_or_else(Refusal::loading),
             Stage::Draining | Stage::Cut => Err(Refusal::shutting_down()),
+        }
+    }
+
+    /// Waits for the turn of what takes long, no longer than a request may wait in the queue.
+    pub(crate) async fn turn(&self, loaded: &Loaded) -> Result<OwnedSemaphorePermit, Refusal> {
+        let mut stage = self.stage.subscribe();
+        tokio::select! {
+            biased;
+            // The semaphore is never closed.
+            Ok(turn) = Arc::clone(&self.turns).acquire_owned() => Ok(turn),
+            _ = stage.wait_for(|stage| *stage == Stage::Cut) => Err(Refusal::shutting_down()),
+            () = tokio::time::sleep(self.options.max_queue_time) => {
+                let waited = self.options.max_queue_time.as_secs();
+                Err(Refusal::from(ApiError::queue_timeout(waited)).retry_after(loaded.queue.retry_after()))
+            }
         }
     }
 

@@ -80,12 +80,13 @@ mod tests {
             Ok::<_, ApiError>((job.is_chat, job.requests[0].options.max_tokens))
         };
         let chat = r#"{"custom_id": "a", "url": "/v1/chat/completions", "body": {"model": "gpt", "messages": [{"role": "user", "content": "a"}]}}"#;
-        assert_eq!(max_tokens(chat), Ok((true, None)));
+        // What the context of 1,024 leaves.
+        assert_eq!(max_tokens(chat), Ok((true, Some(1017))));
         assert_eq!(
             max_tokens(r#"{"url": "/v1/completions", "body": {"prompt": [1]}}"#),
             Ok((false, Some(16)))
         );
-        assert_eq!(max_tokens(r#"{"prompt": [1]}"#), Ok((false, None)));
+        assert_eq!(max_tokens(r#"{"prompt": [1]}"#), Ok((false, Some(1023))));
         for (text, param) in [
             (r#"{"url": "/v1/images", "body": {}}"#, "url"),
             (r#"{"body": 5}"#, "body"),

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use nix::pty::{Winsize, openpty};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal as handle};
 use nix::unistd::Pid;
 
 const QUESTION: &str = "Is the chimney of the old brickworks still used?";
@@ -255,6 +255,9 @@ fn signals_leave_the_terminal_and_the_history_as_they_should_be() {
         (Signal::SIGQUIT, 131),
         (Signal::SIGINT, 130),
     ] {
+        // Shells start what runs in the background with some of these ignored, and so does nohup.
+        // SAFETY: no handler is installed.
+        unsafe { handle(signal, SigHandler::SigDfl) }.unwrap();
         let history = tempfile::tempdir().unwrap();
         let history = history.path().join("history");
         let mut session = Session::of(

@@ -5,11 +5,14 @@
 //!
 //! A loop ends when every chunk is done, not when every thread has come: a worker that the system runs late, or not at
 //! all, costs nothing, so two threads on a busy machine are no slower than one. Only a chunk that was begun is waited for.
+//!
+//! Many threads would spend their time handing cache lines to each other, so a thread waits for work at its own ticket, which
+//! nobody else writes until it has work, and reports chunks a share at a time.
 
 use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,6 +29,9 @@ const LEFT_BITS: u32 = 16;
 /// Chunks that a ticket can count.
 const MAX_CHUNKS: usize = (1 << LEFT_BITS) - 1;
 
+/// The loop whose number says that the pool ends.
+const END: u64 = u64::MAX >> LEFT_BITS;
+
 /// The threads of a [`crate::Cpu`].
 pub(crate) struct Pool {
     shared: Arc<Shared>,
@@ -37,24 +43,24 @@ pub(crate) struct Pool {
 struct Shared {
     /// For each thread's share of the chunks: loop number and, below it, chunks not yet claimed. Claiming takes one off
     /// by compare-exchange, which fails when the loop number has changed: a claim that succeeds proves that its loop is
-    /// still running. The first share's is written last and starts the loop.
-    tickets: Vec<Ticket>,
+    /// still running. A new loop number in its own ticket is what a thread waits for.
+    tickets: Vec<Apart<AtomicU64>>,
     /// The running loop; valid for whoever holds a claim on it.
-    job: AtomicPtr<Job<'static>>,
-    /// Chunks not yet finished.
-    pending: AtomicUsize,
-    stop: AtomicBool,
-    /// Threads asleep, or about to be: they count themselves before they look at the ticket for the last time.
-    sleepers: AtomicUsize,
+    job: Apart<AtomicPtr<Job<'static>>>,
+    /// Chunks not yet finished, or finished and not yet reported.
+    pending: Apart<AtomicUsize>,
+    /// Threads asleep, or about to be: they count themselves before they look at their tickets for the last time.
+    sleepers: Apart<AtomicUsize>,
     owner_sleeps: AtomicBool,
     lock: Mutex<()>,
     work: Condvar,
     done: Condvar,
 }
 
-/// In a cache line of its own: owners claim without disturbing each other.
-#[repr(align(64))]
-struct Ticket(AtomicU64);
+/// In cache lines of its own, two of them because processors fetch them in pairs: whoever writes it disturbs nobody who reads
+/// something else.
+#[repr(align(128))]
+struct Apart<T>(T);
 
 struct Job<'a> {
     n_chunks: usize,
@@ -67,11 +73,10 @@ impl Pool {
     /// A pool of `n_threads` threads, the caller of [`Pool::run`] among them.
     pub(crate) fn new(n_threads: usize) -> Result<Self> {
         let shared = Arc::new(Shared {
-            tickets: (0..n_threads.max(1)).map(|_| Ticket(AtomicU64::new(0))).collect(),
-            job: AtomicPtr::new(std::ptr::null_mut()),
-            pending: AtomicUsize::new(0),
-            stop: AtomicBool::new(false),
-            sleepers: AtomicUsize::new(0),
+            tickets: (0..n_threads.max(1)).map(|_| Apart(AtomicU64::new(0))).collect(),
+            job: Apart(AtomicPtr::new(std::ptr::null_mut())),
+            pending: Apart(AtomicUsize::new(0)),
+            sleepers: Apart(AtomicUsize::new(0)),
             owner_sleeps: AtomicBool::new(false),
             lock: Mutex::new(()),
             work: Condvar::new(),
@@ -127,21 +132,11 @@ impl Pool {
             panic: Mutex::new(None),
         };
         // The lifetime ends here, at the end of this function: it waits until no claim is left.
-        shared
-            .job
-            .store((&raw const job).cast_mut().cast(), Ordering::Relaxed);
-        shared.pending.store(n_chunks, Ordering::Relaxed);
-        let epoch = (shared.tickets[0].0.load(Ordering::Relaxed) >> LEFT_BITS) + 1;
-        for (share, ticket) in shared.tickets.iter().enumerate().rev() {
-            let left = shared.share(share, n_chunks).len() as u64;
-            // SeqCst orders the last of these stores before the look at `sleepers`: a worker counts itself there and
-            // then looks at that ticket again, so one of the two sees the other.
-            ticket.0.store(epoch << LEFT_BITS | left, Ordering::SeqCst);
-        }
-        if shared.sleepers.load(Ordering::SeqCst) > 0 {
-            let _guard = shared.lock();
-            shared.work.notify_all();
-        }
+        let pointer = (&raw const job).cast_mut().cast();
+        shared.job.0.store(pointer, Ordering::Relaxed);
+        shared.pending.0.store(n_chunks, Ordering::Relaxed);
+        let epoch = shared.epoch(0) + 1;
+        shared.start(epoch, n_chunks);
         shared.run_chunks(epoch, 0);
         shared.wait_until_done();
         drop(turn);
@@ -153,11 +148,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        {
-            let _guard = self.shared.lock();
-            self.shared.work.notify_all();
-        }
+        self.shared.start(END, 0);
         for worker in self.workers.drain(..) {
             // A worker catches the panics of chunks, so there is nothing to learn from joining it.
             let _ = worker.join();
@@ -176,16 +167,37 @@ impl Shared {
         n_chunks * share / n..n_chunks * (share + 1) / n
     }
 
-    /// The number of the last loop that was started.
-    fn epoch(&self) -> u64 {
-        self.tickets[0].0.load(Ordering::SeqCst) >> LEFT_BITS
+    /// The number of the last loop that was started, as a thread's ticket tells it. Acquire: what its job is was stored before.
+    fn epoch(&self, thread: usize) -> u64 {
+        self.tickets[thread].0.load(Ordering::Acquire) >> LEFT_BITS
+    }
+
+    /// Gives each thread its share of the chunks of loop `epoch`, and wakes those that sleep. A thread may begin while others'
+    /// tickets still are of the loop before, and then finds nothing to take from them.
+    fn start(&self, epoch: u64, n_chunks: usize) {
+        for (share, ticket) in self.tickets.iter().enumerate().rev() {
+            let left = self.share(share, n_chunks).len() as u64;
+            // Release, so that the stores need not wait for each other: each fetches a line that another thread has.
+            ticket.0.store(epoch << LEFT_BITS | left, Ordering::Release);
+        }
+        // A worker counts itself in `sleepers` and then looks at its ticket again, with such a fence between: one of the two
+        // sees the other.
+        fence(Ordering::SeqCst);
+        if self.sleepers.0.load(Ordering::Relaxed) > 0 {
+            let _guard = self.lock();
+            self.work.notify_all();
+        }
     }
 
     /// A worker's life.
     fn work(&self, thread: usize) {
         let mut epoch = 0;
-        while self.wait_for_work(epoch) {
-            epoch = self.epoch();
+        loop {
+            self.wait_for_work(epoch, thread);
+            epoch = self.epoch(thread);
+            if epoch == END {
+                return;
+            }
             self.run_chunks(epoch, thread);
         }
     }
@@ -193,20 +205,30 @@ impl Shared {
     /// Claims and runs chunks of loop `epoch`, the thread's own first, until none is left or the loop is over.
     fn run_chunks(&self, epoch: u64, thread: usize) {
         for i in 0..self.tickets.len() {
-            self.run_share(epoch, thread, (thread + i) % self.tickets.len());
+            let n_done = self.run_share(epoch, thread, (thread + i) % self.tickets.len());
+            // SeqCst against `owner_sleeps`, which the owner sets before its last look; Release publishes what the chunks wrote.
+            if n_done > 0
+                && self.pending.0.fetch_sub(n_done, Ordering::SeqCst) == n_done
+                && self.owner_sleeps.load(Ordering::SeqCst)
+            {
+                let _guard = self.lock();
+                self.done.notify_one();
+            }
         }
     }
 
-    fn run_share(&self, epoch: u64, thread: usize, share: usize) {
+    /// Claims and runs chunks of a share, and returns how many: they are still to be taken off `pending`.
+    fn run_share(&self, epoch: u64, thread: usize, share: usize) -> usize {
         let tickets = &self.tickets[share].0;
         let mut ticket = tickets.load(Ordering::Acquire);
+        let mut n_done = 0;
         loop {
             let left = (ticket & MAX_CHUNKS as u64) as usize;
             if ticket >> LEFT_BITS != epoch || left == 0 {
-                return;
+                return n_done;
             }
             // Read between two sights of the same loop number, so it is that loop's job.
-            let job = self.job.load(Ordering::Relaxed);
+            let job = self.job.0.load(Ordering::Relaxed);
             let claim =
                 tickets.compare_exchange_weak(ticket, ticket - 1, Ordering::AcqRel, Ordering::Acquire);
             if let Err(found) = claim {
@@ -214,39 +236,35 @@ impl Shared {
                 continue;
             }
             // SAFETY: the claim succeeded, so `pending` is at least 1 and the owner waits inside `run`, where the job
-            // lives, until this chunk is taken off `pending` below.
+            // lives, until `run_chunks` takes this chunk off `pending`.
             let job = unsafe { &*job };
             let chunk = self.share(share, job.n_chunks).end - left;
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (job.body)(chunk, thread))) {
                 let mut first = job.panic.lock().unwrap_or_else(PoisonError::into_inner);
                 first.get_or_insert(panic);
             }
-            // SeqCst against `owner_sleeps`, as for `sleepers` in `run`; Release publishes what the chunk wrote.
-            if self.pending.fetch_sub(1, Ordering::SeqCst) == 1 && self.owner_sleeps.load(Ordering::SeqCst) {
-                let _guard = self.lock();
-                self.done.notify_one();
-            }
+            n_done += 1;
             ticket = tickets.load(Ordering::Acquire);
         }
     }
 
-    /// Waits for a loop other than `epoch`; false when the pool ends.
-    fn wait_for_work(&self, epoch: u64) -> bool {
-        let ready = || self.stop.load(Ordering::SeqCst) || self.epoch() != epoch;
+    /// Waits until the thread's ticket is of a loop other than `epoch`.
+    fn wait_for_work(&self, epoch: u64, thread: usize) {
+        let ready = || self.epoch(thread) != epoch;
         if !spin_until(ready) {
             let mut guard = self.lock();
-            self.sleepers.fetch_add(1, Ordering::SeqCst);
+            self.sleepers.0.fetch_add(1, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
             while !ready() {
                 guard = self.work.wait(guard).unwrap_or_else(PoisonError::into_inner);
             }
-            self.sleepers.fetch_sub(1, Ordering::SeqCst);
+            self.sleepers.0.fetch_sub(1, Ordering::SeqCst);
         }
-        !self.stop.load(Ordering::SeqCst)
     }
 
     /// Waits until every chunk has finished.
     fn wait_until_done(&self) {
-        let ready = || self.pending.load(Ordering::SeqCst) == 0;
+        let ready = || self.pending.0.load(Ordering::SeqCst) == 0;
         if !spin_until(ready) {
             let mut guard = self.lock();
             self.owner_sleeps.store(true, Ordering::SeqCst);

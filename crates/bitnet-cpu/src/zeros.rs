@@ -191,6 +191,7 @@ impl Cpu {
         let out = Shards::new(out);
         self.pool.run(n_units.div_ceil(units_at_once), &|chunk, _| {
             let first = chunk * units_at_once;
+            let mut n_of_chunk = 0;
             for unit in first..n_units.min(first + units_at_once) {
                 let columns = unit * TILES..n_tiles.min((unit + 1) * TILES);
                 let mut sums = [[0; ROWS]; 2 * TILES];
@@ -223,7 +224,7 @@ impl Cpu {
                     n += usize::from(!is_safe || !matches!(gate.partial_cmp(&0.0), Some(c) if c.is_le()));
                 }
                 let n_gates = columns.len() * ROWS;
-                n_rows.fetch_add(n as u64, Ordering::Relaxed);
+                n_of_chunk += n as u64;
                 let some = SomeRows {
                     lines: up.rows(unit * TILES * ROWS, n_gates),
                     rows: &rows[..n],
@@ -243,6 +244,7 @@ impl Cpu {
                 let out = unsafe { out.get(columns.start * ROWS, n_gates) };
                 (self.float.finish)(&job, &mut [out]);
             }
+            n_rows.fetch_add(n_of_chunk, Ordering::Relaxed);
         });
         a.zeros.counts.rows += n_rows.into_inner();
         a.zeros.counts.of_rows += n as u64;

@@ -183,6 +183,18 @@ pub struct Queries<'a> {
     pub out: &'a mut [f32],
 }
 
+/// How attention is cut into chunks: tokens of one, and queries of a token that share a head of keys and values. As many as fill
+/// a block of queries, and fewer where threads would have little to share: first fewer tokens, which are of different sequences
+/// where they are few, then, where there would be no chunk for each thread, fewer queries, each of which reads all keys and values.
+fn cut(n_tokens: usize, n_kv_heads: usize, group: usize, n_threads: usize) -> (usize, usize) {
+    let most = (QUERIES / group).max(1);
+    let each = (n_tokens * n_kv_heads / (4 * n_threads)).clamp(1, most);
+    let n_chunks = n_tokens.div_ceil(each) * n_kv_heads;
+    let mut parts = (1..=group).filter(|parts| group.is_multiple_of(*parts));
+    let n_parts = parts.find(|parts| n_chunks * parts >= n_threads).unwrap_or(group);
+    (each, group / n_parts)
+}
+
 impl Cpu {
     /// Stores the keys and values of a batch in layer `layer`.
     ///
@@ -219,15 +231,15 @@ impl Cpu {
         assert!(layer < kv.shape.n_layers && places.fit(n_pages, page));
         assert!(places.positions().all(|pos| pos < context));
         let group = n_heads / n_kv_heads;
-        // Tokens of a chunk: as many as fill a block of queries.
-        let n_tokens = (QUERIES / group).max(1);
-        let n_spans = places.len().div_ceil(n_tokens);
+        let (n_tokens, n_members) = cut(places.len(), n_kv_heads, group, self.n_threads());
+        let (n_spans, n_parts) = (places.len().div_ceil(n_tokens), group / n_members);
         let n_scores = QUERIES * context.div_ceil(16);
         let (scores, room) = (Shards::new(&mut kv.scores), Shards::new(&mut kv.room));
         let out = Shards::new(out);
         let (data, shape) = (&kv.data, &kv.shape);
         let float = self.float;
-        self.pool.run(n_spans * n_kv_heads, &|chunk, thread| {
+        self.pool.run(n_spans * n_kv_heads * n_parts, &|chunk, thread| {
+            let (chunk, part) = (chunk / n_parts, chunk % n_parts);
             let (span, head) = (chunk / n_kv_heads, chunk % n_kv_heads);
             // SAFETY: `thread` differs between calls that run at one time.
             let scores = unsafe { scores.get(thread * n_scores, n_scores) };
@@ -235,7 +247,9 @@ impl Cpu {
             let room = unsafe { room.get(thread * ROOM, ROOM) };
             let first = span * n_tokens;
             let tokens = first..places.len().min(first + n_tokens);
-            let members = tokens.flat_map(|token| (0..group).map(move |member| (token, member)));
+            let members = tokens.flat_map(|token| {
+                (part * n_members..(part + 1) * n_members).map(move |member| (token, member))
+            });
             let mut members = members.peekable();
             while let Some(&(token, _)) = members.peek() {
                 let (table, _) = places.get(token);

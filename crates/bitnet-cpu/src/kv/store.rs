@@ -18,6 +18,9 @@ pub(super) struct Store<E: Narrow> {
     value_scales: Buffer<[f32; 16]>,
 }
 
+/// Tokens whose keys and values take longer to store than threads take to begin and end a loop.
+const FEW: usize = 4;
+
 impl KvShape {
     /// Blocks of 16 positions of a page.
     fn blocks(&self) -> usize {
@@ -99,7 +102,7 @@ impl<E: Narrow> Store<E> {
         let is_whole = E::SCALED || rows.places.len() < 16;
         let width = if is_whole { d } else { d.min(16) };
         let n_parts = d.div_ceil(width);
-        cpu.pool.run(shape.n_kv_heads * n_parts, &|chunk, _| {
+        let part = |chunk: usize| {
             let (head, first) = (chunk / n_parts, chunk % n_parts * width);
             let len = width.min(d - first);
             for (token, row) in rows
@@ -135,7 +138,13 @@ impl<E: Narrow> Store<E> {
                     *to = E::narrow(x * inverse[1]);
                 }
             }
-        });
+        };
+        let n_chunks = shape.n_kv_heads * n_parts;
+        if rows.places.len() < FEW {
+            (0..n_chunks).for_each(part);
+        } else {
+            cpu.pool.run(n_chunks, &|chunk, _| part(chunk));
+        }
     }
 
     /// Attention of `q`, over the first `len` positions of a sequence each, with a head of a layer.

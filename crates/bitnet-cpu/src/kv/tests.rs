@@ -137,6 +137,28 @@ fn attention_does_not_depend_on_where_pages_are() {
 }
 
 #[test]
+fn every_thread_has_a_chunk() {
+    // A 2B model has 5 heads of keys and values, for 4 queries each: tokens, threads.
+    for (n_tokens, n_threads, expected) in [
+        (1, 1, (1, 4)),
+        (1, 2, (1, 4)),
+        (1, 8, (1, 2)),
+        (1, 64, (1, 1)),
+        (2, 16, (1, 2)),
+        (8, 2, (5, 4)),
+        (8, 16, (1, 4)),
+        (512, 1, (16, 4)),
+        (512, 16, (16, 4)),
+        (512, 64, (10, 4)),
+    ] {
+        assert_eq!(cut(n_tokens, 5, 4, n_threads), expected, "{n_tokens} {n_threads}");
+    }
+    // A group of three, and one that is larger than a block of queries.
+    assert_eq!(cut(1, 1, 3, 2), (1, 1));
+    assert_eq!(cut(100, 1, 100, 1), (1, 100));
+}
+
+#[test]
 fn pages_are_shared_copied_and_used_again() {
     for kind in KINDS {
         for cpu in cpus() {

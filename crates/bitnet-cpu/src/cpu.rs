@@ -180,9 +180,14 @@ impl Cpu {
             let floats = unsafe { rows.get(first, width) };
             let (floats, padding) = floats.split_at_mut(k);
             padding.fill(0.0);
-            floats.copy_from_slice(&x[token * k..][..k]);
-            for norm in norms {
-                (self.float.rms_norm)(floats, norm.weight, norm.eps);
+            let from = &x[token * k..][..k];
+            if let Some((first, norms)) = norms.split_first() {
+                (self.float.rms_norm_to)(from, first.weight, first.eps, floats);
+                for norm in norms {
+                    (self.float.rms_norm)(floats, norm.weight, norm.eps);
+                }
+            } else {
+                floats.copy_from_slice(from);
             }
             if precision == Precision::F32 {
                 return;
@@ -196,7 +201,8 @@ impl Cpu {
                 false => unsafe { q.get(token * n_steps, n_steps) },
             };
             let (values, padding) = row.as_flattened_mut().split_at_mut(k);
-            (inverse[0], sum[0]) = (self.float.quantize)(floats, values);
+            let next = &x[(token + 1) * k..];
+            (inverse[0], sum[0]) = (self.float.quantize)(floats, values, &next[..k.min(next.len())]);
             padding.fill(0);
             if packed {
                 let first = token / TOKEN_STEP * TOKEN_STEP * n_steps + token % TOKEN_STEP;

@@ -4,9 +4,9 @@
     reason = "counted loops over arrays are what becomes registers and vectors"
 )]
 
-use super::exp::exp;
+use super::exp::exp_lanes;
 use super::isa::Isa;
-use super::{Element, Lanes, sum};
+use super::{Element, Lanes};
 
 /// Queries that share one pass over keys and values: heads of a group, and tokens of a prompt.
 pub(crate) const QUERIES: usize = 64;
@@ -141,7 +141,7 @@ fn block<I: Isa, E: Element, const T: usize, const W: usize>(
     let mut inverse = [0.0; T];
     for (t, inverse) in inverse.iter_mut().enumerate() {
         let scores = &mut job.scores[t * n_blocks..][..n_blocks];
-        *inverse = weights(job.scales, scores, len[t]);
+        *inverse = weights(isa, job.scales, scores, len[t]);
     }
     let weights: [&[f32]; T] = std::array::from_fn(|t| &job.scores[t * n_blocks..].as_flattened()[..len[t]]);
     let (values, n_columns) = (job.values, d.div_ceil(16));
@@ -163,12 +163,12 @@ fn block<I: Isa, E: Element, const T: usize, const W: usize>(
 /// inverse of their sum. The scales of keys and values, where there are any, are multiplied in here: in the loops around, a
 /// branch would keep their sums out of the registers.
 #[inline(always)]
-fn weights(scales: Option<Scales<'_>>, scores: &mut [Lanes], len: usize) -> f32 {
+fn weights<I: Isa>(isa: I, scales: Option<Scales<'_>>, scores: &mut [Lanes], len: usize) -> f32 {
     let scores = &mut scores[..len.div_ceil(16)];
     if let Some(scales) = scales {
         scale(scores, scales.keys);
     }
-    let inverse = 1.0 / softmax(scores, len);
+    let inverse = 1.0 / softmax(isa, scores, len);
     if let Some(scales) = scales {
         scale(scores, scales.values);
     }
@@ -227,35 +227,42 @@ fn groups<I: Isa, E: Element>(isa: I, job: &mut Attend<'_, E>, y: &mut [&mut [f3
     let mut inverse = [0.0; QUERIES];
     for (q, inverse) in inverse[..y.len()].iter_mut().enumerate() {
         let scores = &mut job.scores[q * n_blocks..][..n_blocks];
-        *inverse = weights(job.scales, scores, job.len[q]);
+        *inverse = weights(isa, job.scales, scores, job.len[q]);
     }
     for first in (0..longest).step_by(WIDE.1) {
         let end = longest.min(first + WIDE.1);
         for at in (first..end).step_by(16) {
-            let rows = &job.values.block(at / 16)[..(end - at).min(16) * n_columns];
-            widen(isa, rows, &mut wide[(at - first) * n_columns..]);
+            let rows = job.values.block(at / 16).chunks_exact(n_columns);
+            for (j, row) in rows.take(end - at).enumerate() {
+                for (pair, columns) in row.chunks(2).enumerate() {
+                    let to = 2 * WIDE.1 * pair + columns.len() * (at - first + j);
+                    widen(isa, columns, &mut wide[to..][..columns.len()]);
+                }
+            }
         }
         for (g, lens) in lens.iter().enumerate() {
             let mut weights = [[0.0; WIDE.1]; GROUP];
             let mut n = [0; GROUP];
             for t in 0..GROUP {
-                let scores = job.scores[(g * GROUP + t) * n_blocks..][..n_blocks].as_flattened();
+                let scores = &job.scores[(g * GROUP + t) * n_blocks..][..n_blocks];
                 n[t] = end.min(lens[t]).saturating_sub(first);
-                weights[t][..n[t]].copy_from_slice(&scores[first.min(lens[t])..][..n[t]]);
+                // Those of later positions are copied too, and not used.
+                for (weights, scores) in weights[t]
+                    .as_chunks_mut::<16>()
+                    .0
+                    .iter_mut()
+                    .zip(&scores[first / 16..])
+                {
+                    *weights = *scores;
+                }
             }
-            let values = Values {
-                rows: &wide[..(end - first) * n_columns],
-                stride: n_columns,
-            };
             let sums = &mut sums[g * GROUP * n_columns..][..GROUP * n_columns];
-            let mut column = 0;
-            while column < n_columns {
-                if column + 2 <= n_columns {
-                    add_weighed::<I, 2>(isa, (&weights, n), values, column, sums);
-                    column += 2;
+            for (pair, values) in wide.chunks(2 * WIDE.1).enumerate().take(n_columns.div_ceil(2)) {
+                let at = (2 * pair, n_columns);
+                if 2 * pair + 1 < n_columns {
+                    add_weighed::<I, 2>(isa, (&weights, &n), values, at, sums);
                 } else {
-                    add_weighed::<I, 1>(isa, (&weights, n), values, column, sums);
-                    column += 1;
+                    add_weighed::<I, 1>(isa, (&weights, &n), values, at, sums);
                 }
             }
         }
@@ -264,8 +271,12 @@ fn groups<I: Isa, E: Element>(isa: I, job: &mut Attend<'_, E>, y: &mut [&mut [f3
         let inverse = isa.splat(inverse[q]);
         for (sums, y) in sums[q * n_columns..].iter_mut().zip(y.chunks_mut(16)) {
             let values = isa.mul(isa.load(sums), inverse);
-            isa.store(values, sums);
-            y.copy_from_slice(&sums[..y.len()]);
+            if let Some(y) = y.as_mut_array() {
+                isa.store(values, y);
+            } else {
+                isa.store(values, sums);
+                y.copy_from_slice(&sums[..y.len()]);
+            }
         }
     }
 }
@@ -294,29 +305,32 @@ fn pair<I: Isa>(isa: I, q: &[[f32; WIDE.0]; GROUP], keys: &[Lanes]) -> [[I::Lane
     sums
 }
 
-/// Adds `W` groups of columns of the first `n[t]` of some values, weighted, to the sums of each of a group of queries, in
-/// the order of positions.
+/// Adds `W` groups of columns, from `column` on, of the first `n[t]` of some values, weighted, to the sums of each of a group of
+/// queries, in the order of positions. The values are those groups of one position after the other.
 #[inline(always)]
 fn add_weighed<I: Isa, const W: usize>(
     isa: I,
-    (weights, n): (&[[f32; WIDE.1]; GROUP], [usize; GROUP]),
-    values: Values<'_, f32>,
-    column: usize,
+    (weights, n): (&[[f32; WIDE.1]; GROUP], &[usize; GROUP]),
+    values: &[Lanes],
+    (column, stride): (usize, usize),
     stored: &mut [Lanes],
 ) {
-    let common = n.into_iter().min().unwrap_or(0);
+    let rows: &[[Lanes; W]] = values.as_chunks().0;
+    let rows: &[_; WIDE.1] = rows.first_chunk().expect("room for all positions of a pass");
+    // A loop over references: an iterator of the array would be copied, and waited for, in every call.
+    let mut common = n[0];
+    for &n in n {
+        common = common.min(n);
+    }
     let mut sums = [[isa.splat(0.0); W]; GROUP];
     for t in 0..GROUP {
         for w in 0..W {
-            sums[t][w] = isa.load(&stored[t * values.stride + column + w]);
+            sums[t][w] = isa.load(&stored[t * stride + column + w]);
         }
     }
-    let mut rows = &values.rows[column..];
     for j in 0..common.min(WIDE.1) {
-        let row: &[Lanes; W] = rows.first_chunk().expect("a row for each position");
-        rows = rows.get(values.stride..).unwrap_or_default();
         for w in 0..W {
-            let values = isa.load(&row[w]);
+            let values = isa.load(&rows[j][w]);
             for t in 0..GROUP {
                 sums[t][w] = isa.mul_add(isa.splat(weights[t][j]), values, sums[t][w]);
             }
@@ -324,15 +338,15 @@ fn add_weighed<I: Isa, const W: usize>(
     }
     for t in 0..GROUP {
         for w in 0..W {
-            isa.store(sums[t][w], &mut stored[t * values.stride + column + w]);
+            isa.store(sums[t][w], &mut stored[t * stride + column + w]);
         }
     }
     for t in 0..GROUP {
         // Later tokens of a prompt see a few positions more.
         for j in common..n[t] {
             for w in 0..W {
-                let sum = &mut stored[t * values.stride + column + w];
-                let values = isa.load(&values.rows[j * values.stride + column + w]);
+                let sum = &mut stored[t * stride + column + w];
+                let values = isa.load(&rows[j][w]);
                 isa.store(isa.mul_add(isa.splat(weights[t][j]), values, isa.load(sum)), sum);
             }
         }
@@ -355,35 +369,32 @@ fn products<I: Isa, E: Element, const T: usize>(isa: I, q: [&[f32]; T], keys: &[
 
 /// Turns the first `len` scores into `exp(score - max)` and returns their sum.
 #[inline(always)]
-fn softmax(scores: &mut [Lanes], len: usize) -> f32 {
+fn softmax<I: Isa>(isa: I, scores: &mut [Lanes], len: usize) -> f32 {
     let (whole, rest) = (len / 16, len % 16);
     let scores = &mut scores[..len.div_ceil(16)];
     if rest > 0 {
         // What stands past the end belongs to no position of this query.
         scores[whole][rest..].fill(f32::NEG_INFINITY);
     }
-    let mut max = [f32::NEG_INFINITY; 16];
-    for scores in scores.iter() {
-        for (max, &score) in max.iter_mut().zip(scores) {
-            *max = if score > *max { score } else { *max };
-        }
+    // Two, so that one need not wait for the other.
+    let mut max = [isa.splat(f32::NEG_INFINITY); 2];
+    let (pairs, last) = scores.as_chunks::<2>();
+    for pair in pairs {
+        max[0] = isa.max(isa.load(&pair[0]), max[0]);
+        max[1] = isa.max(isa.load(&pair[1]), max[1]);
     }
-    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    let mut sums = [0.0; 16];
-    for scores in scores.iter_mut() {
-        for (sum, score) in sums.iter_mut().zip(scores) {
-            *score = exp(*score - max);
-            *sum += *score;
-        }
+    if let [last] = last {
+        max[0] = isa.max(isa.load(last), max[0]);
     }
-    sum(sums)
-}
-
-/// Rows of values, `stride` groups each.
-#[derive(Clone, Copy)]
-struct Values<'a, E> {
-    rows: &'a [[E; 16]],
-    stride: usize,
+    // None of them is NaN: every number was taken instead.
+    let less = isa.splat(-isa.most(isa.max(max[0], max[1])));
+    let mut sums = isa.splat(0.0);
+    for scores in scores {
+        let weights = exp_lanes(isa, isa.add(isa.load(scores), less));
+        sums = isa.add(sums, weights);
+        isa.store(weights, scores);
+    }
+    isa.sum(sums)
 }
 
 /// Columns `16 column ..` of `W` groups of the values, weighted and added up in the order of positions.

@@ -42,17 +42,31 @@ pub(crate) struct Sums<'a> {
     pub(crate) finish: Finish,
 }
 
+/// Rows of activations between those that are finished and those whose sums and outputs are asked for meanwhile: they lie in
+/// lines far from each other, which no processor foresees.
+const AHEAD: usize = 4;
+
 /// `y[t][16 i + r] = (sums[i * stride + t][r] - sum[t]) * (scales[i][r] * inverse[t])`, replaced, added or gated, as long as
 /// `y[t]` is.
 #[inline(always)]
 pub(super) fn finish<I: Isa>(isa: I, job: &Sums<'_>, y: &mut [&mut [f32]]) {
-    for (t, y) in y.iter_mut().enumerate() {
+    for t in 0..y.len() {
+        if let Some(next) = y.get(t + AHEAD) {
+            for line in next.chunks(16) {
+                isa.prefetch(&line[0], 0);
+            }
+        }
+        let y = &mut *y[t];
         let (sum, inverse) = (job.sum[t], isa.splat(job.inverse[t]));
         for (i, (scales, y)) in job.scales.iter().zip(y.chunks_mut(16)).enumerate() {
-            let sums = isa.load_i32(&job.sums[i * job.stride + t], sum);
+            let sums = &job.sums[i * job.stride + t];
+            isa.prefetch(sums, AHEAD * size_of_val(sums));
+            let sums = isa.load_i32(sums, sum);
             let mut values = isa.mul(sums, isa.mul(isa.load(scales), inverse));
             if let Finish::Gate(gate) = job.finish {
-                let sums = isa.load_i32(&job.sums[(job.scales.len() + i) * job.stride + t], sum);
+                let sums = &job.sums[(job.scales.len() + i) * job.stride + t];
+                isa.prefetch(sums, AHEAD * size_of_val(sums));
+                let sums = isa.load_i32(sums, sum);
                 let ups = isa.mul(sums, isa.mul(isa.load(&job.gated[i]), inverse));
                 values = gated(isa, gate, values, ups);
             }

@@ -114,8 +114,10 @@ macro_rules! functions {
 functions! {
     /// `x = w * (x / sqrt(mean(x^2) + eps))`.
     rms_norm = norm::rms_norm: (x: &mut [f32], w: &[f32], eps: f32);
-    /// Quantizes a row: `(1 / s, sum of q)`, where `x` is about `q / s`.
-    quantize = norm::quantize: (x: &[f32], q: &mut [i8]) -> (f32, i32);
+    /// The same of `x` into `y`.
+    rms_norm_to = norm::rms_norm_to: (x: &[f32], w: &[f32], eps: f32, y: &mut [f32]);
+    /// Quantizes a row: `(1 / s, sum of q)`, where `x` is about `q / s`; asks for the row that comes `next` meanwhile.
+    quantize = norm::quantize: (x: &[f32], q: &mut [i8], next: &[f32]) -> (f32, i32);
     /// Writes, adds or gates products.
     finish = finish::finish: (job: &Sums<'_>, y: &mut [&mut [f32]]);
     /// `y = relu(gates)^2 * ups`, or `y = gates * sigmoid(gates) * ups`.
@@ -162,8 +164,10 @@ mod tests {
         let mut y = x.clone();
         (float.rms_norm)(&mut y, &w, 1e-5);
         out.push(("rms_norm", bits(&y)));
-        let mut q = vec![0; k];
-        let (inverse, sum) = (float.quantize)(&x, &mut q);
+        let (mut q, mut q_norm) = (vec![0; k], vec![0.0; k]);
+        (float.rms_norm_to)(&x, &w, 1e-5, &mut q_norm);
+        out.push(("rms_norm_to", bits(&q_norm)));
+        let (inverse, sum) = (float.quantize)(&x, &mut q, &w);
         out.push((
             "quantize",
             q.iter()

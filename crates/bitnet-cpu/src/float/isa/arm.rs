@@ -112,4 +112,10 @@ impl Isa for Neon {
         // SAFETY: `self` proves NEON.
         std::array::from_fn(|q| unsafe { vfmaq_f32(c[q], a[q], b[q]) })
     }
+
+    #[inline(always)]
+    fn max(self, a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        // SAFETY: `self` proves NEON.
+        std::array::from_fn(|i| unsafe { vbslq_f32(vcgtq_f32(a[i], b[i]), a[i], b[i]) })
+    }
 }

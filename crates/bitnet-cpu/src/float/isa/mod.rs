@@ -10,6 +10,9 @@ pub(super) mod x86;
 
 use super::number::{Bf16, F16};
 
+/// Adding and subtracting it rounds to an integer, halves to even, and leaves that integer in the low bits.
+pub(crate) const ROUND: f32 = 12_582_912.0;
+
 /// Proof that an instruction set may be used here, and its operations on 16 lanes. Every operation rounds once, so all
 /// implementations give the same bits.
 pub(crate) trait Isa: Copy {
@@ -42,11 +45,37 @@ pub(crate) trait Isa: Copy {
     fn relu(self, a: Self::Lanes) -> Self::Lanes;
     /// `a * b + c`, rounded once.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
+    /// The greater of `a` and `b`; `b` where one of them is NaN.
+    fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// `x * 2^(n - ROUND)` of lanes `n` that [`ROUND`] has rounded to integers, from -252 to 254 with it taken off, rounded once.
+    #[inline(always)]
+    fn scale(self, x: Self::Lanes, n: Self::Lanes) -> Self::Lanes {
+        let (mut lanes, mut powers) = ([0.0; 16], [0.0; 16]);
+        self.store(x, &mut lanes);
+        self.store(n, &mut powers);
+        for (x, n) in lanes.iter_mut().zip(powers) {
+            *x = scale(*x, n);
+        }
+        self.load(&lanes)
+    }
 
     /// Asks for the cache line that lies `bytes` after `x`, where the instruction set can.
     #[inline(always)]
     fn prefetch<T>(self, x: &T, bytes: usize) {
         let _ = (x, bytes);
+    }
+
+    /// The greatest of the lanes, none of which is NaN.
+    #[inline(always)]
+    fn most(self, x: Self::Lanes) -> f32 {
+        let mut lanes = [0.0; 16];
+        self.store(x, &mut lanes);
+        let mut most = lanes[0];
+        for lane in lanes {
+            most = if lane > most { lane } else { most };
+        }
+        most
     }
 
     /// The sum of the lanes, as a tree.
@@ -56,6 +85,20 @@ pub(crate) trait Isa: Copy {
         self.store(x, &mut lanes);
         super::sum(lanes)
     }
+}
+
+/// `y * 2^(n - ROUND)` of an `n` that [`ROUND`] has rounded to an integer.
+#[inline(always)]
+pub(crate) fn scale(y: f32, n: f32) -> f32 {
+    let n = n.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    let half = n >> 1;
+    y * power(half) * power(n.wrapping_sub(half))
+}
+
+/// `2^n` for n from -126 to 127.
+#[inline(always)]
+fn power(n: i32) -> f32 {
+    f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
 /// Portable Rust.
@@ -124,6 +167,11 @@ impl Isa for Portable {
     #[inline(always)]
     fn mul_add(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
         std::array::from_fn(|l| mul_add(a[l], b[l], c[l]))
+    }
+
+    #[inline(always)]
+    fn max(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|l| if a[l] > b[l] { a[l] } else { b[l] })
     }
 }
 

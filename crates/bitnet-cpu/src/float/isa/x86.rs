@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Bf16, F16, Isa};
+use super::{Bf16, F16, Isa, ROUND};
 
 /// 512-bit vectors.
 #[derive(Clone, Copy)]
@@ -110,6 +110,24 @@ impl Isa for Avx512 {
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: `self` proves AVX-512 F.
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn most(self, x: __m512) -> f32 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_reduce_max_ps(x) }
+    }
+
+    #[inline(always)]
+    fn scale(self, x: __m512, n: __m512) -> __m512 {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_scalef_ps(x, _mm512_sub_ps(n, _mm512_set1_ps(ROUND))) }
     }
 }
 
@@ -252,5 +270,11 @@ impl Isa for Avx2 {
                 _mm256_fmadd_ps(a[1], b[1], c[1]),
             ]
         }
+    }
+
+    #[inline(always)]
+    fn max(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: `self` proves AVX.
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
     }
 }

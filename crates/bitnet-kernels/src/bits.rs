@@ -42,6 +42,42 @@ pub(crate) unsafe fn columns(codes: u32) -> u32 {
 /// The whole warp calls this.
 #[inline(always)]
 pub(crate) unsafe fn sums<const KPW: usize>(w: &[[u32; 4]; KPW], x: &[u32; KPW]) -> [i32; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        own_columns(w, x).map(|sum| {
+            let sum = sum + warp_shuffle_xor(FULL_MASK, sum, 1);
+            sum + warp_shuffle_xor(FULL_MASK, sum, 2)
+        })
+    }
+}
+
+/// [`sums`] of the row of activations `lane % 2` of two: neighbors give each other the half of the sum that they do not keep.
+///
+/// # Safety
+/// The whole warp calls this.
+#[inline(always)]
+pub(crate) unsafe fn sums_of_two<const KPW: usize>(w: &[[u32; 4]; KPW], x: [&[u32; KPW]; 2]) -> [i32; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (a, b) = (own_columns(w, x[0]), own_columns(w, x[1]));
+        let (keep, give) = if lane_id().is_multiple_of(2) {
+            (a, b)
+        } else {
+            (b, a)
+        };
+        [0, 1].map(|row: usize| {
+            let sum = keep[row] + warp_shuffle_xor(FULL_MASK, give[row], 1);
+            sum + warp_shuffle_xor(FULL_MASK, sum, 2)
+        })
+    }
+}
+
+/// What this lane's two columns, bits `2 t` and `2 t + 1` of the activations, add to both rows' sums.
+///
+/// # Safety
+/// The whole warp calls this.
+#[inline(always)]
+unsafe fn own_columns<const KPW: usize>(w: &[[u32; 4]; KPW], x: &[u32; KPW]) -> [i32; 2] {
     const EVEN: u32 = 0x5555_5555;
     let (mut low, mut high) = ([0; 4], [0; 4]);
     let mut i = 0;
@@ -53,17 +89,9 @@ pub(crate) unsafe fn sums<const KPW: usize>(w: &[[u32; 4]; KPW], x: &[u32; KPW])
         }
         i += 1;
     }
-    // This lane's columns are bits 2 t and 2 t + 1 of a code; its highest bit is worth -128.
+    // A code's highest bit is worth -128.
     let t = lane_id() % 4;
     let first = 1 << (2 * t);
     let second = if t == 3 { -128 } else { 2 << (2 * t) };
-    let row = |j: usize| {
-        let sum = (low[j] + 2 * high[j]) * first + (low[j + 1] + 2 * high[j + 1]) * second;
-        // SAFETY: the caller's promise.
-        unsafe {
-            let sum = sum + warp_shuffle_xor(FULL_MASK, sum, 1);
-            sum + warp_shuffle_xor(FULL_MASK, sum, 2)
-        }
-    };
-    [row(0), row(2)]
+    [0, 2].map(|j: usize| (low[j] + 2 * high[j]) * first + (low[j + 1] + 2 * high[j + 1]) * second)
 }

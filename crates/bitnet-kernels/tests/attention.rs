@@ -8,7 +8,7 @@ use bitnet_kernels::attention::{AttentionCluster, Heads};
 use bitnet_kernels::cache::{KvType, READ_ONLY};
 use bitnet_kernels::emulator::Emulator;
 use common::same_for_all_seeds;
-use kv::{Cache, Fill, Rows, Shape, bf16, decode, decode_in_clusters, prefill};
+use kv::{Cache, Fill, Rows, Shape, bf16, decode, decode_in_clusters, decode_serially, prefill};
 
 const BOTH: [KvType; 2] = [KvType::Bf16, KvType::Int8];
 
@@ -318,6 +318,42 @@ fn clusters_fold_padded_heads() {
         check_clusters(kv_type, 4, 2, 100, &[130], 4);
         check_clusters(kv_type, 2, 1, 8, &[3, 320], 8);
     }
+}
+
+/// The fold in a block that takes all steps against the fold in a kernel of its own.
+#[test]
+fn steps_one_after_the_other_fold_as_the_kernel_of_its_own() {
+    for kv_type in BOTH {
+        for (n_heads, n_kv_heads, head_dim, positions) in [
+            (4, 1, 128, &[0, 63, 64, 127][..]),
+            (8, 2, 128, &[300, 2, 130]),
+            (16, 2, 128, &[65]),
+            (3, 1, 128, &[199]),
+            (4, 2, 100, &[66, 191]),
+        ] {
+            let what = format!(
+                "{kv_type:?}, {n_heads} heads, {n_kv_heads} of keys, {head_dim} wide, positions {positions:?}"
+            );
+            let shape = Shape::new(kv_type, n_heads, n_kv_heads, head_dim, 320);
+            let sequences = positions.len() as u32;
+            let rows = Rows::new(&shape, sequences, 320);
+            let tokens: Vec<(u32, u32)> = (0..sequences).zip(positions.iter().copied()).collect();
+            let random = Cache::random(&shape, sequences);
+            let before = tokens.iter().fold(random, |cache, &(sequence, position)| {
+                cache.poisoned_from(&shape, sequence, position, Fill::Poison)
+            });
+            let (expected, after) = decode(&mut Emulator::new(0), &shape, &rows, &before, &tokens)
+                .unwrap_or_else(|fault| panic!("{what}: {fault}"));
+            let (out, cache) = same_for_all_seeds(&what, |emulator| {
+                decode_serially(emulator, &shape, &rows, &before, &tokens).expect("heads of 128")
+            });
+            assert!(bits(&out) == bits(&expected), "{what}");
+            assert!(cache == after, "{what}: cache");
+        }
+    }
+    let shape = Shape::new(KvType::Bf16, 2, 1, 32, 64);
+    let (rows, cache) = (Rows::new(&shape, 1, 64), Cache::random(&shape, 1));
+    assert!(decode_serially(&mut Emulator::new(0), &shape, &rows, &cache, &[(0, 0)]).is_none());
 }
 
 /// Two sequences that begin alike: the second has the pages of the first for what they share, then its own.

@@ -254,6 +254,7 @@ impl Layer {
             y: b.y,
             n: self.n as u32,
             k: self.k as u32,
+            cols: 1,
             eps: self.eps,
             activation: self.activation,
             row_b: self.row_b(kind),
@@ -262,6 +263,19 @@ impl Layer {
             scale_b: self.scales[1],
             scale_c: self.scales[2],
         }
+    }
+
+    /// The fused kernel for a few rows, if there is one.
+    fn few(&self, emulator: &mut Emulator, kind: Epilogue, rows: usize, b: &Buffers) -> bool {
+        let Some(key) = kind.key_of_few(self.k, rows) else {
+            return false;
+        };
+        let params = DecodeLinear {
+            cols: rows as u32,
+            ..self.params(kind, b)
+        };
+        params.with_kernel(key, InEmulator(emulator)).unwrap().unwrap();
+        true
     }
 
     /// The fused kernel, on bits in the first grid or on bytes.
@@ -273,8 +287,15 @@ impl Layer {
         run.unwrap().unwrap();
     }
 
-    /// The batch kernels.
-    fn batch(&self, emulator: &mut Emulator, kind: Epilogue, shape: GemmShape, rows: usize, b: &Buffers) {
+    /// The batch kernels; mid blocks in so many bytes of shared memory.
+    fn batch(
+        &self,
+        emulator: &mut Emulator,
+        kind: Epilogue,
+        (shape, rows): (GemmShape, usize),
+        room: u32,
+        b: &Buffers,
+    ) {
         let q = emulator.uninit(rows * quantize_rows::words_per_row(self.k));
         let (unit, sum) = (emulator.uninit(rows), emulator.uninit(rows));
         let quantize = QuantizeRows {
@@ -304,6 +325,7 @@ impl Layer {
             scale_a: self.scales[0],
             scale_b: self.scales[1],
             scale_c: self.scales[2],
+            slots: shape.slots(kind, self.k, room),
         };
         product.with_kernel((kind, shape), InEmulator(emulator)).unwrap();
     }
@@ -359,6 +381,14 @@ fn layer_reference(
             before + f64::from(z[i]) * f64::from(layer.scales[range]) * unit
         })
         .collect()
+}
+
+/// What blocks of a shape are tried with: the shared memory of GPUs with little of it and of those with much.
+fn rooms(shape: GemmShape) -> &'static [u32] {
+    match shape {
+        GemmShape::Mid16 | GemmShape::Mid32 => &[99 << 10, 227 << 10],
+        _ => &[99 << 10],
+    }
 }
 
 fn check_layer(
@@ -424,8 +454,30 @@ fn check_layer(
         alone.extend(y);
     }
 
+    // A few of the rows together, through the fused kernels: the same bits.
+    for rows in 2..=most.min(4) {
+        let mut emulator = Emulator::new(seed + 2);
+        let buffers = Buffers {
+            tiles: emulator.constant(&tiles),
+            x: emulator.constant(&x[..rows * k]),
+            norm: emulator.constant(&norm),
+            y: if kind == Epilogue::Add {
+                emulator.buffer(&before[..rows * outputs])
+            } else {
+                emulator.uninit(rows * outputs)
+            },
+        };
+        if layer.few(&mut emulator, kind, rows, &buffers) {
+            let y = emulator.read(buffers.y).unwrap();
+            assert_eq!(y, alone[..rows * outputs], "{kind:?} ({n}, {k}), {rows} rows");
+        }
+    }
+
     // The rows together, through the batch kernels: the same bits.
-    for &(shape, rows) in shapes {
+    for (&(shape, rows), room) in shapes
+        .iter()
+        .flat_map(|s| rooms(s.0).iter().map(move |room| (s, *room)))
+    {
         let mut emulator = Emulator::new(seed + 1);
         let buffers = Buffers {
             tiles: emulator.constant(&tiles),
@@ -437,58 +489,102 @@ fn check_layer(
                 emulator.uninit(rows * outputs)
             },
         };
-        layer.batch(&mut emulator, kind, shape, rows, &buffers);
+        layer.batch(&mut emulator, kind, (shape, rows), room, &buffers);
         let y = emulator.read(buffers.y).unwrap();
         assert_eq!(
             y,
             alone[..rows * outputs],
-            "{kind:?} ({n}, {k}), {rows} rows, {shape:?}"
+            "{kind:?} ({n}, {k}), {rows} rows, {shape:?}, {room} bytes"
         );
     }
 }
 
 #[test]
 fn a_row_alone_and_in_a_batch() {
-    let narrow = [(GemmShape::Narrow8, 3), (GemmShape::Narrow32, 3)];
+    let all = [
+        (GemmShape::Narrow8, 3),
+        (GemmShape::Flat16, 3),
+        (GemmShape::Flat32, 3),
+        (GemmShape::Mid16, 3),
+        (GemmShape::Mid32, 3),
+    ];
     for (n, k) in [(16, 128), (34, 272), (48, 96)] {
-        check_layer(n, k, Epilogue::Store, 1e-5, RELU2, &narrow, 1);
-        check_layer(n, k, Epilogue::Add, 1e-5, RELU2, &narrow, 2);
-        check_layer(n, k, Epilogue::Gated, 1e-5, RELU2, &narrow, 3);
+        check_layer(n, k, Epilogue::Store, 1e-5, RELU2, &all, 1);
+        check_layer(n, k, Epilogue::Add, 1e-5, RELU2, &all, 2);
+        check_layer(n, k, Epilogue::Gated, 1e-5, RELU2, &all, 3);
     }
-    check_layer(48, 160, Epilogue::Gated, 1e-5, SILU, &narrow, 4);
-    check_layer(48, 160, Epilogue::Add, -1.0, RELU2, &narrow, 5);
+    check_layer(48, 160, Epilogue::Gated, 1e-5, SILU, &all, 4);
+    check_layer(48, 160, Epilogue::Add, -1.0, RELU2, &all, 5);
 }
 
+/// Rows of tiles that fill no block, columns that fill none or take turns, parts of k that are not whole.
 #[test]
 fn mid_blocks() {
+    let shapes = [
+        (GemmShape::Narrow8, 9),
+        (GemmShape::Flat16, 17),
+        (GemmShape::Flat32, 35),
+        (GemmShape::Mid16, 17),
+        (GemmShape::Mid32, 35),
+    ];
     for (i, kind) in [Epilogue::Store, Epilogue::Add, Epilogue::Gated]
         .into_iter()
         .enumerate()
     {
-        // Rows of tiles that fill no block, columns that fill none, one tile along k and parts that are not whole.
-        let both = [(GemmShape::Mid16, 3), (GemmShape::Mid32, 5)];
-        check_layer(34, 96, kind, 1e-5, RELU2, &both, 20 + i as u64);
-        let wide = [(GemmShape::Mid16, 17), (GemmShape::Mid32, 35)];
-        check_layer(80, 656, kind, 1e-5, SILU, &wide, 30 + i as u64);
+        check_layer(80, 656, kind, 1e-5, SILU, &shapes, 30 + i as u64);
     }
+    let whole = [(GemmShape::Mid32, 9)];
+    check_layer(32, 2560, Epilogue::Gated, 1e-5, RELU2, &whole, 40);
+    check_layer(32, 2560, Epilogue::Store, 1e-5, RELU2, &whole, 41);
+}
+
+/// A block that is not full, all lanes of the largest and more outputs than lanes; a warp with more tiles than it holds at a time.
+#[test]
+fn a_few_rows() {
+    let shapes = [(GemmShape::Narrow8, 2)];
+    for (i, kind) in [Epilogue::Store, Epilogue::Add, Epilogue::Gated]
+        .into_iter()
+        .enumerate()
+    {
+        assert_eq!(
+            [2, 3, 4, 5].map(|rows| kind.key_of_few(2560, rows).map(|key| key.4)),
+            [Some(2), None, None, None]
+        );
+        check_layer(200, 656, kind, 1e-5, SILU, &shapes, 50 + i as u64);
+    }
+    check_layer(80, 2560, Epilogue::Add, 1e-5, RELU2, &shapes, 53);
+    assert!(Epilogue::Add.key_of_few(6912, 2).is_some());
     check_layer(
-        32,
-        2560,
-        Epilogue::Gated,
+        66,
+        6912,
+        Epilogue::Add,
         1e-5,
         RELU2,
-        &[(GemmShape::Mid32, 9)],
-        40,
+        &[(GemmShape::Narrow8, 2)],
+        54,
     );
     check_layer(
-        32,
-        2560,
-        Epilogue::Store,
+        18,
+        65 * 128,
+        Epilogue::Add,
         1e-5,
         RELU2,
-        &[(GemmShape::Mid16, 9)],
-        41,
+        &[(GemmShape::Narrow8, 2)],
+        55,
     );
+}
+
+/// More tiles of a part than there is room for, and than its warps have weights of.
+#[test]
+fn mid_blocks_of_long_rows() {
+    let shapes = [
+        (GemmShape::Narrow8, 9),
+        (GemmShape::Mid16, 2),
+        (GemmShape::Mid32, 33),
+    ];
+    check_layer(18, 6912, Epilogue::Add, 1e-5, RELU2, &shapes, 42);
+    check_layer(18, 66 * 128, Epilogue::Store, 1e-5, RELU2, &shapes[1..2], 43);
+    check_layer(18, 3296, Epilogue::Gated, 1e-5, RELU2, &shapes[..2], 44);
 }
 
 #[test]
@@ -504,11 +600,7 @@ fn wide_blocks() {
         Epilogue::Store,
         1e-5,
         RELU2,
-        &[
-            (GemmShape::Wide64, 66),
-            (GemmShape::Wide128, 66),
-            (GemmShape::Narrow32, 33),
-        ],
+        &[(GemmShape::Wide64, 66), (GemmShape::Wide128, 66)],
         7,
     );
     for kind in [Epilogue::Add, Epilogue::Gated] {
@@ -519,11 +611,15 @@ fn wide_blocks() {
 /// Large products get the larger blocks, unless these would leave slots empty; every shape covers the product and fits.
 #[test]
 fn plans() {
-    let shape = GemmShape::new;
+    let shape = |n, k, cols| GemmShape::new(Epilogue::Add, n, k, cols);
     assert_eq!(shape(13824, 2560, 8), GemmShape::Narrow8);
-    assert_eq!(shape(13824, 2560, 9), GemmShape::Mid16);
-    assert_eq!(shape(13824, 2560, 64), GemmShape::Mid32);
-    assert_eq!(shape(2560, 6912, 64), GemmShape::Narrow32);
+    assert_eq!(shape(13824, 2560, 9), GemmShape::Flat16);
+    assert_eq!(shape(2560, 6912, 9), GemmShape::Mid16);
+    assert_eq!(shape(3840, 2560, 32), GemmShape::Mid32);
+    assert_eq!(shape(3840, 2560, 64), GemmShape::Flat32);
+    let gated = GemmShape::new(Epilogue::Gated, 13824, 2560, 32);
+    assert_eq!(gated, GemmShape::Flat32);
+    assert_eq!(shape(2560, 6912, 64), GemmShape::Mid32);
     assert_eq!(shape(13824, 2560, 65), GemmShape::Wide64);
     assert_eq!(shape(13824, 2560, 512), GemmShape::Wide64);
     assert_eq!(shape(13824, 2560, 1024), GemmShape::Wide128);
@@ -553,6 +649,7 @@ fn plans() {
         scale_a: 1.0,
         scale_b: 1.0,
         scale_c: 1.0,
+        slots: 1,
     };
     for wide in [GemmShape::Wide64, GemmShape::Wide128] {
         let (_, launch) = product.with_kernel((Epilogue::Store, wide), Which);
@@ -560,6 +657,28 @@ fn plans() {
         assert_eq!(launch.grid, [8, 300u32.div_ceil(width), 1]);
         // What a block may have on every GPU from capability 8.0 on.
         assert!(launch.shared_bytes <= 99 * 1024);
+    }
+    // Of the 2B model, on an H100: two blocks of gate and up a multiprocessor, one of the others.
+    for (kind, n, k, cols, blocks, most) in [
+        (Epilogue::Store, 3840, 2560, 32, [120, 1], 113),
+        (Epilogue::Add, 2560, 2560, 64, [80, 2], 113),
+        (Epilogue::Gated, 13824, 2560, 64, [216, 1], 113),
+        (Epilogue::Add, 2560, 6912, 32, [80, 1], 227),
+        (Epilogue::Add, 2560, 6912, 64, [80, 1], 227),
+    ] {
+        for room in [99 << 10, 227 << 10] {
+            let product = BitGemm {
+                n,
+                k,
+                cols,
+                slots: GemmShape::Mid32.slots(kind, k as usize, room),
+                ..product
+            };
+            let (info, launch) = product.with_kernel((kind, GemmShape::Mid32), Which);
+            assert_eq!(launch.grid[..2], blocks, "{kind:?} ({n}, {k})");
+            assert!(launch.block[0] <= info.block[0]);
+            assert!(launch.shared_bytes <= room.min(most << 10), "{kind:?} ({n}, {k})");
+        }
     }
 }
 

@@ -135,8 +135,9 @@ impl Case {
                 n: gemv.n,
                 k: gemv.k,
                 cols: gemv.cols,
+                room: MACHINE.shared_limit,
             };
-            emulator.launch(&product.launch(), &product)?;
+            emulator.launch(&product.launch(MACHINE), &product)?;
         } else {
             emulator.launch(&gemv.launch(MACHINE), &gemv)?;
         }

@@ -71,6 +71,7 @@ fn device(seed: u64, w: &[u16], n: usize, x: &[f32], norm: &[f32], eps: f32) -> 
         .unwrap();
     // Weights were written long before: the product may read them before its wait.
     let q: Vec<u32> = emulator.read(rows.q).unwrap();
+    let scales: Vec<f32> = emulator.read(rows.scales).unwrap();
     let gemv = Int8Gemv {
         w: emulator.constant(&q),
         scales: rows.scales,
@@ -88,19 +89,27 @@ fn device(seed: u64, w: &[u16], n: usize, x: &[f32], norm: &[f32], eps: f32) -> 
     };
     emulator.launch(&gemv.launch(machine), &gemv).unwrap();
     let of_few = emulator.read(gemv.y).unwrap();
-    let gemm = Int8Gemm {
-        w: gemv.w,
-        scales: gemv.scales,
-        terms: gemv.terms,
-        unit: gemv.unit,
-        y: emulator.uninit(cols * n),
-        n: gemv.n,
-        k: gemv.k,
-        cols: gemv.cols,
-    };
-    emulator.launch(&gemm.launch(), &gemm).unwrap();
-    let of_many = emulator.read(gemm.y).unwrap();
-    assert_eq!(bits(&of_many), bits(&of_few), "the product for many columns");
+    // Rings of two stages and more, and blocks that take several bands or one.
+    for (room, multiprocessors) in [(99 << 10, 1), (227 << 10, 3)] {
+        let gemm = Int8Gemm {
+            w: gemv.w,
+            scales: emulator.constant(&scales),
+            terms: gemv.terms,
+            unit: gemv.unit,
+            y: emulator.uninit(cols * n),
+            n: gemv.n,
+            k: gemv.k,
+            cols: gemv.cols,
+            room,
+        };
+        let machine = Machine {
+            multiprocessors,
+            shared_limit: room,
+        };
+        emulator.launch(&gemm.launch(machine), &gemm).unwrap();
+        let of_many = emulator.read(gemm.y).unwrap();
+        assert_eq!(bits(&of_many), bits(&of_few), "the product for many columns");
+    }
     of_few
 }
 
@@ -116,6 +125,7 @@ fn equals_the_host() {
         (17, 96, 5),
         (130, 208, 64),
         (33, 1040, 2),
+        (562, 720, 9),
         (16, 2560, 1),
     ] {
         let mut w: Vec<u16> = numbers(1, n * k).into_iter().map(bf16).collect();

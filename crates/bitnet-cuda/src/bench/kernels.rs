@@ -127,6 +127,7 @@ impl Gemv for Layer {
             y: y.global().cast(),
             n: n as u32,
             k: k as u32,
+            cols: 1,
             eps: -1.0,
             activation: decode_linear::RELU2,
             row_b: u32::MAX,

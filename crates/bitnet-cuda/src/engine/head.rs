@@ -217,9 +217,10 @@ impl Engine {
                 n: d.vocab as u32,
                 k: d.d_model as u32,
                 cols: at_once.min(rows - start) as u32,
+                room: machine.shared_limit,
             };
-            // SAFETY: as above.
-            unsafe { launch(&self.stream, &product, product.launch())? };
+            // SAFETY: as above; the copy is written when a model is loaded.
+            unsafe { launch(&self.stream, &product, product.launch(machine))? };
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
-//! Linear layers: of one token, with norm and quantization in the kernel; of many, with a kernel for those before it.
+//! Linear layers: of one token or a few, with norm and quantization in the kernel; of many, with a kernel for those before it.
 
 use super::weights::Matrix;
 use super::{Engine, launch};
 use crate::error::Result;
-use crate::layer::launch_layer;
+use crate::layer::{launch_layer, takes_few};
 use crate::stream::Dependent;
 use bitnet_kernels::Global;
 use bitnet_kernels::bit_gemm::{self, BitGemm};
@@ -26,14 +26,18 @@ pub(super) struct Linear<'a> {
 
 impl Engine {
     pub(super) fn linear(&self, linear: &Linear<'_>) -> Result<()> {
-        match (linear.matrix.kind, self.batch) {
-            (WeightForm::Bf16, _) => self.linear_dense(linear),
-            (WeightForm::Ternary, 1) => self.linear_of_one(linear),
-            (WeightForm::Ternary, _) => self.linear_of_many(linear),
+        let is_few = || {
+            let k = linear.matrix.k;
+            self.batch == 1 || takes_few(self.gpu(), linear.epilogue, k, self.batch)
+        };
+        match linear.matrix.kind {
+            WeightForm::Bf16 => self.linear_dense(linear),
+            WeightForm::Ternary if is_few() => self.linear_of_few(linear),
+            WeightForm::Ternary => self.linear_of_many(linear),
         }
     }
 
-    fn linear_of_one(&self, linear: &Linear<'_>) -> Result<()> {
+    fn linear_of_few(&self, linear: &Linear<'_>) -> Result<()> {
         let Matrix {
             values,
             n,
@@ -49,6 +53,7 @@ impl Engine {
             y: linear.y,
             n: *n as u32,
             k: *k as u32,
+            cols: self.batch as u32,
             eps: linear.eps,
             activation: self.model.activation as u32,
             row_b: starts[0],
@@ -84,6 +89,8 @@ impl Engine {
         };
         // SAFETY: the buffers have a row for each token of the batch, as wide as the widest input.
         unsafe { launch(&self.stream, &quantize, quantize_rows::launch(self.batch, *k))? };
+        let shape = bit_gemm::Shape::new(linear.epilogue, *n, *k, self.batch);
+        let room = self.gpu().machine().shared_limit;
         let product = BitGemm {
             w: values.global(),
             x: s.codes.global(),
@@ -99,8 +106,8 @@ impl Engine {
             scale_a: scales[0],
             scale_b: scales[1],
             scale_c: scales[2],
+            slots: shape.slots(linear.epilogue, *k, room),
         };
-        let shape = bit_gemm::Shape::new(*n, *k, self.batch);
         // SAFETY: as above.
         let run = unsafe { Dependent::on(&self.stream) };
         product.with_kernel((linear.epilogue, shape), run)

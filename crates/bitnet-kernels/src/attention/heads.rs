@@ -52,9 +52,24 @@ impl Heads {
     }
 }
 
-/// Declares a [`family!`] of kernels by the heads they are built for.
+/// Declares a [`family!`] of kernels by the heads they are built for: each, or where it says so some.
 macro_rules! heads_family {
     (
+        $(#[$meta:meta])*
+        pub struct $Params:ident $fields:tt
+        some: $($kernels:tt)*
+    ) => {
+        heads_family! { @ some $(#[$meta])* pub struct $Params $fields $($kernels)* }
+    };
+    (
+        $(#[$meta:meta])*
+        pub struct $Params:ident $fields:tt
+        $([$($kernels:tt)*] $($rest:tt)*)?
+    ) => {
+        heads_family! { @ each $(#[$meta])* pub struct $Params $fields $([$($kernels)*] $($rest)*)? }
+    };
+    (
+        @ $which:ident
         $(#[$meta:meta])*
         pub struct $Params:ident $fields:tt
         $( [$($options:tt)*] $($name:ident, $Kernel:ident, $heads:ident;)+ )+
@@ -62,12 +77,12 @@ macro_rules! heads_family {
         family! {
             $(#[$meta])*
             pub struct $Params $fields
-            each Heads;
+            $which Heads;
             $(
                 [$($options)*]
                 $(
                     $name, $Kernel, concat!("[`Heads::", stringify!($heads), "`]"),
-                    [{ Heads::$heads.padded() as usize / 32 }, { matches!(Heads::$heads.kv_type(), KvType::Int8) }],
+                    [{ Heads::$heads.padded() as usize / 32 }, { matches!(Heads::$heads.kv_type(), $crate::cache::KvType::Int8) }],
                     [Heads::$heads];
                 )+
             )+

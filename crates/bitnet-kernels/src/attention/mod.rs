@@ -31,6 +31,8 @@ mod prefill;
 
 mod cluster;
 
+mod serial;
+
 use crate::KernelInfo;
 
 pub use cluster::*;
@@ -38,6 +40,7 @@ pub use combine::AttentionCombine;
 pub use decode::*;
 pub use heads::Heads;
 pub use prefill::*;
+pub use serial::*;
 
 /// The kernels of attention.
 pub(crate) const INFOS: &[KernelInfo] = kernels_of![
@@ -45,4 +48,5 @@ pub(crate) const INFOS: &[KernelInfo] = kernels_of![
     AttentionDecode::INFOS,
     AttentionPrefill::INFOS,
     AttentionCluster::INFOS,
+    AttentionSerial::INFOS,
 ];

@@ -4,10 +4,11 @@
 //! fragment meets several columns of activations. Three shapes of block:
 //!
 //! - *wide*: 128 rows by 64 or 128 columns, both operands brought to shared memory by `cp.async` in a ring of stages;
-//! - *mid*: 32 or 64 rows by 16 or 32 columns, the warps split k and load weights straight into registers, and the columns' codes
-//!   come to shared memory once for all rows, in two blocks a multiprocessor;
-//! - *narrow*: 32 rows by 8 or 32 columns, the warps split k and load weights straight into registers, for batches too
-//!   small to fill the machine with wide blocks.
+//! - *flat*: 32 or 64 rows by 16 or 32 columns, the warps split k and load weights straight into registers, and the columns' codes
+//!   come to shared memory once for all rows, all at once, in two blocks a multiprocessor;
+//! - *mid*: the same for any number of columns of the matrix, whose codes come tile by tile;
+//! - *narrow*: 32 rows by 8 columns, the warps split k and load weights and codes straight into registers, for batches too small to
+//!   fill the machine otherwise.
 //!
 //! Of the wide ones the larger reads shared memory and copies less for every product, and is taken where that outweighs that
 //! fewer, larger blocks share out less evenly.
@@ -16,6 +17,8 @@
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod flat;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod mid;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
@@ -54,6 +57,7 @@ const WIDE_128_RATE: u32 = 104;
 /// Hundredths of a turn's time that a turn takes in which no more than half of the slots have a block: a block runs faster alone on
 /// its multiprocessor.
 const WIDE_HALF_TURN: u32 = 60;
+
 /// Rows of a narrow block.
 const NARROW_ROWS: u32 = 32;
 /// Most warps of a narrow block.
@@ -61,18 +65,18 @@ const NARROW_WARPS: u32 = 16;
 /// Tiles along k that a warp of a narrow block asks for before it waits for the activations.
 const NARROW_TILES: usize = 3;
 
-/// Most warps of a mid block.
-const MID_WARPS: u32 = 10;
-/// Most tiles along k that a mid block takes: what its warps have registers for where two blocks share a multiprocessor.
-const MID_TILES_K: usize = 20;
+/// Most warps of a flat block.
+const FLAT_WARPS: u32 = 10;
+/// Most tiles along k that a flat block takes: what its warps have registers for where two blocks share a multiprocessor.
+const FLAT_TILES_K: usize = 20;
 /// Words of a column's sums of 32 rows in shared memory: columns that lanes write together lie in different banks.
-const MID_STRIDE: u32 = 36;
-/// The mid block, and that of gate and up, of which there are more rows.
-const MID: Mid = Mid { pairs: 1, tiles: 2 };
-const MID_GATED: Mid = Mid { pairs: 2, tiles: 4 };
+const FLAT_STRIDE: u32 = 36;
+/// The flat block, and that of gate and up, of which there are more rows.
+const FLAT: Flat = Flat { pairs: 1, tiles: 2 };
+const FLAT_GATED: Flat = Flat { pairs: 2, tiles: 4 };
 
-/// What mid blocks differ in.
-struct Mid {
+/// What flat blocks differ in.
+struct Flat {
     /// Pairs of rows of tiles.
     pairs: u32,
     /// Tiles along k of a warp.
@@ -80,11 +84,57 @@ struct Mid {
 }
 
 /// Bytes of shared memory of the codes of `width` columns, and then of the sums of `parts` parts of k in their place.
-const fn mid_bytes(parts: u32, pairs: u32, tiles: u32, width: u32) -> u32 {
+const fn flat_bytes(parts: u32, pairs: u32, tiles: u32, width: u32) -> u32 {
     let (codes, sums) = (
         parts * tiles * width * 128,
-        parts * width * MID_STRIDE * pairs * 4,
+        parts * width * FLAT_STRIDE * pairs * 4,
     );
+    if codes > sums { codes } else { sums }
+}
+
+/// Most warps of a mid block, and of one of gate and up, of which two share a multiprocessor.
+const MID_WARPS: u32 = 16;
+const MID_GATED_WARPS: u32 = 8;
+/// Tiles along k of a warp of a mid block, and of one of gate and up, whose weights it asks for before it waits for the activations.
+const MID_TILES: usize = 4;
+const MID_GATED_TILES: usize = 5;
+/// Pairs of rows of tiles of a mid block, and of one of gate and up, of which there are more rows.
+const MID_PAIRS: u32 = 1;
+const MID_GATED_PAIRS: u32 = 2;
+/// Tiles along k up to which a warp of a mid block takes two: more warps begin earlier, and the blocks of several products find
+/// room on a multiprocessor.
+const MID_SHALLOW: u32 = 2 * MID_WARPS;
+
+/// Pairs of rows of tiles of a mid block.
+const fn mid_pairs(epilogue: Epilogue) -> u32 {
+    match epilogue {
+        Epilogue::Gated => MID_GATED_PAIRS,
+        Epilogue::Store | Epilogue::Add => MID_PAIRS,
+    }
+}
+
+/// Tiles along k of a warp of a mid block.
+const fn mid_tiles(epilogue: Epilogue) -> usize {
+    match epilogue {
+        Epilogue::Gated => MID_GATED_TILES,
+        Epilogue::Store | Epilogue::Add => MID_TILES,
+    }
+}
+
+/// Parts of k in a mid block.
+const fn mid_parts(epilogue: Epilogue, tiles_k: u32) -> u32 {
+    let (tiles, most) = match epilogue {
+        Epilogue::Gated => (MID_GATED_TILES as u32, MID_GATED_WARPS / MID_GATED_PAIRS),
+        _ if tiles_k <= MID_SHALLOW => (2, MID_WARPS),
+        _ => (MID_TILES as u32, MID_WARPS),
+    };
+    let parts = tiles_k.div_ceil(tiles);
+    if parts < most { parts } else { most }
+}
+
+/// Bytes of shared memory of the codes of `width` columns, and then of the sums of `parts` parts of k in their place.
+const fn mid_bytes(slots: u32, parts: u32, pairs: u32, width: u32) -> u32 {
+    let (codes, sums) = (slots * parts * width * 128, parts * pairs * width * 128);
     if codes > sums { codes } else { sums }
 }
 
@@ -136,12 +186,13 @@ impl Wide {
 macro_rules! block {
     (Wide64 $epilogue:ident) => { wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }> };
     (Wide128 $epilogue:ident) => { wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }> };
-    (Mid16 Gated) => { mid::Mid<{ MID_GATED.pairs }, { MID_GATED.tiles }, 2> };
-    (Mid16 $epilogue:ident) => { mid::Mid<{ MID.pairs }, { MID.tiles }, 2> };
-    (Mid32 Gated) => { mid::Mid<{ MID_GATED.pairs }, { MID_GATED.tiles }, 4> };
-    (Mid32 $epilogue:ident) => { mid::Mid<{ MID.pairs }, { MID.tiles }, 4> };
     (Narrow8 $epilogue:ident) => { narrow::Narrow<1> };
-    (Narrow32 $epilogue:ident) => { narrow::Narrow<4> };
+    (Flat16 Gated) => { flat::Flat<{ FLAT_GATED.pairs }, { FLAT_GATED.tiles }, 2> };
+    (Flat16 $epilogue:ident) => { flat::Flat<{ FLAT.pairs }, { FLAT.tiles }, 2> };
+    (Flat32 Gated) => { flat::Flat<{ FLAT_GATED.pairs }, { FLAT_GATED.tiles }, 4> };
+    (Flat32 $epilogue:ident) => { flat::Flat<{ FLAT.pairs }, { FLAT.tiles }, 4> };
+    (Mid16 $epilogue:ident) => { mid::Mid<{ mid_pairs(Epilogue::$epilogue) }, { mid_tiles(Epilogue::$epilogue) }, 2> };
+    (Mid32 $epilogue:ident) => { mid::Mid<{ mid_pairs(Epilogue::$epilogue) }, { mid_tiles(Epilogue::$epilogue) }, 4> };
 }
 
 /// Declares the [`family!`] of kernels by their epilogue and the shape of their block.
@@ -180,8 +231,7 @@ products! {
     /// - Bound: the rate of the tensor cores, and of unpacking, for wide blocks; latency and L2 for the others.
     ///
     /// # Safety
-    /// Lengths as above; `w` and `x` 16-byte aligned; sizes at least 1, and no more columns than the shape takes; the launch is that of
-    /// the parameters.
+    /// Lengths as above; `w` and `x` 16-byte aligned; sizes at least 1; `slots` as [`Shape::slots`] gives them; the launch is that of the parameters.
     pub struct BitGemm {
         /// Weights in tiles; in pairs of rows for the gated kernels.
         pub w: Global<u32>,
@@ -211,6 +261,8 @@ products! {
         pub scale_b: f32,
         /// What a ternary unit of rows `row_c ..` is worth.
         pub scale_c: f32,
+        /// Tiles of codes that a part of k of a mid block has room for, [`Shape::slots`].
+        pub slots: u32,
     }
     [min_blocks = 2,]
     wide_store_64, WideStore64, Store, Wide64;
@@ -219,19 +271,22 @@ products! {
     wide_store_128, WideStore128, Store, Wide128;
     wide_add_128, WideAdd128, Add, Wide128;
     wide_gated_128, WideGated128, Gated, Wide128;
-    mid_store_16, MidStore16, Store, Mid16;
-    mid_add_16, MidAdd16, Add, Mid16;
+    flat_store_16, FlatStore16, Store, Flat16;
+    flat_add_16, FlatAdd16, Add, Flat16;
+    flat_gated_16, FlatGated16, Gated, Flat16;
+    flat_store_32, FlatStore32, Store, Flat32;
+    flat_add_32, FlatAdd32, Add, Flat32;
+    flat_gated_32, FlatGated32, Gated, Flat32;
     mid_gated_16, MidGated16, Gated, Mid16;
-    mid_store_32, MidStore32, Store, Mid32;
-    mid_add_32, MidAdd32, Add, Mid32;
     mid_gated_32, MidGated32, Gated, Mid32;
     [min_blocks = 1,]
     narrow_store_8, NarrowStore8, Store, Narrow8;
     narrow_add_8, NarrowAdd8, Add, Narrow8;
     narrow_gated_8, NarrowGated8, Gated, Narrow8;
-    narrow_store_32, NarrowStore32, Store, Narrow32;
-    narrow_add_32, NarrowAdd32, Add, Narrow32;
-    narrow_gated_32, NarrowGated32, Gated, Narrow32;
+    mid_store_16, MidStore16, Store, Mid16;
+    mid_add_16, MidAdd16, Add, Mid16;
+    mid_store_32, MidStore32, Store, Mid32;
+    mid_add_32, MidAdd32, Add, Mid32;
 }
 
 /// A shape of block.
@@ -241,27 +296,30 @@ pub enum Shape {
     Wide128,
     /// 128 rows by 64 columns.
     Wide64,
-    /// 32 rows (gated: 64) by 32 columns; of up to 20 tiles along k.
+    /// 32 rows (gated: 64) by 32 columns at a time.
     Mid32,
-    /// 32 rows (gated: 64) by 16 columns; of as many.
+    /// 32 rows (gated: 64) by 16 columns.
     Mid16,
-    /// 32 rows by 32 columns.
-    Narrow32,
+    /// 32 rows (gated: 64) by 32 columns; of up to 20 tiles along k.
+    Flat32,
+    /// 32 rows (gated: 64) by 16 columns; of as many.
+    Flat16,
     /// 32 rows by 8 columns.
     Narrow8,
 }
 
 impl Shape {
-    /// The fastest for an (n, k) matrix and `cols` rows of activations.
+    /// The fastest for an (n, k) matrix, what becomes of its product, and `cols` rows of activations.
     #[must_use]
-    pub fn new(n: usize, k: usize, cols: usize) -> Self {
+    pub fn new(epilogue: Epilogue, n: usize, k: usize, cols: usize) -> Self {
         let (rows, columns) = (padded_rows(n), cols as u32);
-        let is_mid = mma_tile::tiles_k(k) <= MID_TILES_K;
-        match cols {
-            0..=8 => Self::Narrow8,
-            9..=16 if is_mid => Self::Mid16,
-            17..=64 if is_mid => Self::Mid32,
-            9..=64 => Self::Narrow32,
+        let is_flat = mma_tile::tiles_k(k) <= FLAT_TILES_K;
+        match (cols, epilogue) {
+            (0..=8, _) => Self::Narrow8,
+            (9..=16, _) if is_flat => Self::Flat16,
+            (9..=16, _) => Self::Mid16,
+            (17..=32, Epilogue::Gated) | (33..=64, _) if is_flat => Self::Flat32,
+            (17..=64, _) => Self::Mid32,
             _ if WIDE_128.time(rows, columns) * 100
                 < WIDE_64.time(rows, columns) * u64::from(WIDE_128_RATE) =>
             {
@@ -272,42 +330,78 @@ impl Shape {
     }
 }
 
+impl Shape {
+    /// [`BitGemm::slots`] of a product with matrices of `k` columns in blocks that may have `room` bytes of shared memory: no more than
+    /// a part has tiles.
+    #[must_use]
+    pub const fn slots(self, epilogue: Epilogue, k: usize, room: u32) -> u32 {
+        let width = match self {
+            Self::Mid32 => 32,
+            Self::Mid16 => 16,
+            _ => return 1,
+        };
+        let (tiles_k, most) = (mma_tile::tiles_k(k) as u32, mid_tiles(epilogue) as u32);
+        let parts = mid_parts(epilogue, tiles_k);
+        let tiles = tiles_k.div_ceil(parts);
+        let mut slots = if tiles < most { tiles } else { most };
+        while slots > 1 && mid_bytes(slots, parts, mid_pairs(epilogue), width) + width * 8 > room {
+            slots -= 1;
+        }
+        slots
+    }
+}
+
 /// Most threads of a block.
-const fn threads((_, shape): (Epilogue, Shape)) -> u32 {
-    32 * match shape {
-        Shape::Wide128 | Shape::Wide64 => WIDE_WARPS,
-        Shape::Mid32 | Shape::Mid16 => MID_WARPS,
-        Shape::Narrow32 | Shape::Narrow8 => NARROW_WARPS,
+const fn threads((epilogue, shape): (Epilogue, Shape)) -> u32 {
+    32 * match (shape, epilogue) {
+        (Shape::Wide128 | Shape::Wide64, _) => WIDE_WARPS,
+        (Shape::Narrow8, _) => NARROW_WARPS,
+        (Shape::Flat32 | Shape::Flat16, _) => FLAT_WARPS,
+        (Shape::Mid32 | Shape::Mid16, Epilogue::Gated) => MID_GATED_WARPS,
+        (Shape::Mid32 | Shape::Mid16, _) => MID_WARPS,
     }
 }
 
 fn launch((epilogue, shape): (Epilogue, Shape), p: &BitGemm) -> Launch {
-    let (rows, tiles_k) = (padded_rows(p.n as usize), mma_tile::tiles_k(p.k as usize));
+    let (rows, tiles_k) = (padded_rows(p.n as usize), mma_tile::tiles_k(p.k as usize) as u32);
+    let mid = |width: u32| {
+        let (pairs, parts) = (mid_pairs(epilogue), mid_parts(epilogue, tiles_k));
+        // Blocks that fill a multiprocessor, or of which there is one for each, keep their weights, if these are all, for all columns.
+        let is_large = matches!(epilogue, Epilogue::Gated) || tiles_k > MID_SHALLOW;
+        let stays = is_large && tiles_k <= parts * mid_tiles(epilogue) as u32;
+        let turns = if stays { 1 } else { p.cols.div_ceil(width) };
+        Launch {
+            grid: [rows.div_ceil(32 * pairs), turns, 1],
+            block: [parts * pairs * 32, 1, 1],
+            shared_bytes: mid_bytes(p.slots, parts, pairs, width) + width * 8,
+        }
+    };
     let narrow = |width: u32| {
-        let warps = (tiles_k.div_ceil(NARROW_TILES) as u32).min(NARROW_WARPS);
+        let warps = tiles_k.div_ceil(NARROW_TILES as u32).min(NARROW_WARPS);
         Launch {
             grid: [rows.div_ceil(NARROW_ROWS), p.cols.div_ceil(width), 1],
             block: [warps * 32, 1, 1],
             shared_bytes: (warps * NARROW_ROWS + 2) * width * 4,
         }
     };
-    let mid = |width: u32| {
+    let flat = |width: u32| {
         let is_gated = matches!(epilogue, Epilogue::Gated);
-        let Mid { pairs, tiles } = if is_gated { MID_GATED } else { MID };
-        let parts = tiles_k.div_ceil(tiles) as u32;
+        let Flat { pairs, tiles } = if is_gated { FLAT_GATED } else { FLAT };
+        let parts = tiles_k.div_ceil(tiles as u32);
         Launch {
             grid: [rows.div_ceil(32 * pairs), p.cols.div_ceil(width), 1],
             block: [parts * pairs * 32, 1, 1],
-            shared_bytes: mid_bytes(parts, pairs, tiles as u32, width) + width * 8,
+            shared_bytes: flat_bytes(parts, pairs, tiles as u32, width) + width * 8,
         }
     };
     match shape {
+        Shape::Flat32 => flat(32),
+        Shape::Flat16 => flat(16),
+        Shape::Narrow8 => narrow(8),
         Shape::Wide128 => WIDE_128.launch(rows, p.cols),
         Shape::Wide64 => WIDE_64.launch(rows, p.cols),
         Shape::Mid32 => mid(32),
         Shape::Mid16 => mid(16),
-        Shape::Narrow32 => narrow(32),
-        Shape::Narrow8 => narrow(8),
     }
 }
 

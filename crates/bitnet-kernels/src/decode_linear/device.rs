@@ -104,19 +104,20 @@ fn column(chunk: u32, i: u32) -> u32 {
     tile * 128 + tile_column()
 }
 
-/// The elements of those columns.
+/// The elements of those columns of row `row`, or of the last row.
 ///
 /// # Safety
 /// As for [`norms`], and the row was written.
 #[inline(always)]
-unsafe fn elements<const KPW: usize>(p: &DecodeLinear, chunk: u32) -> [[f32; 4]; KPW] {
+unsafe fn elements<const KPW: usize>(p: &DecodeLinear, row: u32, chunk: u32) -> [[f32; 4]; KPW] {
+    let first = if row == 0 { 0 } else { row.min(p.cols - 1) * p.k };
     let mut x = [[0.0; 4]; KPW];
     let mut i = 0;
     while i < KPW {
         let col = column(chunk, i as u32);
         if col < p.k {
             // SAFETY: the column is compared with k.
-            x[i] = unsafe { p.x.load_l2_x4(col as usize) };
+            x[i] = unsafe { p.x.load_l2_x4((first + col) as usize) };
         }
         i += 1;
     }
@@ -173,33 +174,51 @@ impl Totals {
 }
 
 #[inline(always)]
-pub(super) unsafe fn run<P: Product, const EPILOGUE: u32, const T: usize, const KPW: usize>(p: DecodeLinear) {
+pub(super) unsafe fn run<
+    P: Product,
+    const EPILOGUE: u32,
+    const T: usize,
+    const KPW: usize,
+    const COLS: usize,
+>(
+    p: DecodeLinear,
+) {
     let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
     let (g, t) = (lane / 4, lane % 4);
     let tiles_k = p.k.div_ceil(128);
+    // Matrices whose warps hold two tiles of a row have no more.
+    let has_more = KPW > 2;
     let first = block_idx_x() * T as u32;
     let rows = T as u32 * 16;
-    // (warp, row of the block), then (warp) sums of codes and of squares.
+    let cols = COLS as u32;
+    // (column, warp, row of the block), then (column, warp) sums of codes and of squares.
     let parts = Shared::<i32>::at(0);
-    let sums = Shared::<i32>::at(warps * rows * 4);
-    let squares = Shared::<f32>::at(warps * (rows + 1) * 4);
-    let maxima = Shared::<u32>::at(warps * (rows + 2) * 4);
-    // What a code is worth, which does not stay in a register through the products.
-    let worth = Shared::<f32>::at(warps * (rows + 3) * 4);
+    let sums = Shared::<i32>::at(cols * warps * rows * 4);
+    let squares = Shared::<f32>::at(cols * warps * (rows + 1) * 4);
+    let maxima = Shared::<u32>::at(cols * warps * (rows + 2) * 4);
+    // What a code of each column is worth, which does not stay in a register through the products.
+    let worth = Shared::<f32>::at(cols * warps * (rows + 3) * 4);
 
-    // The output that this lane will write, if any: a row, or a pair of rows that is one output.
+    // The outputs that this lane will write, if any: of a column a row, or a pair of rows that is one output.
     let outputs = if EPILOGUE == GATED { rows / 2 } else { rows };
     let n_out = if EPILOGUE == GATED { p.n / 2 } else { p.n };
-    let output = |me: u32| {
+    let output = |at: u32| {
+        let (col, me) = if COLS == 1 {
+            (0, at)
+        } else {
+            (at / outputs, at % outputs)
+        };
         let out = first * (outputs / T as u32) + me;
-        (out, me < outputs && out < n_out)
+        let is_one = at < outputs * cols && out < n_out && (COLS == 1 || col < p.cols);
+        (col, me, out, is_one)
     };
-    let (out, writes) = output(thread_idx_x());
+    let place = |col: u32, out: u32| (if COLS == 1 { out } else { col * n_out + out }) as usize;
+    let (col, _, out, writes) = output(thread_idx_x());
 
-    let mut totals = Totals {
+    let mut totals = [Totals {
         codes: 0,
         squares: 0.0,
-    };
+    }; COLS];
     // SAFETY: tile indices are clamped to the matrix, columns are compared with k, shared indices are below the
     // launch's size; every branch around a warp or block operation is uniform.
     unsafe {
@@ -213,76 +232,131 @@ pub(super) unsafe fn run<P: Product, const EPILOGUE: u32, const T: usize, const 
         let mut before = 0.0;
         grid_dependency_launch();
         grid_dependency_wait();
-        let x = elements::<KPW>(&p, 0);
-        if EARLY && EPILOGUE == ADD && writes {
-            before = p.y.load_l2(out as usize)[0];
+        let mut x = [[[0.0; 4]; KPW]; COLS];
+        let mut c = 0;
+        while c < COLS {
+            x[c] = elements::<KPW>(&p, c as u32, 0);
+            c += 1;
         }
-        let mut max = largest(&x, &norm);
+        if EARLY && EPILOGUE == ADD && writes {
+            before = p.y.load_l2(place(col, out))[0];
+        }
+        let mut max = [0.0f32; COLS];
+        let mut c = 0;
+        while c < COLS {
+            max[c] = largest(&x[c], &norm);
+            c += 1;
+        }
         let mut chunk = warps * KPW as u32;
-        while chunk < tiles_k {
-            max = max.max(largest(&elements::<KPW>(&p, chunk), &norms(&p, chunk)));
+        while has_more && chunk < tiles_k {
+            let mut c = 0;
+            while c < COLS {
+                let x = elements::<KPW>(&p, c as u32, chunk);
+                max[c] = max[c].max(largest(&x, &norms(&p, chunk)));
+                c += 1;
+            }
             chunk += warps * KPW as u32;
         }
-        // Bits of floats that are not negative order as the floats do.
-        let max = warp_reduce_max_u32(FULL_MASK, max.to_bits());
-        if lane == 0 {
-            maxima.store(warp, max);
-        }
-        // Orders every warp's maximum before the loads below.
-        sync_threads();
-        let max = maxima.load(if lane < warps { lane } else { 0 });
-        let scale = Scale::new(f32::from_bits(warp_reduce_max_u32(FULL_MASK, max)));
-        if thread_idx_x() == 0 {
-            worth.store(0, scale.worth);
-        }
-        let fed = totals.quantize::<P, KPW>(&x, &norm, scale.of_codes);
-        let mut r = 0;
-        while r < T {
-            let d = P::sums(&w[r], &fed);
-            if t == 0 {
-                let at = warp * rows + r as u32 * 16 + g;
-                parts.store(at, d[0]);
-                parts.store(at + 8, d[1]);
+        let mut c = 0;
+        while c < COLS {
+            // Bits of floats that are not negative order as the floats do.
+            let max = warp_reduce_max_u32(FULL_MASK, max[c].to_bits());
+            if lane == 0 {
+                maxima.store(c as u32 * warps + warp, max);
             }
-            r += 1;
+            c += 1;
+        }
+        // Orders every warp's maxima before the loads below.
+        sync_threads();
+        let mut scales = [0.0; COLS];
+        let mut fed = [[P::ZERO; KPW]; COLS];
+        let mut c = 0;
+        while c < COLS {
+            let max = maxima.load(c as u32 * warps + if lane < warps { lane } else { 0 });
+            let scale = Scale::new(f32::from_bits(warp_reduce_max_u32(FULL_MASK, max)));
+            if thread_idx_x() == 0 {
+                worth.store(c as u32, scale.worth);
+            }
+            scales[c] = scale.of_codes;
+            fed[c] = totals[c].quantize::<P, KPW>(&x[c], &norm, scale.of_codes);
+            c += 1;
+        }
+        // Two columns at a time, since what is fed stays in registers in several forms. Lane t of a row's has the sums of one.
+        let mut c = 0;
+        while c < COLS {
+            let mut r = 0;
+            while r < T {
+                let d = if COLS == 1 {
+                    P::sums(&w[r], &fed[0])
+                } else {
+                    P::sums_of_two(&w[r], [&fed[c], &fed[(c + 1) % COLS]])
+                };
+                if t < 2 && t < cols {
+                    let at = ((c as u32 + t) * warps + warp) * rows + r as u32 * 16 + g;
+                    parts.store(at, d[0]);
+                    parts.store(at + 8, d[1]);
+                }
+                r += 1;
+            }
+            c += 2;
         }
         // What a wider matrix has beyond the first tiles of every warp, one row of tiles at a time: in a loop that the
         // compiler cannot unroll, whose registers the loads above would lack.
         let own = (p.n.div_ceil(16) - first).min(T as u32);
         let mut chunk = warps * KPW as u32;
-        while chunk < tiles_k {
-            let x = elements::<KPW>(&p, chunk);
-            let fed = totals.quantize::<P, KPW>(&x, &norms(&p, chunk), scale.of_codes);
+        while has_more && chunk < tiles_k {
+            let norm = norms(&p, chunk);
+            let mut fed = [[P::ZERO; KPW]; COLS];
+            let mut c = 0;
+            while c < COLS {
+                let x = elements::<KPW>(&p, c as u32, chunk);
+                fed[c] = totals[c].quantize::<P, KPW>(&x, &norm, scales[c]);
+                c += 1;
+            }
             let mut r = 0;
             while r < own {
-                let d = P::sums(&weights(p.w, (p.n, p.k), first + r, chunk), &fed);
-                if t == 0 {
-                    let at = warp * rows + r * 16 + g;
-                    parts.store(at, parts.load(at) + d[0]);
-                    parts.store(at + 8, parts.load(at + 8) + d[1]);
+                let w = weights(p.w, (p.n, p.k), first + r, chunk);
+                let mut c = 0;
+                while c < COLS {
+                    let d = if COLS == 1 {
+                        P::sums(&w, &fed[0])
+                    } else {
+                        P::sums_of_two(&w, [&fed[c], &fed[(c + 1) % COLS]])
+                    };
+                    if t < 2 && t < cols {
+                        let at = ((c as u32 + t) * warps + warp) * rows + r * 16 + g;
+                        parts.store(at, parts.load(at) + d[0]);
+                        parts.store(at + 8, parts.load(at + 8) + d[1]);
+                    }
+                    c += 2;
                 }
                 r += 1;
             }
             chunk += warps * KPW as u32;
         }
-        let sum = warp_reduce_add(FULL_MASK, totals.codes);
-        let square = warp_sum(totals.squares);
-        if lane == 0 {
-            sums.store(warp, sum);
-            squares.store(warp, square);
+        let mut c = 0;
+        while c < COLS {
+            let sum = warp_reduce_add(FULL_MASK, totals[c].codes);
+            let square = warp_sum(totals[c].squares);
+            if lane == 0 {
+                sums.store(c as u32 * warps + warp, sum);
+                squares.store(c as u32 * warps + warp, square);
+            }
+            c += 1;
         }
-        // Orders every warp's parts and sums, and the worth, before the additions below.
+        // Orders every warp's parts and sums, and the worths, before the additions below.
         sync_threads();
 
-        let me = thread_idx_x_again();
-        let (out, writes) = output(me);
+        let mut at = thread_idx_x_again();
         // Lanes of these warps that have no output go along and store nothing.
-        if me < outputs.next_multiple_of(WARP_SIZE) {
+        while at < (outputs * cols).next_multiple_of(WARP_SIZE) {
+            let (col, me, out, writes) = output(at);
             let row = if EPILOGUE == GATED {
                 me / 8 * 16 + me % 8
             } else {
                 me
             } % rows;
+            let of_column = if COLS == 1 { 0 } else { col.min(cols - 1) * warps };
             let (mut a, mut b, mut square) = (0, 0, 0.0);
             let mut i = 0;
             while i < warps {
@@ -290,6 +364,7 @@ pub(super) unsafe fn run<P: Product, const EPILOGUE: u32, const T: usize, const 
                 let mut j = 0;
                 while j < WARPS_AT_A_TIME {
                     let (from, keep) = if i + j < warps { (i + j, -1) } else { (0, 0) };
+                    let from = of_column + from;
                     let sum = sums.load(from);
                     a += (parts.load(from * rows + row) - sum) & keep;
                     if EPILOGUE == GATED {
@@ -301,10 +376,12 @@ pub(super) unsafe fn run<P: Product, const EPILOGUE: u32, const T: usize, const 
                 }
                 i += WARPS_AT_A_TIME;
             }
-            if !EARLY && EPILOGUE == ADD && writes {
-                before = p.y.load_l2(out as usize)[0];
+            let is_first = COLS == 1 || at < block_dim_x();
+            if (!EARLY || !is_first) && EPILOGUE == ADD && writes {
+                before = p.y.load_l2(place(col, out))[0];
             }
-            let unit = unit(worth.load(0), square, p.k, p.eps);
+            let worth = worth.load(if COLS == 1 { 0 } else { col.min(cols - 1) });
+            let unit = unit(worth, square, p.k, p.eps);
             let value = if EPILOGUE == GATED {
                 gated(
                     a as f32 * (p.scale_a * unit),
@@ -316,8 +393,13 @@ pub(super) unsafe fn run<P: Product, const EPILOGUE: u32, const T: usize, const 
                 before + a as f32 * (scale * unit)
             };
             if writes {
-                p.y.store(out as usize, value);
+                p.y.store(place(col, out), value);
             }
+            if COLS == 1 {
+                // A block has a lane for each of its outputs.
+                break;
+            }
+            at += block_dim_x();
         }
     }
 }

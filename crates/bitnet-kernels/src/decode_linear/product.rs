@@ -22,6 +22,16 @@ pub(super) trait Product {
     /// # Safety
     /// The whole warp calls this.
     unsafe fn sums<const KPW: usize>(w: &[[u32; 4]; KPW], x: &[Self::Fed; KPW]) -> [i32; 2];
+
+    /// Those of the row of codes `lane % 2` of two, on every lane; of the first row alone where nothing else is said.
+    ///
+    /// # Safety
+    /// The whole warp calls this.
+    #[inline(always)]
+    unsafe fn sums_of_two<const KPW: usize>(w: &[[u32; 4]; KPW], x: [&[Self::Fed; KPW]; 2]) -> [i32; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { Self::sums(w, x[0]) }
+    }
 }
 
 /// On bits, see [`crate::bits`].
@@ -41,6 +51,12 @@ impl Product for Bits {
     unsafe fn sums<const KPW: usize>(w: &[[u32; 4]; KPW], x: &[u32; KPW]) -> [i32; 2] {
         // SAFETY: the caller's promise.
         unsafe { bits::sums(w, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn sums_of_two<const KPW: usize>(w: &[[u32; 4]; KPW], x: [&[u32; KPW]; 2]) -> [i32; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { bits::sums_of_two(w, x) }
     }
 }
 

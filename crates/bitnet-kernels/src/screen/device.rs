@@ -129,7 +129,8 @@ pub(super) unsafe fn threshold(p: ScreenThreshold) {
                 warp += 1;
             }
         } else if wanted > 0 {
-            let (mut bit, mut half) = (1 << 31, 0);
+            // The shift is none, which the compiler does not know, so that it does not write out all rounds.
+            let (mut bit, mut half) = ((1 << 31) >> (thread_idx_x_again() / THREADS), 0);
             while bit >= LAST_BIT {
                 let mut count = 0;
                 let mut slot = 0;

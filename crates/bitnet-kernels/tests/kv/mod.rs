@@ -2,7 +2,8 @@
 
 use crate::common::Random;
 use bitnet_kernels::attention::{
-    AttentionCluster, AttentionCombine, AttentionDecode, AttentionPrefill, DecodeInputs, Heads, Tile,
+    AttentionCluster, AttentionCombine, AttentionDecode, AttentionPrefill, AttentionSerial, DecodeInputs,
+    Heads, Tile,
 };
 use bitnet_kernels::cache::{KvType, PAGE, READ_ONLY, padded_head_dim};
 use bitnet_kernels::emulator::{Emulator, Fault};
@@ -444,6 +445,27 @@ pub(crate) fn decode(
         tables: cache.tables.clone(),
     };
     Ok((out, cache))
+}
+
+/// [`decode`] in one kernel, a block for all steps of a key head; `None` where these heads have no such kernel.
+pub(crate) fn decode_serially(
+    emulator: &mut Emulator,
+    shape: &Shape,
+    rows: &Rows,
+    cache: &Cache,
+    tokens: &[(u32, u32)],
+) -> Option<Result<(Vec<f32>, Cache), Fault>> {
+    let out = emulator.uninit((tokens.len() as u32 * shape.n_heads * shape.head_dim) as usize);
+    let params = AttentionSerial::new(attend(emulator, shape, rows, cache, tokens, 1), out);
+    let run = params.with_kernel(shape.heads(), Run(emulator, None))?;
+    Some(run.and_then(|()| {
+        let cache = Cache {
+            k: emulator.read(params.k_cache.cast())?,
+            v: emulator.read(params.v_cache.cast())?,
+            tables: cache.tables.clone(),
+        };
+        Ok((emulator.read(params.out)?, cache))
+    }))
 }
 
 /// [`decode`] in one kernel, in clusters of `steps` blocks: outputs, and the cache after.

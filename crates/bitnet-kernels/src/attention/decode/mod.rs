@@ -163,7 +163,12 @@ fn launch(heads: Heads, p: &AttentionDecode) -> Launch {
 
 /// Shared memory of a step, which `step::Parts` divides.
 pub(super) const fn step_bytes(padded: u32, kv: KvType) -> u32 {
-    HEADS * row_bytes(padded) + 2 * new_bytes(padded, kv) + 32 * SCORES_STRIDE
+    HEADS * row_bytes(padded) + 2 * new_bytes(padded, kv) + SCORES_BYTES
+}
+
+/// Shared memory of steps that a block takes one after the other: with a second place for scores.
+pub(super) const fn serial_bytes(padded: u32, kv: KvType) -> u32 {
+    step_bytes(padded, kv) + SCORES_BYTES
 }
 
 /// Bytes of the new key, and of the new value: of 8-bit integers as f32, since all of it is there before its scale is known.
@@ -181,3 +186,5 @@ const fn row_bytes(padded: u32) -> u32 {
 
 /// Bytes from a lane's 16 scores in shared memory to the next lane's: 16 more than the scores, to spread the banks.
 const SCORES_STRIDE: u32 = 80;
+/// Bytes of all lanes' scores.
+const SCORES_BYTES: u32 = 32 * SCORES_STRIDE;

@@ -2,6 +2,8 @@
 
 mod append;
 
+mod all;
+
 use super::super::math;
 use super::{DecodeInputs, HEADS, SCORES_STRIDE, WARPS, new_bytes, row_bytes};
 use crate::cache::device::{Page, Scale};
@@ -61,6 +63,15 @@ pub(crate) struct Fragments<const CHUNKS: usize> {
     v: [[[u32; 4]; 2]; CHUNKS],
     key_scales: [[f32; 2]; 2],
     value_scales: math::Scales,
+}
+
+impl<const CHUNKS: usize> Fragments<CHUNKS> {
+    const EMPTY: Self = Self {
+        k: [[[0; 4]; CHUNKS]; 2],
+        v: [[[0; 4]; 2]; CHUNKS],
+        key_scales: [[0.0; 2]; 2],
+        value_scales: [[0.0; 2]; 8],
+    };
 }
 
 impl Parts {
@@ -151,10 +162,25 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
     pub(crate) unsafe fn request_old(&self) -> Fragments<CHUNKS> {
-        let mut k = [[[0; 4]; CHUNKS]; 2];
-        let mut v = [[[0; 4]; 2]; CHUNKS];
-        let (mut key_scales, mut value_scales) = ([[0.0; 2]; 2], [[[0.0; 4]; 2]; 2]);
-        let (keys, values) = (self.p.k_cache, self.p.v_cache);
+        let mut fragments = Fragments::EMPTY;
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.request_keys(&mut fragments);
+            self.request_values(&mut fragments);
+        }
+        fragments
+    }
+
+    /// Loads the fragments of keys, zeros for what lies past the position.
+    ///
+    /// # Safety
+    /// As for [`Self::request_old`].
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    unsafe fn request_keys(&self, fragments: &mut Fragments<CHUNKS>) {
+        fragments.k = Fragments::EMPTY.k;
+        fragments.key_scales = Fragments::<CHUNKS>::EMPTY.key_scales;
+        let keys = self.p.k_cache;
         // SAFETY: only what starts before the position is loaded; a page is allocated whole.
         unsafe {
             let mut tile = 0;
@@ -164,12 +190,34 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
                     let at = self.page.key(key) + (Self::EIGHT * self.quad) as usize;
                     let mut i = 0;
                     while i < CHUNKS {
-                        k[tile][i] = Page::<INT8>::load_eight(keys, at + 4 * Self::EIGHT as usize * i);
+                        fragments.k[tile][i] =
+                            Page::<INT8>::load_eight(keys, at + 4 * Self::EIGHT as usize * i);
                         i += 1;
+                    }
+                }
+                if INT8 {
+                    let key = self.key(tile, 2 * self.quad);
+                    if key < self.new_key() {
+                        fragments.key_scales[tile] = keys.cast().load_l2_x2(self.page.scale(key));
                     }
                 }
                 tile += 1;
             }
+        }
+    }
+
+    /// Loads the fragments of values, zeros for eights of keys that lie past the position.
+    ///
+    /// # Safety
+    /// As for [`Self::request_old`].
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    unsafe fn request_values(&self, fragments: &mut Fragments<CHUNKS>) {
+        fragments.v = Fragments::EMPTY.v;
+        let mut value_scales = [[[0.0; 4]; 2]; 2];
+        let values = self.p.v_cache;
+        // SAFETY: as above.
+        unsafe {
             let mut n = 0;
             while n < CHUNKS {
                 let dim = self.first_dim() + 8 * n as u32 + self.group;
@@ -177,34 +225,23 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
                 while i < 2 {
                     let key = 32 * i as u32 + 8 * self.quad;
                     if key < self.new_key() {
-                        v[n][i] = Page::<INT8>::load_eight(values, self.page.value(key, dim));
+                        fragments.v[n][i] = Page::<INT8>::load_eight(values, self.page.value(key, dim));
                     }
                     i += 1;
                 }
                 n += 1;
             }
-            if INT8 {
-                let mut i = 0;
-                while i < 2 {
-                    let key = self.key(i, 2 * self.quad);
-                    if key < self.new_key() {
-                        key_scales[i] = keys.cast().load_l2_x2(self.page.scale(key));
-                    }
-                    let key = 32 * i as u32 + 8 * self.quad;
-                    if key < self.new_key() {
-                        let scales = values.cast().offset(self.page.scale(key));
-                        value_scales[i] = [scales.load_l2_x4(0), scales.load_l2_x4(4)];
-                    }
-                    i += 1;
+            let mut i = 0;
+            while INT8 && i < 2 {
+                let key = 32 * i as u32 + 8 * self.quad;
+                if key < self.new_key() {
+                    let scales = values.cast().offset(self.page.scale(key));
+                    value_scales[i] = [scales.load_l2_x4(0), scales.load_l2_x4(4)];
                 }
+                i += 1;
             }
         }
-        Fragments {
-            k,
-            v,
-            key_scales,
-            value_scales: math::scales(value_scales),
-        }
+        fragments.value_scales = math::scales(value_scales);
     }
 
     /// Waits for the kernel before, then computes the step of every query head.
@@ -274,26 +311,26 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
                 if inserts {
                     self.insert_key(&mut fragments.k, parts, scales[0]);
                 }
-                self.score(fragments, parts, heads);
+                self.score(fragments, parts, parts.scores, heads);
                 if inserts {
                     self.insert_value(&mut fragments.v, parts, masks, scales[1]);
                 }
                 // Orders every warp's scores before the loads below, and every use of the queries before the next ones.
                 sync_threads();
-                let weights = self.weights(fragments, parts);
+                let weights = self.weights(fragments, parts.scores);
                 self.put(&fragments.v, weights, first_head, heads, results);
                 first_head += HEADS;
             }
         }
     }
 
-    /// Scores of 16 keys a warp, into shared memory.
+    /// Scores of 16 keys a warp, to this lane's place in `scores`.
     ///
     /// # Safety
     /// All lanes of the block call this together, after the barrier that follows the stores of the queries.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn score(&self, fragments: &Fragments<CHUNKS>, parts: &Parts, heads: u32) {
+    unsafe fn score(&self, fragments: &Fragments<CHUNKS>, parts: &Parts, scores: Shared<f32>, heads: u32) {
         let mut d = [[0.0; 4]; 2];
         // SAFETY: the caller's promise.
         unsafe {
@@ -318,9 +355,7 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
                     () => d[tile][element],
                 }
             };
-            parts
-                .scores
-                .store_x4(4 * self.warp, [hide(0, 0), hide(0, 1), hide(1, 0), hide(1, 1)]);
+            scores.store_x4(4 * self.warp, [hide(0, 0), hide(0, 1), hide(1, 0), hide(1, 1)]);
         }
     }
 
@@ -330,13 +365,13 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
     /// All lanes of the block call this together, after the barrier that follows the stores of the scores.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn weights(&self, fragments: &Fragments<CHUNKS>, parts: &Parts) -> math::Weights {
+    unsafe fn weights(&self, fragments: &Fragments<CHUNKS>, scores: Shared<f32>) -> math::Weights {
         // SAFETY: the caller's promise.
         unsafe {
             let mut s = [[0.0; 2]; 8];
             let mut warp = 0;
             while warp < WARPS as usize {
-                let w = parts.scores.load_x4(4 * warp as u32);
+                let w = scores.load_x4(4 * warp as u32);
                 s[2 * warp] = [w[0], w[1]];
                 s[2 * warp + 1] = [w[2], w[3]];
                 warp += 1;

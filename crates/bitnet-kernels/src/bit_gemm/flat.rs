@@ -1,0 +1,152 @@
+//! Flat blocks: as mid blocks, for matrices of so few columns that a warp has all tiles of its part of k at once.
+
+use super::device::{Block, before, column, finish, unpack};
+use super::{BitGemm, FLAT_STRIDE, flat_bytes};
+use crate::intrinsics::*;
+
+/// Where 16-byte chunk `chunk` (0..8) of column `col` lies in a tile of codes, in bytes from the column's: the chunks that lanes of
+/// neighboring columns read together lie in different banks.
+#[inline(always)]
+fn swizzled(col: u32, chunk: u32) -> u32 {
+    (chunk ^ (col & 1)) * 16
+}
+
+/// `PAIRS` pairs of rows of tiles by `8 GROUPS` columns; a warp takes `TILES` tiles along k of one pair.
+pub(super) struct Flat<const PAIRS: u32, const TILES: usize, const GROUPS: usize>;
+
+impl<const PAIRS: u32, const TILES: usize, const GROUPS: usize> Block for Flat<PAIRS, TILES, GROUPS> {
+    #[inline(always)]
+    unsafe fn run<const EPILOGUE: u32>(p: BitGemm) {
+        let (lane, warp, me) = (lane_id(), warp_id(), thread_idx_x());
+        let (g, t) = (lane / 4, lane % 4);
+        let (pair, part) = (warp % PAIRS, warp / PAIRS);
+        let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
+        let parts = block_dim_x() / (32 * PAIRS);
+        let width = GROUPS as u32 * 8;
+        let (first, first_col) = (block_idx_x() * 2 * PAIRS, block_idx_y() * width);
+        let first_tile = part * TILES as u32;
+        // Codes (tile along k, column, 128); then, in their place, parts of sums (part, column, row of the block); behind both what belongs
+        // to the columns.
+        let codes = Shared::<u32>::at(0);
+        let sums_of_parts = Shared::<i32>::at(0);
+        let behind = flat_bytes(parts, PAIRS, TILES as u32, width);
+        let units = Shared::<f32>::at(behind);
+        let sums = Shared::<i32>::at(behind + width * 4);
+        let mut acc = [[[0; 4]; GROUPS]; 2];
+        // SAFETY: tiles and columns are clamped to what exists; every branch around a warp or block operation is uniform.
+        unsafe {
+            // Weights do not depend on the kernel before this one; past the end of k they are codes of zero products.
+            let mut w = [[[0; 4]; 2]; TILES];
+            let mut i = 0;
+            while i < TILES {
+                let tile = first_tile + i as u32;
+                if tile < tiles_k {
+                    let mut m = 0;
+                    while m < 2 {
+                        let band = (first + 2 * pair + m as u32).min(tiles_n - 1);
+                        w[i][m] =
+                            p.w.load_stream_x4(((band * tiles_k + tile) * 128 + lane * 4) as usize);
+                        m += 1;
+                    }
+                }
+                i += 1;
+            }
+            grid_dependency_launch();
+            grid_dependency_wait();
+            // The part's warps share its copies: 8 chunks of each column and tile.
+            let mut piece = pair * 32 + lane;
+            while piece < TILES as u32 * width * 8 {
+                let (tile, col, chunk) = (piece / (width * 8), piece / 8 % width, piece % 8);
+                let from = (first_col + col).min(p.cols - 1) * tiles_k + (first_tile + tile).min(tiles_k - 1);
+                let to = ((first_tile + tile) * width + col) * 32;
+                async_copy_16(
+                    codes.offset(to + swizzled(col, chunk) / 4),
+                    p.x.offset((from * 32 + chunk * 4) as usize),
+                );
+                piece += 32 * PAIRS;
+            }
+            async_copy_commit();
+            // While the copies are on their way; nothing is asked for when the sums are there.
+            if me < width {
+                let (unit, sum) = column(&p, (first_col + me).min(p.cols - 1));
+                units.store(me, unit);
+                sums.store(me, sum);
+            }
+            async_copy_wait::<0>();
+            // Orders the copies of all lanes that made the part's before its loads.
+            if PAIRS == 1 {
+                sync_warp(FULL_MASK);
+            } else {
+                sync_threads_named(part + 1, 32 * PAIRS);
+            }
+            let mut i = 0;
+            while i < TILES {
+                let mut half = 0;
+                while half < 2 {
+                    let mut x = [[0; 4]; GROUPS];
+                    let mut c = 0;
+                    while c < GROUPS {
+                        let col = c as u32 * 8 + g;
+                        let at = ((first_tile + i as u32) * width + col) * 32;
+                        x[c] = codes.load_x4(at + swizzled(col, 2 * t + half as u32) / 4);
+                        c += 1;
+                    }
+                    let mut plane = 0;
+                    while plane < 2 {
+                        let shift = (2 * half + plane) as u32;
+                        let a = [unpack(w[i][0], shift), unpack(w[i][1], shift)];
+                        let mut c = 0;
+                        while c < GROUPS {
+                            let b = [x[c][2 * plane], x[c][2 * plane + 1]];
+                            acc[0][c] = mma_m16n8k32_u8_s8(a[0], b, acc[0][c]);
+                            acc[1][c] = mma_m16n8k32_u8_s8(a[1], b, acc[1][c]);
+                            c += 1;
+                        }
+                        plane += 1;
+                    }
+                    half += 1;
+                }
+                i += 1;
+            }
+            // Orders the loads of all codes before what takes their place.
+            sync_threads();
+            let mut m = 0;
+            while m < 2 {
+                let mut c = 0;
+                while c < GROUPS {
+                    let mut j = 0;
+                    while j < 4 {
+                        let col = c as u32 * 8 + 2 * t + j as u32 % 2;
+                        let row = m as u32 * 16 + g + j as u32 / 2 * 8;
+                        let at = ((part * PAIRS + pair) * width + col) * FLAT_STRIDE + row;
+                        sums_of_parts.store(at, acc[m][c][j]);
+                        j += 1;
+                    }
+                    c += 1;
+                }
+                m += 1;
+            }
+            // Orders every warp's parts, the units and the sums before their loads below.
+            sync_threads();
+            // Two rows 8 apart of one column at a time, 16 of a pair of rows of tiles.
+            let mut at = me;
+            while at < width * 16 * PAIRS {
+                let (col, pair, two) = (at / (16 * PAIRS), at / 16 % PAIRS, at % 16);
+                let row = two / 8 * 16 + two % 8;
+                let (mut upper, mut lower) = (0, 0);
+                let mut part = 0;
+                while part < parts {
+                    let from = ((part * PAIRS + pair) * width + col) * FLAT_STRIDE + row;
+                    upper += sums_of_parts.load(from);
+                    lower += sums_of_parts.load(from + 8);
+                    part += 1;
+                }
+                let of_column = (units.load(col), sums.load(col));
+                let (row, col) = ((first + 2 * pair) * 16 + row, first_col + col);
+                let before = before::<EPILOGUE>(&p, row, col);
+                finish::<EPILOGUE>(&p, row, col, of_column, before, [upper, lower]);
+                at += block_dim_x();
+            }
+        }
+    }
+}

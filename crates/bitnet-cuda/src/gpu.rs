@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result, check};
 use crate::ptx::{self, Part, PtxModule};
+use bitnet_kernels::bit_gemm::HopperStore256;
 use bitnet_kernels::dense_gemv::Machine;
 use bitnet_kernels::{Kernel, KernelInfo};
 use cuda_driver::sys::{self, CUfunction, CUfunction_attribute, CUjit_option, CUmodule};
@@ -135,9 +136,12 @@ impl Gpu {
         };
         let mut modules = Vec::with_capacity(parts.len());
         let mut functions = HashMap::new();
-        for (text, kernels) in parts.iter().map(|part| part(ptx)) {
+        let exact = ptx
+            .exact()
+            .filter(|_| found.compute_capability == (ptx.sm / 10, ptx.sm % 10));
+        for (text, kernels) in parts.iter().map(|part| part(ptx)).chain(exact) {
             let module = Module::load(text, &found.name)?;
-            for kernel in kernels.iter().filter(|kernel| kernel.min_sm <= ptx.sm) {
+            for kernel in kernels {
                 let function = module.function(kernel, properties.shared_bytes_per_block)?;
                 functions.insert(kernel.name, function);
             }
@@ -175,6 +179,13 @@ impl Gpu {
     #[must_use]
     pub fn multiplies_bits(&self) -> bool {
         matches!(self.properties().compute_capability.0, 8 | 9)
+    }
+
+    /// Whether its tensor cores multiply for four warps at once, as those of capability 9.0 do: see
+    /// [`Shape::new`](bitnet_kernels::bit_gemm::Shape::new).
+    #[must_use]
+    pub fn multiplies_by_warpgroups(&self) -> bool {
+        self.has::<HopperStore256>()
     }
 
     /// When errors are reported.
@@ -231,7 +242,7 @@ impl Gpu {
     pub(crate) fn function(&self, kernel: &KernelInfo) -> Result<Function> {
         self.inner.functions.get(kernel.name).copied().ok_or_else(|| {
             let (major, minor) = self.inner.properties.compute_capability;
-            let reason = if kernel.min_sm <= 10 * major + minor {
+            let reason = if kernel.min_sm <= 10 * major + minor && !kernel.is_exact {
                 "its module was not loaded; `Gpu::with_bench` loads it".to_owned()
             } else {
                 format!(

@@ -11,24 +11,28 @@ pub struct PtxModule {
     pub sm: u32,
     /// The text.
     pub text: &'static str,
+    /// The kernels that GPUs of exactly this capability have besides, a module of its own.
+    exact_text: Option<&'static str>,
     #[cfg(feature = "bench")]
     bench_text: &'static str,
 }
 
 /// A module to load, and the kernels that it has.
-pub(crate) type Part = (&'static str, &'static [KernelInfo]);
+pub(crate) type Part = (&'static str, Vec<&'static KernelInfo>);
 
 /// Every module, newest architecture first.
 pub const MODULES: [PtxModule; 2] = [
     PtxModule {
         sm: 90,
         text: include_str!("../ptx/sm_90.ptx"),
+        exact_text: Some(include_str!("../ptx/sm_90a.ptx")),
         #[cfg(feature = "bench")]
         bench_text: include_str!("../ptx/bench_sm_90.ptx"),
     },
     PtxModule {
         sm: 80,
         text: include_str!("../ptx/sm_80.ptx"),
+        exact_text: None,
         #[cfg(feature = "bench")]
         bench_text: include_str!("../ptx/bench_sm_80.ptx"),
     },
@@ -44,13 +48,26 @@ pub fn choose(compute_capability: (u32, u32)) -> Option<&'static PtxModule> {
 impl PtxModule {
     /// What every GPU loads.
     pub(crate) fn model(&self) -> Part {
-        (self.text, bitnet_kernels::MODEL)
+        (self.text, self.own(bitnet_kernels::MODEL))
+    }
+
+    /// What GPUs of exactly this capability load too.
+    pub(crate) fn exact(&self) -> Option<Part> {
+        let kernels = bitnet_kernels::MODEL.iter();
+        let own = kernels.filter(|kernel| kernel.is_exact && kernel.min_sm == self.sm);
+        Some((self.exact_text?, own.collect()))
     }
 
     /// What measurements load too.
     #[cfg(feature = "bench")]
     pub(crate) fn bench(&self) -> Part {
-        (self.bench_text, bitnet_kernels::BENCH)
+        (self.bench_text, self.own(bitnet_kernels::BENCH))
+    }
+
+    /// Those of the kernels that this architecture has, and later ones.
+    fn own(&self, kernels: &'static [KernelInfo]) -> Vec<&'static KernelInfo> {
+        let is_own = |kernel: &&KernelInfo| !kernel.is_exact && kernel.min_sm <= self.sm;
+        kernels.iter().filter(is_own).collect()
     }
 
     /// The CUDA version whose drivers can load it, from its `.version` line. `None` for a text without one.
@@ -88,25 +105,29 @@ mod tests {
     }
 
     /// Every module, with its architecture and the kernels that must be in it.
-    fn parts() -> impl Iterator<Item = (u32, Part)> {
-        MODULES
-            .iter()
-            .flat_map(|module| [(module.sm, module.model()), (module.sm, module.bench())])
+    fn parts() -> impl Iterator<Item = (String, Part)> {
+        MODULES.iter().flat_map(|module| {
+            let sm = format!("sm_{}", module.sm);
+            let exact = module.exact().map(|part| (format!("{sm}a"), part));
+            [(sm.clone(), module.model()), (sm, module.bench())]
+                .into_iter()
+                .chain(exact)
+        })
     }
 
     #[test]
     fn entries_take_what_the_host_passes() {
-        for (sm, (text, kernels)) in parts() {
-            for kernel in kernels {
-                let expected = (kernel.min_sm <= sm).then(|| kernel.param_sizes.to_vec());
+        for (sm, (text, own)) in parts() {
+            for kernel in bitnet_kernels::MODEL.iter().chain(bitnet_kernels::BENCH) {
+                let is_own = own.iter().any(|own| own.name == kernel.name);
                 assert_eq!(
                     entry_params(text, kernel.name),
-                    expected,
-                    "{} in sm_{sm}",
+                    is_own.then(|| kernel.param_sizes.to_vec()),
+                    "{} in {sm}",
                     kernel.name
                 );
             }
-            assert!(text.contains(&format!(".target sm_{sm}")));
+            assert!(text.contains(&format!(".target {sm}\n")));
         }
     }
 
@@ -144,11 +165,7 @@ mod tests {
                     continue;
                 };
                 for forbidden in ["call.uni", "trap;"] {
-                    assert!(
-                        !body.contains(forbidden),
-                        "{} in sm_{sm}: {forbidden}",
-                        kernel.name
-                    );
+                    assert!(!body.contains(forbidden), "{} in {sm}: {forbidden}", kernel.name);
                 }
             }
         }
@@ -174,6 +191,11 @@ mod tests {
             );
             let version = |text: &'static str| text.lines().find(|line| line.starts_with(".version "));
             assert_eq!(version(module.bench_text), version(module.text));
+            assert!(
+                module
+                    .exact_text
+                    .is_none_or(|text| version(text) == version(module.text))
+            );
         }
     }
 }

@@ -14,8 +14,10 @@ pub struct KernelInfo {
     pub block: [u32; 3],
     /// Blocks that must fit on a multiprocessor at once, which limits registers (`.minnctapersm`); 0 sets no limit.
     pub min_blocks: u32,
-    /// Lowest compute capability whose module has this kernel: 80, or 90 for one that needs Hopper.
+    /// Lowest compute capability that has this kernel: 80, or 90 for one that needs Hopper.
     pub min_sm: u32,
+    /// Whether only GPUs of exactly that capability have it: `sm_90a`, whose kernels are in a module of their own.
+    pub is_exact: bool,
     /// Sizes of the parameters in bytes, in order.
     pub param_sizes: &'static [usize],
 }
@@ -165,11 +167,16 @@ impl<T> Global<T> {
     }
 }
 
-/// `"sm_90"` to 90.
+/// Whether it is one like `"sm_90a"`.
+pub(crate) const fn is_exact(arch: &str) -> bool {
+    matches!(arch.as_bytes(), [.., b'a'])
+}
+
+/// `"sm_90"` and `"sm_90a"` to 90.
 pub(crate) const fn sm_number(arch: &str) -> u32 {
     let bytes = arch.as_bytes();
     let (mut number, mut i) = (0, 3);
-    while i < bytes.len() {
+    while i < bytes.len() && bytes[i].is_ascii_digit() {
         number = number * 10 + (bytes[i] - b'0') as u32;
         i += 1;
     }
@@ -194,6 +201,13 @@ macro_rules! parameters {
     };
 }
 
+/// Leaves an entry to the modules of its architecture: those of `sm_90a` have no others.
+macro_rules! in_module {
+    ([sm_90a] $($entry:tt)+) => { #[cfg(sm_90a)] $($entry)+ };
+    ([sm_90] $($entry:tt)+) => { #[cfg(all(sm_90, not(sm_90a)))] $($entry)+ };
+    ([] $($entry:tt)+) => { #[cfg(not(sm_90a))] $($entry)+ };
+}
+
 /// Makes `$Kernel`, whose `parameters` are `$Params`, a [`Kernel`], and on the device an entry with flat parameters (a struct by value
 /// would cost the pointers their address space) that rebuilds the struct and calls `body`, an `unsafe fn($Params)`.
 macro_rules! entry {
@@ -212,6 +226,11 @@ macro_rules! entry {
                     $( let _ = arch; let arch = stringify!($arch); )?
                     $crate::abi::sm_number(arch)
                 },
+                is_exact: {
+                    let arch = "sm_80";
+                    $( let _ = arch; let arch = stringify!($arch); )?
+                    $crate::abi::is_exact(arch)
+                },
                 param_sizes: $Params::SIZES,
             };
             #[cfg(not(target_arch = "nvptx64"))]
@@ -228,17 +247,16 @@ macro_rules! entry {
         }
 
         // Names the body in the modules that leave the entry out, where it would otherwise count as dead code.
-        $(
-            #[cfg(all(target_arch = "nvptx64", not($arch)))]
-            const _: unsafe fn($Params) = $body;
-        )?
-
-        $( #[cfg($arch)] )?
         #[cfg(target_arch = "nvptx64")]
-        #[unsafe(no_mangle)]
-        unsafe extern "ptx-kernel" fn $name($( $field: $type ),*) {
-            // SAFETY: the launch upholds the contract of the parameters.
-            unsafe { $body($Params { $( $field ),* }) }
+        const _: unsafe fn($Params) = $body;
+
+        in_module! { [$($arch)?]
+            #[cfg(target_arch = "nvptx64")]
+            #[unsafe(no_mangle)]
+            unsafe extern "ptx-kernel" fn $name($( $field: $type ),*) {
+                // SAFETY: the launch upholds the contract of the parameters.
+                unsafe { $body($Params { $( $field ),* }) }
+            }
         }
     };
 }

@@ -4,13 +4,14 @@
 //! among warps and lanes in the same way, so the squares are added in the same order.
 
 use crate::{Global, Launch, decode_linear};
-use bitnet_layout::mma_tile;
+use bitnet_layout::mma_tile::{self, CodeOrder};
 
 kernels! {
     /// `q[r] = round(x[r] norm * 127 / max|x[r] norm|)`, `unit[r] = 1 / (rms(x[r]) * 127 / max|x[r] norm|)`, and the sum of
     /// the codes.
     ///
-    /// - Shapes: `x` (rows, k); `norm` (k); `q` (rows, k padded to 128) i8, the padding written as zeros; `unit`, `sum` (rows).
+    /// - Shapes: `x` (rows, k); `norm` (k); `q` (rows padded for the order, k padded to 128) i8, the padding written as zeros; `unit`,
+    ///   `sum` (rows).
     /// - Launch: a block a row, warps as [`decode_linear::warps`] of k; a lane of a warp owns the columns of each
     ///   of its tiles that it owns there.
     /// - Moves: `4 rows k` bytes in, `rows k` bytes out.
@@ -24,7 +25,7 @@ kernels! {
         pub x: Global<f32>,
         /// Weight of the norm, (k); ones where there is none.
         pub norm: Global<f32>,
-        /// Codes, four a word in the order of [`mma_tile::activation_word`], (rows, k padded / 4).
+        /// Codes, four a word in that order.
         pub q: Global<u32>,
         /// What a code is worth, (rows).
         pub unit: Global<f32>,
@@ -34,15 +35,19 @@ kernels! {
         pub k: u32,
         /// Epsilon of the norm; negative where there is no norm.
         pub eps: f32,
+        /// Rows of `x`.
+        pub rows: u32,
+        /// The order of the codes: a [`CodeOrder`].
+        pub order: u32,
     }
 }
 
-/// A block a row.
+/// A block a row, and each of those that pad them in this order.
 #[must_use]
-pub fn launch(rows: usize, k: usize) -> Launch {
+pub fn launch(rows: usize, k: usize, order: CodeOrder) -> Launch {
     let warps = decode_linear::warps(k);
     Launch {
-        grid: [rows as u32, 1, 1],
+        grid: [mma_tile::padded_rows(order, rows) as u32, 1, 1],
         block: [warps * 32, 1, 1],
         shared_bytes: warps * 12,
     }
@@ -60,7 +65,7 @@ mod device {
     use crate::decode_linear::device::{Scale, add_squares, codes, tile_column, unit};
     use crate::intrinsics::*;
     use crate::reduce::warp_sum;
-    use bitnet_layout::mma_tile;
+    use bitnet_layout::mma_tile::{self, CodeOrder};
 
     /// Tiles that a warp keeps in registers between the two passes: all of them for up to 8192 columns.
     const KEPT: usize = 4;
@@ -95,7 +100,19 @@ mod device {
         let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
         let (row, tiles_k) = (block_idx_x() as usize, p.k.div_ceil(128));
         let x = p.x.offset(row * p.k as usize);
-        let q = p.q.offset(row * tiles_k as usize * 32);
+        // Words from one tile of the row's codes to the next, and where the lane's stands in a tile.
+        let word = tile_column() / 4;
+        let (first, stride, place) = if p.order == CodeOrder::Warpgroup as u32 {
+            let place = mma_tile::warpgroup_word(row as u32, word);
+            (
+                row * 32,
+                p.rows.next_multiple_of(mma_tile::WARPGROUP_ROWS as u32) * 32,
+                place,
+            )
+        } else {
+            (row * tiles_k as usize * 32, 32, mma_tile::activation_word(word))
+        };
+        let q = p.q.offset(first + place as usize);
         let maxima = Shared::<u32>::at(0);
         let squares = Shared::<f32>::at(warps * 4);
         let sums = Shared::<i32>::at(warps * 8);
@@ -126,6 +143,14 @@ mod device {
             }
             grid_dependency_launch();
             grid_dependency_wait();
+            if block_idx_x() >= p.rows {
+                let mut i = warp;
+                while i < tiles_k {
+                    q.store(i as usize * stride as usize, 0);
+                    i += warps;
+                }
+                return;
+            }
             let mut i = 0;
             while i < KEPT {
                 if column(i as u32) < p.k {
@@ -161,7 +186,7 @@ mod device {
             let mut put = |i: u32, piece: &Piece| {
                 let word = codes(piece.x, piece.norm, scale.of_codes);
                 sum = dp4a(word, 0x0101_0101, sum);
-                q.store(mma_tile::activation_word(column(i) / 4) as usize, word);
+                q.store((warp + i * warps) as usize * stride as usize, word);
             };
             let mut i = 0;
             while i < KEPT {

@@ -296,7 +296,9 @@ impl Layer {
         room: u32,
         b: &Buffers,
     ) {
-        let q = emulator.uninit(rows * quantize_rows::words_per_row(self.k));
+        let order = shape.order();
+        let padded = mma_tile::padded_rows(order, rows);
+        let q = emulator.uninit(padded * quantize_rows::words_per_row(self.k));
         let (unit, sum) = (emulator.uninit(rows), emulator.uninit(rows));
         let quantize = QuantizeRows {
             x: b.x,
@@ -306,9 +308,11 @@ impl Layer {
             sum,
             k: self.k as u32,
             eps: self.eps,
+            rows: rows as u32,
+            order: order as u32,
         };
         emulator
-            .launch(&quantize_rows::launch(rows, self.k), &quantize)
+            .launch(&quantize_rows::launch(rows, self.k, order), &quantize)
             .unwrap();
         let product = BitGemm {
             w: b.tiles,
@@ -608,16 +612,33 @@ fn wide_blocks() {
     }
 }
 
+#[test]
+fn blocks_of_warpgroups() {
+    let shapes = [GemmShape::Hopper64x2, GemmShape::Hopper64x4, GemmShape::Hopper256];
+    for kind in [Epilogue::Store, Epilogue::Add, Epilogue::Gated] {
+        check_layer(34, 160, kind, 1e-5, RELU2, &shapes.map(|shape| (shape, 5)), 50);
+    }
+    for (n, kind, shape) in [
+        (80, Epilogue::Add, GemmShape::Hopper64x2),
+        (80, Epilogue::Store, GemmShape::Hopper64x4),
+        (272, Epilogue::Gated, GemmShape::Hopper256),
+    ] {
+        // Two blocks each way; then more tiles along k than a ring has.
+        check_layer(n, 160, kind, 1e-5, SILU, &[(shape, 129)], 51);
+        check_layer(n, 1904, kind, 1e-5, SILU, &[(shape, 3)], 52);
+    }
+}
+
 /// Large products get the larger blocks, unless these would leave slots empty; every shape covers the product and fits.
 #[test]
 fn plans() {
-    let shape = |n, k, cols| GemmShape::new(Epilogue::Add, n, k, cols);
+    let shape = |n, k, cols| GemmShape::new(Epilogue::Add, n, k, cols, false);
     assert_eq!(shape(13824, 2560, 8), GemmShape::Narrow8);
     assert_eq!(shape(13824, 2560, 9), GemmShape::Flat16);
     assert_eq!(shape(2560, 6912, 9), GemmShape::Mid16);
     assert_eq!(shape(3840, 2560, 32), GemmShape::Mid32);
     assert_eq!(shape(3840, 2560, 64), GemmShape::Flat32);
-    let gated = GemmShape::new(Epilogue::Gated, 13824, 2560, 32);
+    let gated = GemmShape::new(Epilogue::Gated, 13824, 2560, 32, false);
     assert_eq!(gated, GemmShape::Flat32);
     assert_eq!(shape(2560, 6912, 64), GemmShape::Mid32);
     assert_eq!(shape(13824, 2560, 65), GemmShape::Wide64);
@@ -628,6 +649,13 @@ fn plans() {
     assert_eq!(shape(3840, 2560, 2048), GemmShape::Wide128);
     assert_eq!(shape(2560, 6912, 512), GemmShape::Wide64);
     assert_eq!(shape(2560, 6912, 2048), GemmShape::Wide64);
+    // By warpgroups: as many small blocks as run at once, or large ones.
+    let shape = |n, cols| GemmShape::new(Epilogue::Store, n, 2560, cols, true);
+    assert_eq!(shape(13824, 64), GemmShape::Flat32);
+    assert_eq!(shape(3840, 65), GemmShape::Hopper64x4);
+    assert_eq!(shape(3840, 512), GemmShape::Hopper64x2);
+    assert_eq!(shape(3840, 2048), GemmShape::Hopper256);
+    assert_eq!(shape(13824, 256), GemmShape::Hopper256);
     let mut emulator = Emulator::new(0);
     let (word, one, zero) = (
         emulator.constant(&[0u32]),

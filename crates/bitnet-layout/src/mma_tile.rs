@@ -65,6 +65,38 @@ pub const fn activation_word(word: u32) -> u32 {
     word / 8 * 8 + word % 4 * 2 + word % 8 / 4
 }
 
+/// The orders in which kernels take the codes of rows of activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeOrder {
+    /// For products of a warp: row by row, in a row as [`activation_word`] says.
+    Warp,
+    /// For products of a warpgroup: tile by tile along k, in a tile row by row, 128 bytes each, in a row as [`warpgroup_word`] says. Rows
+    /// are padded to a multiple of [`WARPGROUP_ROWS`].
+    Warpgroup,
+}
+
+/// What rows of activations are padded to a multiple of for products of a warpgroup.
+pub const WARPGROUP_ROWS: usize = 128;
+
+/// Where, in the 32 words of a tile of row `row`, the word of columns `4 word ..` (0..32) stands for products of a warpgroup: plane by
+/// plane, words `8 t + 4 h + p` for half h of lane t at `8 p + 4 h + t`; then pieces of four words are exchanged as in the 128-byte swizzle
+/// (PTX ISA, "Shared memory matrix layout": bits 4 to 6 of an address are flipped by its bits 7 to 9).
+#[inline(always)]
+#[must_use]
+pub const fn warpgroup_word(row: u32, word: u32) -> u32 {
+    let piece = word % 4 * 2 + word % 8 / 4;
+    (piece ^ (row % 8)) * 4 + word / 8
+}
+
+/// Rows of codes of a batch of `rows` in this order, those that pad it included.
+#[must_use]
+pub const fn padded_rows(order: CodeOrder, rows: usize) -> usize {
+    match order {
+        CodeOrder::Warp => rows,
+        CodeOrder::Warpgroup => rows.next_multiple_of(WARPGROUP_ROWS),
+    }
+}
+
 /// How the rows of the tiles map to the rows of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowOrder {

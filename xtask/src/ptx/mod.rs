@@ -33,30 +33,49 @@ struct Target {
     sm: &'static str,
     /// The number in `sm`.
     sm_number: u32,
+    /// Whether no other GPU runs them: of the kernels these are those that need that.
+    is_exact: bool,
+    /// The modules that they are stored in.
+    modules: &'static [Module],
     /// PTX version to write, as a target feature. The lowest that has every instruction the kernels use, since it decides
     /// which drivers can load them.
     ptx: &'static str,
     /// Later GPUs on which the driver compiles them too: `--check` assembles them for those.
-    later: [&'static str; 2],
+    later: &'static [&'static str],
 }
 
-const TARGETS: [Target; 2] = [
+/// How a module's file name begins, and its kernels for every architecture.
+type Module = (&'static str, &'static [KernelInfo]);
+
+const MODEL: Module = ("", bitnet_kernels::MODEL);
+const BENCH: Module = ("bench_", bitnet_kernels::BENCH);
+
+const TARGETS: [Target; 3] = [
     Target {
         sm: "sm_80",
         sm_number: 80,
+        is_exact: false,
+        modules: &[MODEL, BENCH],
         ptx: "+ptx78",
-        later: ["sm_86", "sm_89"],
+        later: &["sm_86", "sm_89"],
     },
     Target {
         sm: "sm_90",
         sm_number: 90,
+        is_exact: false,
+        modules: &[MODEL, BENCH],
         ptx: "+ptx81",
-        later: ["sm_100", "sm_120"],
+        later: &["sm_100", "sm_120"],
+    },
+    Target {
+        sm: "sm_90a",
+        sm_number: 90,
+        is_exact: true,
+        modules: &[MODEL],
+        ptx: "+ptx81",
+        later: &[],
     },
 ];
-
-/// The modules that the kernels of an architecture are stored in: how their files' names begin, and which kernels they have.
-const MODULES: [(&str, &[KernelInfo]); 2] = [("", bitnet_kernels::MODEL), ("bench_", bitnet_kernels::BENCH)];
 
 impl Target {
     /// Compiler flags, for the kernels and for `core` alike.
@@ -64,6 +83,7 @@ impl Target {
         vec![
             format!("-Ctarget-cpu={}", self.sm),
             format!("-Ctarget-feature={}", self.ptx),
+            format!("--cfg=sm_{}", self.sm_number),
             format!("--cfg={}", self.sm),
             // It copies calls, barriers among them, into divergent branches, where they deadlock (rust-lang/rust#137086).
             "-Zmir-enable-passes=-JumpThreading".to_owned(),
@@ -77,17 +97,20 @@ impl Target {
     }
 
     /// The files of its modules.
-    fn stored(&self) -> [PathBuf; MODULES.len()] {
+    fn stored(&self) -> Vec<PathBuf> {
         let folder = crate::workspace_root().join("crates/bitnet-cuda/ptx");
-        MODULES.map(|(prefix, _)| folder.join(format!("{prefix}{}.ptx", self.sm)))
+        let path = |&(prefix, _): &Module| folder.join(format!("{prefix}{}.ptx", self.sm));
+        self.modules.iter().map(path).collect()
     }
 
     /// The kernels of its modules.
-    fn kernels(&self) -> [Vec<KernelInfo>; MODULES.len()] {
-        MODULES.map(|(_, kernels)| {
-            let own = kernels.iter().filter(|kernel| kernel.min_sm <= self.sm_number);
-            own.copied().collect()
-        })
+    fn kernels(&self) -> Vec<Vec<KernelInfo>> {
+        let is_own = |kernel: &&KernelInfo| match kernel.is_exact {
+            true => self.is_exact && kernel.min_sm == self.sm_number,
+            false => !self.is_exact && kernel.min_sm <= self.sm_number,
+        };
+        let own = |(_, kernels): &Module| kernels.iter().filter(is_own).copied().collect();
+        self.modules.iter().map(own).collect()
     }
 
     fn source_hash(&self) -> Result<String> {
@@ -164,7 +187,7 @@ fn assemble(ptxas: &Path, module: &Path, target: &Target, checked: bool) -> Resu
     println!("{}:", module.display());
     let usages = ptxas::assemble(ptxas, module, target.sm)?;
     usages.iter().for_each(|usage| println!("  {usage}"));
-    for later in target.later.iter().filter(|_| checked) {
+    for &later in target.later.iter().filter(|_| checked) {
         ptxas::assemble(ptxas, module, later)?;
         println!("assembles for {later} too");
     }

@@ -45,14 +45,14 @@ const SYMBOL: &str = "\t// .globl\t";
 ///
 /// Every kernel of `modules` must be an entry of `ptx` and the other way round. Entries must stand alone: what the compiler put
 /// between them would be missing in one of the modules.
-pub(crate) fn finish<const N: usize>(ptx: &str, modules: &[Vec<KernelInfo>; N]) -> Result<[String; N]> {
+pub(crate) fn finish(ptx: &str, modules: &[Vec<KernelInfo>]) -> Result<Vec<String>> {
     let body = &ptx[ptx
         .find(".version")
         .context("the compiler's output has no `.version`")?..];
-    let body = with_stable_names(body);
+    let body = with_stable_names(&without_asm_marks(body));
     let mut symbols = body.split(SYMBOL);
     let head = symbols.next().unwrap_or_default();
-    let mut texts = std::array::from_fn(|_| head.to_owned());
+    let mut texts = vec![head.to_owned(); modules.len()];
     let mut missing: Vec<&str> = modules.iter().flatten().map(|kernel| kernel.name).collect();
     for symbol in symbols {
         let name = symbol.split_whitespace().next().unwrap_or_default();
@@ -74,6 +74,12 @@ pub(crate) fn finish<const N: usize>(ptx: &str, modules: &[Vec<KernelInfo>; N]) 
         );
     }
     Ok(texts)
+}
+
+/// The text without the comments that the compiler puts around each piece of inline assembly, a twelfth of it.
+fn without_asm_marks(ptx: &str) -> String {
+    let is_mark = |line: &str| matches!(line.trim(), "// begin inline asm" | "// end inline asm");
+    ptx.split_inclusive('\n').filter(|line| !is_mark(line)).collect()
 }
 
 /// Inserts `.maxntid` and `.minnctapersm`, which rustc has no attribute for, after the parameter list of an entry
@@ -139,6 +145,7 @@ mod tests {
             block: [128, 2, 1],
             min_blocks,
             min_sm: 80,
+            is_exact: false,
             param_sizes: &[4],
         }
     }
@@ -147,9 +154,13 @@ mod tests {
         [vec![kernel("f", 3)], vec![kernel("g", 0)]]
     }
 
+    fn finished() -> [String; 2] {
+        finish(PTX, &both()).unwrap().try_into().unwrap()
+    }
+
     #[test]
     fn launch_bounds_follow_the_parameters() {
-        let [f, g] = finish(PTX, &both()).unwrap();
+        let [f, g] = finished();
         assert!(
             f.contains("f_param_0\n)\n.maxntid 128, 2, 1\n.minnctapersm 3\n{\n"),
             "{f}"
@@ -159,7 +170,7 @@ mod tests {
 
     #[test]
     fn each_module_has_the_head_and_its_own_kernels() {
-        let [f, g] = finish(PTX, &both()).unwrap();
+        let [f, g] = finished();
         for text in [&f, &g] {
             assert!(
                 text.starts_with(".version 7.8\n.target sm_80\n\t// .globl"),
@@ -184,7 +195,7 @@ mod tests {
 
     #[test]
     fn hashes_in_names_become_numbers() {
-        let [f, _] = finish(PTX, &both()).unwrap();
+        let [f, _] = finished();
         assert!(f.contains(
             "\t_ZN1a1b17h0000000000000000E, _ZN1a1c17h0000000000000001E, _ZN1a1b17h0000000000000000E, 17h;"
         ));
@@ -196,7 +207,7 @@ mod tests {
             source: "0123456789abcdef".into(),
             compiler: "rustc 1.96.0".into(),
         };
-        let [f, _] = finish(PTX, &both()).unwrap();
+        let [f, _] = finished();
         let stored = header.text() + &f;
         assert_eq!(Header::parse(&stored).unwrap(), header);
         assert!(Header::parse(PTX).is_err());

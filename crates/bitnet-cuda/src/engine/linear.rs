@@ -78,6 +78,8 @@ impl Engine {
             },
             s,
         ) = (linear.matrix, &self.buffers.scratch);
+        let has_warpgroups = self.gpu().multiplies_by_warpgroups();
+        let shape = bit_gemm::Shape::new(linear.epilogue, *n, *k, self.batch, has_warpgroups);
         let quantize = QuantizeRows {
             x: linear.x,
             norm: linear.norm,
@@ -86,10 +88,17 @@ impl Engine {
             sum: s.sum.global(),
             k: *k as u32,
             eps: linear.eps,
+            rows: self.batch as u32,
+            order: shape.order() as u32,
         };
         // SAFETY: the buffers have a row for each token of the batch, as wide as the widest input.
-        unsafe { launch(&self.stream, &quantize, quantize_rows::launch(self.batch, *k))? };
-        let shape = bit_gemm::Shape::new(linear.epilogue, *n, *k, self.batch);
+        unsafe {
+            launch(
+                &self.stream,
+                &quantize,
+                quantize_rows::launch(self.batch, *k, shape.order()),
+            )?
+        };
         let room = self.gpu().machine().shared_limit;
         let product = BitGemm {
             w: values.global(),

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::memory::DeviceBuffer;
 use bitnet_kernels::{bf16_gemm, dense_gemv, quantize_rows};
 use bitnet_layout::WeightForm;
+use bitnet_layout::mma_tile::{self, CodeOrder};
 
 /// Buffers of a step.
 #[derive(Debug)]
@@ -88,7 +89,8 @@ impl Scratch {
             gated: floats("gated activations", max_batch * model.dims.d_ffn)?,
             codes: words(
                 "quantized activations",
-                max_batch * quantize_rows::words_per_row(model.dims.widest()),
+                mma_tile::padded_rows(CodeOrder::Warpgroup, max_batch)
+                    * quantize_rows::words_per_row(model.dims.widest()),
             )?,
             unit: floats("activation scales", max_batch)?,
             sum: space.alloc(Use::Scratch, "activation sums", max_batch)?,

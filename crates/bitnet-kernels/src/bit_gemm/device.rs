@@ -27,7 +27,7 @@ pub(super) fn unpack(w: [u32; 4], p: u32) -> [u32; 4] {
 
 /// Planes are shifted to the top of their bytes: multipliers can shift left, which leaves the masks alone to the units for
 /// logic. Sums stay below 2^31 for up to [`super::MAX_K`] columns.
-const CODE_BITS: u32 = 6;
+pub(super) const CODE_BITS: u32 = 6;
 
 // What the kernel before this one wrote is read past L1: with programmatic dependent launch a block can start, and
 // its L1 be filled, before that kernel has finished.

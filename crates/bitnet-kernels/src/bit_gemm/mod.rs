@@ -20,6 +20,8 @@ mod device;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod flat;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod hopper;
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod mid;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod narrow;
@@ -28,7 +30,7 @@ mod wide;
 
 use crate::decode_linear::Epilogue;
 use crate::{Global, Launch};
-use bitnet_layout::mma_tile;
+use bitnet_layout::mma_tile::{self, CodeOrder};
 
 /// Most columns of a matrix: what sums of codes 0, 1 and 2 times 64 and activations up to 127 have room for in 32 bits.
 pub const MAX_K: usize = (1 << 31) / (2 * 64 * 128);
@@ -57,6 +59,69 @@ const WIDE_128_RATE: u32 = 104;
 /// Hundredths of a turn's time that a turn takes in which no more than half of the slots have a block: a block runs faster alone on
 /// its multiprocessor.
 const WIDE_HALF_TURN: u32 = 60;
+/// Columns of a block of warpgroups.
+const HOPPER_COLUMNS: u32 = mma_tile::WARPGROUP_ROWS as u32;
+/// Bytes of a tile's codes of these columns.
+const HOPPER_TILE_BYTES: u32 = HOPPER_COLUMNS * 128;
+/// The blocks of 64 rows, with two and four parts of k, and of 256 rows: two of the first share a multiprocessor, the others fill it.
+const HOPPER_64_X2: Hopper = Hopper {
+    warpgroups: 1,
+    split: 2,
+    stages: 6,
+};
+const HOPPER_64_X4: Hopper = Hopper {
+    warpgroups: 1,
+    split: 4,
+    stages: 12,
+};
+const HOPPER_256: Hopper = Hopper {
+    warpgroups: 4,
+    split: 1,
+    stages: 8,
+};
+/// Multiprocessors of the GPU that [`Shape::new`] has in mind for products by warpgroups.
+const HOPPER_MULTIPROCESSORS: u32 = 132;
+
+/// What the sizes of blocks of warpgroups differ in.
+struct Hopper {
+    /// Warpgroups along the rows, 64 each.
+    warpgroups: u32,
+    /// Parts of k, with as many warpgroups each.
+    split: u32,
+    /// Tiles along k whose codes the block holds.
+    stages: u32,
+}
+
+/// Words of a column's sums of `warpgroups` times 64 rows in shared memory: lanes write sums that lie in different banks.
+const fn hopper_stride(warpgroups: u32) -> u32 {
+    warpgroups * 64 + 4
+}
+
+/// Bytes of the ring of codes, and then of the sums in their place.
+const fn hopper_bytes(warpgroups: u32, stages: u32) -> u32 {
+    let (codes, sums) = (
+        stages * HOPPER_TILE_BYTES,
+        HOPPER_COLUMNS * hopper_stride(warpgroups) * 4,
+    );
+    if codes > sums { codes } else { sums }
+}
+
+impl Hopper {
+    /// Blocks along the rows of a matrix of `rows` rows, and along `cols` columns.
+    fn grid(&self, rows: u32, cols: u32) -> [u32; 2] {
+        [rows.div_ceil(64 * self.warpgroups), cols.div_ceil(HOPPER_COLUMNS)]
+    }
+
+    fn launch(&self, rows: u32, cols: u32) -> Launch {
+        let [x, y] = self.grid(rows, cols);
+        Launch {
+            grid: [x, y, 1],
+            block: [self.warpgroups * self.split * 128, 1, 1],
+            // Two barriers a stage; and for each column what a code is worth, and the sum of the codes.
+            shared_bytes: hopper_bytes(self.warpgroups, self.stages) + self.stages * 16 + HOPPER_COLUMNS * 8,
+        }
+    }
+}
 
 /// Rows of a narrow block.
 const NARROW_ROWS: u32 = 32;
@@ -186,6 +251,15 @@ impl Wide {
 macro_rules! block {
     (Wide64 $epilogue:ident) => { wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }> };
     (Wide128 $epilogue:ident) => { wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }> };
+    (Hopper64x2 $epilogue:ident) => {
+        hopper::Hopper<{ HOPPER_64_X2.warpgroups }, { HOPPER_64_X2.split }, { HOPPER_64_X2.stages }>
+    };
+    (Hopper64x4 $epilogue:ident) => {
+        hopper::Hopper<{ HOPPER_64_X4.warpgroups }, { HOPPER_64_X4.split }, { HOPPER_64_X4.stages }>
+    };
+    (Hopper256 $epilogue:ident) => {
+        hopper::Hopper<{ HOPPER_256.warpgroups }, { HOPPER_256.split }, { HOPPER_256.stages }>
+    };
     (Narrow8 $epilogue:ident) => { narrow::Narrow<1> };
     (Flat16 Gated) => { flat::Flat<{ FLAT_GATED.pairs }, { FLAT_GATED.tiles }, 2> };
     (Flat16 $epilogue:ident) => { flat::Flat<{ FLAT.pairs }, { FLAT.tiles }, 2> };
@@ -235,7 +309,7 @@ products! {
     pub struct BitGemm {
         /// Weights in tiles; in pairs of rows for the gated kernels.
         pub w: Global<u32>,
-        /// Codes, four a word in the order of [`mma_tile::activation_word`], (cols, k padded / 4).
+        /// Codes, four a word in the order of the shape ([`Shape::order`]).
         pub x: Global<u32>,
         /// What a code of column c is worth, (cols).
         pub unit: Global<f32>,
@@ -287,11 +361,28 @@ products! {
     mid_add_16, MidAdd16, Add, Mid16;
     mid_store_32, MidStore32, Store, Mid32;
     mid_add_32, MidAdd32, Add, Mid32;
+    [min_blocks = 2, arch = sm_90a,]
+    hopper_store_64x2, HopperStore64x2, Store, Hopper64x2;
+    hopper_add_64x2, HopperAdd64x2, Add, Hopper64x2;
+    hopper_gated_64x2, HopperGated64x2, Gated, Hopper64x2;
+    [min_blocks = 1, arch = sm_90a,]
+    hopper_store_256, HopperStore256, Store, Hopper256;
+    hopper_add_256, HopperAdd256, Add, Hopper256;
+    hopper_gated_256, HopperGated256, Gated, Hopper256;
+    hopper_store_64x4, HopperStore64x4, Store, Hopper64x4;
+    hopper_add_64x4, HopperAdd64x4, Add, Hopper64x4;
+    hopper_gated_64x4, HopperGated64x4, Gated, Hopper64x4;
 }
 
 /// A shape of block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
+    /// 256 rows by 128 columns, by warpgroups: capability 9.0 alone.
+    Hopper256,
+    /// 64 rows by 128 columns, by a warpgroup for each of two parts of k.
+    Hopper64x2,
+    /// 64 rows by 128 columns, by a warpgroup for each of four parts of k.
+    Hopper64x4,
     /// 128 rows by 128 columns.
     Wide128,
     /// 128 rows by 64 columns.
@@ -309,9 +400,27 @@ pub enum Shape {
 }
 
 impl Shape {
-    /// The fastest for an (n, k) matrix, what becomes of its product, and `cols` rows of activations.
+    /// The order of the activations that it takes.
     #[must_use]
-    pub fn new(epilogue: Epilogue, n: usize, k: usize, cols: usize) -> Self {
+    pub const fn order(self) -> CodeOrder {
+        match self {
+            Self::Hopper256 | Self::Hopper64x2 | Self::Hopper64x4 => CodeOrder::Warpgroup,
+            _ => CodeOrder::Warp,
+        }
+    }
+
+    /// The fastest for an (n, k) matrix, what becomes of its product, and `cols` rows of activations, on a GPU that multiplies by
+    /// warpgroups or not.
+    #[must_use]
+    pub fn new(epilogue: Epilogue, n: usize, k: usize, cols: usize, has_warpgroups: bool) -> Self {
+        if has_warpgroups && cols > 64 {
+            let [x, y] = HOPPER_64_X2.grid(padded_rows(n), cols as u32);
+            return match x * y {
+                blocks if blocks <= HOPPER_MULTIPROCESSORS => Self::Hopper64x4,
+                blocks if blocks <= 2 * HOPPER_MULTIPROCESSORS => Self::Hopper64x2,
+                _ => Self::Hopper256,
+            };
+        }
         let (rows, columns) = (padded_rows(n), cols as u32);
         let is_flat = mma_tile::tiles_k(k) <= FLAT_TILES_K;
         match (cols, epilogue) {
@@ -354,6 +463,9 @@ impl Shape {
 /// Most threads of a block.
 const fn threads((epilogue, shape): (Epilogue, Shape)) -> u32 {
     32 * match (shape, epilogue) {
+        (Shape::Hopper256, _) => 4 * HOPPER_256.warpgroups,
+        (Shape::Hopper64x2, _) => 4 * HOPPER_64_X2.warpgroups * HOPPER_64_X2.split,
+        (Shape::Hopper64x4, _) => 4 * HOPPER_64_X4.warpgroups * HOPPER_64_X4.split,
         (Shape::Wide128 | Shape::Wide64, _) => WIDE_WARPS,
         (Shape::Narrow8, _) => NARROW_WARPS,
         (Shape::Flat32 | Shape::Flat16, _) => FLAT_WARPS,
@@ -395,6 +507,9 @@ fn launch((epilogue, shape): (Epilogue, Shape), p: &BitGemm) -> Launch {
         }
     };
     match shape {
+        Shape::Hopper256 => HOPPER_256.launch(rows, p.cols),
+        Shape::Hopper64x2 => HOPPER_64_X2.launch(rows, p.cols),
+        Shape::Hopper64x4 => HOPPER_64_X4.launch(rows, p.cols),
         Shape::Flat32 => flat(32),
         Shape::Flat16 => flat(16),
         Shape::Narrow8 => narrow(8),

@@ -98,7 +98,7 @@ impl State {
             );
             return Err((FaultKind::InFlight, detail));
         }
-        if how == Use::Write && block.mbarriers.keys().any(|&at| overlaps(at, 8)) {
+        if matches!(how, Use::Write | Use::AsyncWrite) && block.mbarriers.keys().any(|&at| overlaps(at, 8)) {
             let detail = format!("writes shared byte {start}, which is part of an mbarrier");
             return Err((FaultKind::Misuse, detail));
         }
@@ -158,12 +158,38 @@ impl State {
         lane.fenced = Some(lane.clock.release(n_lanes));
     }
 
+    /// This lane's writes so far are seen by the async proxy, once a barrier orders them.
+    pub(super) fn async_proxy_fence(&mut self) {
+        let lane = self.lane();
+        lane.proxy_fenced = lane.clock.tick();
+    }
+
+    /// Checks and records a read of the block's shared memory by the async proxy; gives the offset.
+    pub(super) fn async_proxy_read(&mut self, address: u32, len: usize) -> Result<usize, Refusal> {
+        let start = self.shared_access(address, len, Use::Read)?;
+        let block = self.block();
+        let unfenced = block.shared.last_writes(start, len).find(|(_, write)| {
+            !write.is_in_async_proxy() && write.clock() > block.lanes[write.lane() as usize].proxy_fenced
+        });
+        match unfenced {
+            None => Ok(start),
+            Some((byte, write)) => {
+                let detail = format!(
+                    "reads byte {byte} of shared memory in the async proxy; lane {} wrote it and no proxy fence came after",
+                    write.lane()
+                );
+                Err((FaultKind::Race, detail))
+            }
+        }
+    }
+
     /// Checks an asynchronous copy from global memory and counts it as in flight.
     pub(super) fn start_copy(
         &mut self,
         destination: u32,
         source: u64,
         bytes: u32,
+        how: Use,
         caller: &'static Location<'static>,
     ) -> Result<InFlight, Refusal> {
         let len = bytes as usize;
@@ -179,7 +205,7 @@ impl State {
         }
         for at in (0..len).step_by(16) {
             self.global_access(source + at as u64, 16, Use::Read, Access::Plain, caller)?;
-            self.shared_access(destination + at as u32, 16, Use::Write)?;
+            self.shared_access(destination + at as u32, 16, how)?;
         }
         let copy = InFlight {
             destination,

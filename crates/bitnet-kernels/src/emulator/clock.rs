@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::vec::Vec;
 
-/// One access: block, lane, the lane's clock, and whether it was atomic, in one word; 0 is none.
+/// One access: block, lane, the lane's clock, whether it was atomic and in the async proxy, in one word; 0 is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Epoch(u64);
 
 impl Epoch {
     pub(super) const NONE: Self = Self(0);
     const ATOMIC: u64 = 1 << 62;
+    const ASYNC: u64 = 1 << 63;
 
     pub(super) fn new(block: u32, lane: u32, clock: u32, atomic: bool) -> Self {
         let flag = if atomic { Self::ATOMIC } else { 0 };
@@ -29,8 +30,17 @@ impl Epoch {
         (self.0 >> 32 & 0x3ff) as u32
     }
 
-    fn clock(self) -> u32 {
+    pub(super) fn clock(self) -> u32 {
         self.0 as u32
+    }
+
+    /// The same access, made in the async proxy.
+    pub(super) fn in_async_proxy(self) -> Self {
+        Self(self.0 | Self::ASYNC)
+    }
+
+    pub(super) fn is_in_async_proxy(self) -> bool {
+        self.0 & Self::ASYNC != 0
     }
 
     pub(super) fn is_atomic(self) -> bool {
@@ -38,7 +48,7 @@ impl Epoch {
     }
 
     pub(super) fn same_lane(self, other: Self) -> bool {
-        (self.0 ^ other.0) >> 32 & !(Self::ATOMIC >> 32) == 0
+        (self.0 ^ other.0) >> 32 & !((Self::ATOMIC | Self::ASYNC) >> 32) == 0
     }
 }
 
@@ -98,6 +108,11 @@ impl Clock {
     /// Whether `epoch` comes before what this lane does now.
     pub(super) fn is_after(&self, epoch: Epoch) -> bool {
         (epoch.block() == self.block && epoch.lane() == self.lane) || self.view.has_seen(epoch)
+    }
+
+    /// Moves on; gives the time of everything so far.
+    pub(super) fn tick(&self) -> u32 {
+        self.now.replace(self.now.get() + 1)
     }
 
     /// What this lane hands over when it releases: all it has seen and done; its clock moves on.

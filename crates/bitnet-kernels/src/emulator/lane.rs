@@ -25,7 +25,10 @@ fn stop() -> ! {
 }
 
 /// Runs `f`; a refusal becomes a fault of this lane.
-fn checked<R>(caller: &'static Location<'static>, f: impl FnOnce(&mut State) -> Result<R, Refusal>) -> R {
+pub(super) fn checked<R>(
+    caller: &'static Location<'static>,
+    f: impl FnOnce(&mut State) -> Result<R, Refusal>,
+) -> R {
     let result = with(|state| f(state).map_err(|(kind, detail)| state.fail(kind, Some(caller), detail)));
     match result {
         Ok(value) => value,
@@ -64,7 +67,7 @@ pub(crate) fn barrier(id: u32, count: Option<u32>, waits: bool) {
 }
 
 #[track_caller]
-fn collective(
+pub(super) fn collective(
     name: &'static str,
     mask: u32,
     data: [u32; 10],
@@ -323,7 +326,7 @@ pub(crate) fn grid_dependency_wait() {
 pub(crate) fn async_copy(destination: u32, source: u64, bytes: u32) {
     let caller = Location::caller();
     checked(caller, |state| {
-        let copy = state.start_copy(destination, source, bytes, caller)?;
+        let copy = state.start_copy(destination, source, bytes, Use::Write, caller)?;
         state.lane().open_copies.push(copy);
         Ok(())
     });

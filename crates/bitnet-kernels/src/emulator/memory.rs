@@ -15,6 +15,8 @@ pub(super) type Refusal = (FaultKind, String);
 pub(super) enum Use {
     Read,
     Write,
+    /// By a bulk copy.
+    AsyncWrite,
     AtomicRead,
     AtomicWrite,
 }
@@ -69,6 +71,13 @@ impl Space {
         (start..start + len).find(|&i| !self.written[i])
     }
 
+    /// The last writes of a range that was accessed, each with its first byte.
+    pub(super) fn last_writes(&self, start: usize, len: usize) -> impl Iterator<Item = (usize, Epoch)> {
+        let writes = (start..start + len).map(|i| (i, self.traces[i].write));
+        let mut last = None;
+        writes.filter(move |&(_, write)| last.replace(write) != Some(write))
+    }
+
     /// Whether the launch has written a byte of the range.
     pub(super) fn is_written_now(&self, start: usize, len: usize) -> bool {
         self.is_touched
@@ -107,7 +116,10 @@ impl Space {
             self.traces = vec![EMPTY; self.bytes.len()];
         }
         let atomic = matches!(how, Use::AtomicRead | Use::AtomicWrite);
-        let now = clock.epoch(atomic);
+        let now = match how {
+            Use::AsyncWrite => clock.epoch(atomic).in_async_proxy(),
+            _ => clock.epoch(atomic),
+        };
         let conflicts =
             |then: Epoch| then != Epoch::NONE && !(atomic && then.is_atomic()) && !clock.is_after(then);
         let reads = matches!(how, Use::Read | Use::AtomicRead);

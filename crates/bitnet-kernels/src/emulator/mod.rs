@@ -24,6 +24,8 @@ mod sync;
 
 pub(crate) mod lane;
 
+pub(crate) mod warpgroup;
+
 #[cfg(test)]
 mod tests;
 

@@ -46,6 +46,8 @@ pub(super) struct Lane {
     /// Seen through relaxed loads, effective at the next fence; and released by the last fence.
     pub(super) acquired: Rc<View>,
     pub(super) fenced: Option<Rc<View>>,
+    /// The lane's clock at its last fence for the async proxy: earlier writes are seen there.
+    pub(super) proxy_fenced: u32,
     /// A dependent access made so far, for `grid_dependency_wait`.
     pub(super) early: Option<(String, &'static Location<'static>)>,
     /// How often the lane has arrived, and has waited, at the cluster's barrier.
@@ -171,6 +173,7 @@ impl Block {
             open_copies: Vec::new(),
             acquired: Rc::default(),
             fenced: None,
+            proxy_fenced: 0,
             early: None,
             cluster_arrivals: 0,
             cluster_waits: 0,

@@ -316,7 +316,7 @@ impl State {
         caller: Caller,
     ) -> Result<(), Refusal> {
         self.mbarrier(address)?;
-        let copy = self.start_copy(destination, source, bytes, caller)?;
+        let copy = self.start_copy(destination, source, bytes, Use::AsyncWrite, caller)?;
         let n_lanes = self.block().lanes.len();
         let view = self.lane().clock.release(n_lanes);
         let waiting = self.mbarrier(address)?.receive(copy, &view);

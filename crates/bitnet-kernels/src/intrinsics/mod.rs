@@ -21,6 +21,7 @@ mod mma;
 mod warp;
 
 mod copy;
+mod wgmma;
 
 mod cluster;
 
@@ -34,3 +35,4 @@ pub use integer::*;
 pub use mma::*;
 pub use shared::Shared;
 pub use warp::*;
+pub use wgmma::*;

@@ -1,4 +1,4 @@
-//! The block's shared memory: dynamic, `Launch::shared_bytes` of it, 128-byte aligned; kernels divide it by byte offsets.
+//! The block's shared memory: dynamic, `Launch::shared_bytes` of it, on a multiple of 1,024 bytes; kernels divide it by byte offsets.
 
 use super::{Element, Word};
 #[cfg(not(target_arch = "nvptx64"))]
@@ -8,7 +8,7 @@ use core::arch::asm;
 use core::marker::PhantomData;
 
 #[cfg(target_arch = "nvptx64")]
-core::arch::global_asm!(".extern .shared .align 128 .b8 dynamic_shared[];");
+core::arch::global_asm!(".extern .shared .align 1024 .b8 dynamic_shared[];");
 
 /// Address of `T`s in the shared memory of this block. An index counts elements.
 #[derive(Debug)]

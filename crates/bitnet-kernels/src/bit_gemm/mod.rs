@@ -1,9 +1,11 @@
 //! `Y = X W^T` for ternary `W` and many rows of 8-bit activations: prompts and batches, straight from the packed weights.
 //!
 //! The tiles of [`bitnet_layout::mma_tile`], unpacked by shift and mask into A fragments of int8 tensor cores; each unpacked
-//! fragment meets several columns of activations. Three shapes of block:
+//! fragment meets several columns of activations. Shapes of block:
 //!
 //! - *wide*: 128 rows by 64 or 128 columns, both operands brought to shared memory by `cp.async` in a ring of stages;
+//! - *hopper*: 64 or 256 rows by 128 columns, by warpgroups, with weights in registers and codes in shared memory, for more columns
+//!   than 64 on GPUs of capability 9.0;
 //! - *flat*: 32 or 64 rows by 16 or 32 columns, the warps split k and load weights straight into registers, and the columns' codes
 //!   come to shared memory once for all rows, all at once, in two blocks a multiprocessor;
 //! - *mid*: the same for any number of columns of the matrix, whose codes come tile by tile;

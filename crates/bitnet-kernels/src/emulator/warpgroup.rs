@@ -75,3 +75,114 @@ fn rows_of_quad(name: &'static str, a: [[u32; 4]; 4]) -> [[i8; 128]; 2] {
     }
     rows
 }
+
+#[cfg(test)]
+// The macro makes public structs; these have nobody to be public to.
+#[allow(unreachable_pub)]
+mod tests {
+    use super::super::{Emulator, Fault};
+    use super::FaultKind;
+    use crate::intrinsics::*;
+    use crate::{Global, Launch};
+    use std::vec::Vec;
+
+    kernel! {
+        /// `y = A x` of a warpgroup; `x` (128 columns, 128) i8, `y` (128 columns, 64), A what [`a_word`] says.
+        product, block = [128, 1, 1], body = run;
+        pub struct Product {
+            /// B, four bytes a word.
+            pub x: Global<u32>,
+            /// Products.
+            pub y: Global<i32>,
+            /// Which bug to plant, 0 for none.
+            pub bug: u32,
+        }
+    }
+
+    /// The bytes of A in row `row`, columns `4 word ..`.
+    fn a_word(row: u32, word: u32) -> u32 {
+        (row * 32 + word).wrapping_mul(0x9e37_79b9) ^ row
+    }
+
+    unsafe fn run(p: Product) {
+        let (lane, place) = (thread_idx_x(), if p.bug == 3 { 512 } else { 1024 });
+        let row = lane / 32 * 16 + lane % 32 / 4;
+        let b = Shared::<u32>::at(place);
+        let a = [0, 1, 2, 3]
+            .map(|step| [0, 1, 2, 3].map(|i| a_word(row + i % 2 * 8, 8 * step + i / 2 * 4 + lane % 4)));
+        let mut acc = [1; 64];
+        // SAFETY: the emulator checks what this kernel breaks on purpose.
+        unsafe {
+            for piece in 0..8 {
+                let to = Shared::at(place + swizzled_128(lane, piece));
+                async_copy_16::<u32>(to, p.x.offset((lane * 32 + piece * 4) as usize));
+            }
+            async_copy_commit();
+            async_copy_wait::<0>();
+            if p.bug != 1 {
+                async_proxy_fence();
+            }
+            if p.bug != 2 {
+                sync_threads();
+            }
+            warpgroup_mma_m64n128k128_s8(&mut acc, a, b);
+            for (i, sum) in acc.into_iter().enumerate() {
+                let col = i as u32 / 4 * 8 + lane % 4 * 2 + i as u32 % 2;
+                p.y.store((col * 64 + row + i as u32 % 4 / 2 * 8) as usize, sum);
+            }
+        }
+    }
+
+    fn launch(seed: u64, bug: u32) -> Result<(Vec<u32>, Vec<i32>), Fault> {
+        let x: Vec<u32> = (0..128 * 32)
+            .map(|i: u32| i.wrapping_mul(0x85eb_ca6b) ^ 7)
+            .collect();
+        let mut emulator = Emulator::new(seed);
+        let y = emulator.uninit(128 * 64);
+        let product = Product {
+            x: emulator.constant(&x),
+            y,
+            bug,
+        };
+        let launch = Launch {
+            grid: [1, 1, 1],
+            block: [128, 1, 1],
+            shared_bytes: 1024 + 128 * 128,
+        };
+        emulator.launch(&launch, &product)?;
+        Ok((x, emulator.read(y)?))
+    }
+
+    #[test]
+    fn a_warpgroup_multiplies_exactly() {
+        let (x, y) = launch(0, 0).unwrap();
+        let bytes = |word: u32| word.to_le_bytes().map(|byte| i32::from(byte as i8));
+        for (col, (x, y)) in x.chunks_exact(32).zip(y.chunks_exact(64)).enumerate() {
+            for (row, &y) in y.iter().enumerate() {
+                let words = x.iter().enumerate();
+                let products = words.flat_map(|(i, &x)| {
+                    let a = bytes(a_word(row as u32, i as u32));
+                    (0..4).map(move |j| a[j] * bytes(x)[j])
+                });
+                assert_eq!(y, 1 + products.sum::<i32>(), "row {row}, column {col}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_no_fence_and_no_barrier_orders_is_found() {
+        for seed in 0..4 {
+            let kind = |bug| launch(seed, bug).unwrap_err().kind;
+            assert_eq!(kind(1), FaultKind::Race);
+            let found = kind(2);
+            assert!(
+                matches!(
+                    found,
+                    FaultKind::Race | FaultKind::Unwritten | FaultKind::InFlight
+                ),
+                "{found:?}"
+            );
+            assert_eq!(kind(3), FaultKind::Misaligned);
+        }
+    }
+}

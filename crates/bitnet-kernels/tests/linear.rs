@@ -615,9 +615,8 @@ fn wide_blocks() {
 #[test]
 fn blocks_of_warpgroups() {
     let shapes = [GemmShape::Hopper64x2, GemmShape::Hopper64x4, GemmShape::Hopper256];
-    for kind in [Epilogue::Store, Epilogue::Add, Epilogue::Gated] {
-        check_layer(34, 160, kind, 1e-5, RELU2, &shapes.map(|shape| (shape, 5)), 50);
-    }
+    let few = shapes.map(|shape| (shape, 5));
+    check_layer(34, 160, Epilogue::Add, 1e-5, RELU2, &few, 50);
     for (n, kind, shape) in [
         (80, Epilogue::Add, GemmShape::Hopper64x2),
         (80, Epilogue::Store, GemmShape::Hopper64x4),

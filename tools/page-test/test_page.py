@@ -542,14 +542,24 @@ def real_answers(t):
 @case
 def real_stop(t):
     """Stop ends the work on the server too, and so does a tab that is closed"""
-    with served(t) as url:
+    def stop(page):
+        return page.evaluate("() => { const stop = document.getElementById('stop'), shown = !!stop.offsetParent; if (shown) stop.click(); return shown; }")
+
+    def close(page):
+        page.close()
+        return True
+
+    def ends(url, end):
         page = t.open(url)
         set_field(page, "json-schema", LONG)
-        for end in (lambda: page.get_by_test_id("stop").click(), page.close):
-            ask(page, "What is 1 + 1?", wait=False)
-            until(lambda: written(page) > 30)
-            assert running(url) == 1, running(url)
-            end()
+        ask(page, "What is 1 + 1?", wait=False)
+        until(lambda: written(page) > 30)
+        return running(url) == 1 and end(page)
+
+    with served(t) as url:
+        for end in (stop, close):
+            # The demo model fills its context in less than a second: an answer may be over before anybody can end it.
+            assert any(ends(url, end) for _ in range(5)), "every answer was over before it could be ended"
             until(lambda: running(url) == 0)
 
 

@@ -77,9 +77,10 @@ fn rows_of_quad(name: &'static str, a: [[u32; 4]; 4]) -> [[i8; 128]; 2] {
 }
 
 #[cfg(test)]
-// The macro makes public structs; these have nobody to be public to.
-#[allow(unreachable_pub)]
 mod tests {
+    // The macro makes public structs; these have nobody to be public to.
+    #![allow(unreachable_pub)]
+
     use super::super::{Emulator, Fault};
     use super::FaultKind;
     use crate::intrinsics::*;

@@ -29,6 +29,13 @@ pub(super) fn unpack(w: [u32; 4], p: u32) -> [u32; 4] {
 /// logic. Sums stay below 2^31 for up to [`super::MAX_K`] columns.
 pub(super) const CODE_BITS: u32 = 6;
 
+/// Where 16-byte chunk `chunk` (0..8) of column `col` lies in a tile of codes of a flat or mid block, in bytes from the column's: the chunks that lanes of
+/// neighboring columns read together lie in different banks.
+#[inline(always)]
+pub(super) fn swizzled(col: u32, chunk: u32) -> u32 {
+    (chunk ^ (col & 1)) * 16
+}
+
 // What the kernel before this one wrote is read past L1: with programmatic dependent launch a block can start, and
 // its L1 be filled, before that kernel has finished.
 

@@ -1,15 +1,8 @@
 //! Flat blocks: as mid blocks, for matrices of so few columns that a warp has all tiles of its part of k at once.
 
-use super::device::{Block, before, column, finish, unpack};
+use super::device::{Block, before, column, finish, swizzled, unpack};
 use super::{BitGemm, FLAT_STRIDE, flat_bytes};
 use crate::intrinsics::*;
-
-/// Where 16-byte chunk `chunk` (0..8) of column `col` lies in a tile of codes, in bytes from the column's: the chunks that lanes of
-/// neighboring columns read together lie in different banks.
-#[inline(always)]
-fn swizzled(col: u32, chunk: u32) -> u32 {
-    (chunk ^ (col & 1)) * 16
-}
 
 /// `PAIRS` pairs of rows of tiles by `8 GROUPS` columns; a warp takes `TILES` tiles along k of one pair.
 pub(super) struct Flat<const PAIRS: u32, const TILES: usize, const GROUPS: usize>;

@@ -1,18 +1,11 @@
 //! Mid blocks: the warps split k, and each part of k has its codes in shared memory once for all rows of the block.
 
-use super::device::{Block, before, column, finish, unpack};
+use super::device::{Block, before, column, finish, swizzled, unpack};
 use super::{BitGemm, mid_bytes};
 use crate::intrinsics::*;
 
 /// Parts of a sum that are loaded together.
 const PARTS_AT_A_TIME: u32 = 5;
-
-/// Where 16-byte chunk `chunk` (0..8) of column `col` lies in a tile of codes, in bytes from the column's: the chunks that lanes of
-/// neighboring columns read together lie in different banks.
-#[inline(always)]
-fn swizzled(col: u32, chunk: u32) -> u32 {
-    (chunk ^ (col & 1)) * 16
-}
 
 /// `PAIRS` pairs of rows of tiles by `8 GROUPS` columns at a time; a warp takes a part of k of one pair: tile `part`, and from there every
 /// tile that is a multiple of the parts further. It has the weights of `TILES` tiles at a time.

@@ -109,6 +109,10 @@ const fn hopper_bytes(warpgroups: u32, stages: u32) -> u32 {
 }
 
 impl Hopper {
+    const fn warps(&self) -> u32 {
+        4 * self.warpgroups * self.split
+    }
+
     /// Blocks along the rows of a matrix of `rows` rows, and along `cols` columns.
     fn grid(&self, rows: u32, cols: u32) -> [u32; 2] {
         [rows.div_ceil(64 * self.warpgroups), cols.div_ceil(HOPPER_COLUMNS)]
@@ -118,7 +122,7 @@ impl Hopper {
         let [x, y] = self.grid(rows, cols);
         Launch {
             grid: [x, y, 1],
-            block: [self.warpgroups * self.split * 128, 1, 1],
+            block: [self.warps() * 32, 1, 1],
             // Two barriers a stage; and for each column what a code is worth, and the sum of the codes.
             shared_bytes: hopper_bytes(self.warpgroups, self.stages) + self.stages * 16 + HOPPER_COLUMNS * 8,
         }
@@ -300,7 +304,7 @@ products! {
     /// `z[c][n] = (sum over k of t[n][k] x[c][k]) * (scale(n) * unit[c])`, then `y = z` (store), `y += z` (add), or
     /// `y[i] = activation(z[i]) z[n / 2 + i]` (gated).
     ///
-    /// - Shapes: `w` tiles of (n, k); `x` (cols, k padded to 128) i8, padded with zeros; `y` as said, row per column c.
+    /// - Shapes: `w` tiles of (n, k); `x` (cols padded for the order, k padded to 128) i8, padded with zeros; `y` as said, row per column c.
     /// - Launch: [`WideStore64::launch`] and its like; blocks are those of [`Shape`].
     /// - Layout: [`bitnet_layout::mma_tile`]. Moves: weights once for every block along the columns, `x` once for every
     ///   block along the rows, from L2.
@@ -439,9 +443,7 @@ impl Shape {
             _ => Self::Wide64,
         }
     }
-}
 
-impl Shape {
     /// [`BitGemm::slots`] of a product with matrices of `k` columns in blocks that may have `room` bytes of shared memory: no more than
     /// a part has tiles.
     #[must_use]
@@ -465,9 +467,9 @@ impl Shape {
 /// Most threads of a block.
 const fn threads((epilogue, shape): (Epilogue, Shape)) -> u32 {
     32 * match (shape, epilogue) {
-        (Shape::Hopper256, _) => 4 * HOPPER_256.warpgroups,
-        (Shape::Hopper64x2, _) => 4 * HOPPER_64_X2.warpgroups * HOPPER_64_X2.split,
-        (Shape::Hopper64x4, _) => 4 * HOPPER_64_X4.warpgroups * HOPPER_64_X4.split,
+        (Shape::Hopper256, _) => HOPPER_256.warps(),
+        (Shape::Hopper64x2, _) => HOPPER_64_X2.warps(),
+        (Shape::Hopper64x4, _) => HOPPER_64_X4.warps(),
         (Shape::Wide128 | Shape::Wide64, _) => WIDE_WARPS,
         (Shape::Narrow8, _) => NARROW_WARPS,
         (Shape::Flat32 | Shape::Flat16, _) => FLAT_WARPS,

@@ -1,6 +1,8 @@
 //! The elements of a cache: where the key and the value of a position are.
 
-use super::{KvRows, KvShape};
+use std::ops::Range;
+
+use super::{KvRows, KvShape, Places};
 use crate::Result;
 use crate::cpu::Cpu;
 use crate::float::{Attend, Narrow, Paged, Scales};
@@ -43,6 +45,32 @@ impl KvShape {
         let page = page as usize;
         assert!(layer < self.n_layers && page < self.n_pages && head < self.n_kv_heads);
         ((layer * self.n_pages + page) * self.n_kv_heads + head) * self.blocks()
+    }
+
+    /// Page and position in it of a token.
+    fn place(&self, places: &Places, token: usize) -> (u32, usize) {
+        let (table, pos) = places.get(token);
+        (places.table(table)[pos / self.page], pos % self.page)
+    }
+
+    /// Cuts a batch where the block of positions changes: the first token of each run. All of it is one run where a block would be in
+    /// several.
+    fn runs(&self, places: &Places) -> Vec<usize> {
+        let mut firsts: Vec<usize> = Vec::new();
+        let mut blocks = Vec::new();
+        for token in 0..places.len() {
+            let (page, pos) = self.place(places, token);
+            let block = (page, pos / 16);
+            if blocks.last() != Some(&block) {
+                firsts.push(token);
+                blocks.push(block);
+            }
+        }
+        blocks.sort_unstable();
+        if blocks.windows(2).any(|pair| pair[0] == pair[1]) {
+            firsts.truncate(1);
+        }
+        firsts
     }
 
     /// A head of a layer in a buffer that has `width` groups a block.
@@ -95,56 +123,50 @@ impl<E: Narrow> Store<E> {
 
     /// Stores the keys and values of a batch in a layer; its places are in the cache.
     pub(super) fn put(&mut self, cpu: &Cpu, shape: &KvShape, layer: usize, rows: KvRows<'_>) {
-        let (d, n_columns) = (shape.head_dim, shape.columns());
+        let (d, n_columns, n_heads) = (shape.head_dim, shape.columns(), shape.n_kv_heads);
         let (keys, values) = (Shards::new(&mut self.keys), Shards::new(&mut self.values));
         let scales = [&mut self.key_scales, &mut self.value_scales].map(|scales| Shards::new(scales));
-        // Of many tokens sixteen elements of a head at a time, so that there is work for many threads; where a head has one scale, all.
-        let is_whole = E::SCALED || rows.places.len() < 16;
-        let width = if is_whole { d } else { d.min(16) };
-        let n_parts = d.div_ceil(width);
-        let part = |chunk: usize| {
-            let (head, first) = (chunk / n_parts, chunk % n_parts * width);
-            let len = width.min(d - first);
-            for (token, row) in rows
-                .data
-                .chunks_exact(rows.stride)
-                .take(rows.places.len())
-                .enumerate()
-            {
-                let (table, pos) = rows.places.get(token);
-                let page = rows.places.table(table)[pos / shape.page];
-                let (block, lane) = (shape.block(layer, page, head) + pos % shape.page / 16, pos % 16);
-                let key = &row[rows.keys + head * d + first..][..len];
-                let value = &row[rows.values + head * d + first..][..len];
+        // A head of some tokens.
+        let part = |tokens: Range<usize>, head: usize| {
+            for token in tokens {
+                let row = &rows.data[token * rows.stride..][..rows.stride];
+                let (page, pos) = shape.place(rows.places, token);
+                let (block, lane) = (shape.block(layer, page, head) + pos / 16, pos % 16);
+                let key = &row[rows.keys + head * d..][..d];
+                let value = &row[rows.values + head * d..][..d];
                 let mut inverse = [1.0; 2];
                 if E::SCALED {
                     for ((scales, row), inverse) in scales.iter().zip([key, value]).zip(&mut inverse) {
                         let (scale, times) = scale(row);
-                        // SAFETY: a block is of one head, and a head with scales is in one call.
+                        // SAFETY: a block is of one head, and all tokens of one batch that have it are in one call.
                         let lanes = unsafe { scales.get(block, 1) };
                         lanes[0][lane] = scale;
                         *inverse = times;
                     }
                 }
-                // SAFETY: a block is of one head, and an element of a head is in one call.
-                let keys = unsafe { keys.get(block * d + first, len) };
+                // SAFETY: as above.
+                let keys = unsafe { keys.get(block * d, d) };
                 for (keys, &x) in keys.iter_mut().zip(key) {
                     keys[lane] = E::narrow(x * inverse[0]);
                 }
-                let column = (block * 16 + lane) * n_columns + first / 16;
-                // SAFETY: as for the keys: whole groups of 16 elements.
-                let values = unsafe { values.get(column, len.div_ceil(16)) };
+                // SAFETY: as above.
+                let values = unsafe { values.get((block * 16 + lane) * n_columns, n_columns) };
                 for (to, &x) in values.as_flattened_mut().iter_mut().zip(value) {
                     *to = E::narrow(x * inverse[1]);
                 }
             }
         };
-        let n_chunks = shape.n_kv_heads * n_parts;
-        if rows.places.len() < FEW {
-            (0..n_chunks).for_each(part);
-        } else {
-            cpu.pool.run(n_chunks, &|chunk, _| part(chunk));
+        let n_tokens = rows.places.len();
+        if n_tokens < FEW {
+            (0..n_heads).for_each(|head| part(0..n_tokens, head));
+            return;
         }
+        let firsts = shape.runs(rows.places);
+        cpu.pool.run(firsts.len() * n_heads, &|chunk, _| {
+            let (run, head) = (chunk / n_heads, chunk % n_heads);
+            let end = firsts.get(run + 1).copied().unwrap_or(n_tokens);
+            part(firsts[run]..end, head);
+        });
     }
 
     /// Attention of `q`, over the first `len` positions of a sequence each, with a head of a layer.

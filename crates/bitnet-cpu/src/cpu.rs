@@ -178,6 +178,11 @@ impl Cpu {
             };
             // SAFETY: rows differ between tokens, and threads between calls that run at one time.
             let floats = unsafe { rows.get(first, width) };
+            // A product before this one has read the lines that are written below: cores that have them are asked for them now.
+            let place = token / TOKEN_STEP * TOKEN_STEP * n_steps + token % TOKEN_STEP;
+            if packed {
+                (0..n_steps).for_each(|piece| q.ask(place + TOKEN_STEP * piece));
+            }
             let (floats, padding) = floats.split_at_mut(k);
             padding.fill(0.0);
             let from = &x[token * k..][..k];
@@ -205,10 +210,9 @@ impl Cpu {
             (inverse[0], sum[0]) = (self.float.quantize)(floats, values, &next[..k.min(next.len())]);
             padding.fill(0);
             if packed {
-                let first = token / TOKEN_STEP * TOKEN_STEP * n_steps + token % TOKEN_STEP;
                 for (piece, columns) in row.iter().enumerate() {
                     // SAFETY: a row of a piece belongs to one token.
-                    unsafe { q.get(first + TOKEN_STEP * piece, 1)[0] = *columns };
+                    unsafe { q.get(place + TOKEN_STEP * piece, 1)[0] = *columns };
                 }
             }
         });

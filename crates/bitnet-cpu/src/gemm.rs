@@ -6,7 +6,7 @@
 
 use bitnet_layout::row_tiles::Group;
 
-use crate::integer::{Block, COLUMN_STEP, Integer, Piece, Quad, TOKEN_STEP};
+use crate::integer::{Block, COLUMN_STEP, Integer, Piece, Quad, SWEEP_ROWS, TOKEN_STEP};
 use crate::memory::{Buffer, Pages};
 use crate::{Error, Result};
 
@@ -37,6 +37,25 @@ pub(crate) fn cut(n_tiles: usize, most: usize, n_tokens: usize, n_threads: usize
     let cuts = spans.flat_map(|span| widths.clone().map(move |width| (width, span)));
     cuts.min_by_key(|&(width, span)| turns(width, span))
         .unwrap_or((most, TOKENS))
+}
+
+/// Bytes of the activations of a span of a sweep, at most: beside a panel's weights they stay in the second-level cache.
+const SPAN_BYTES: usize = 1 << 20;
+
+/// Fewest rows of activations of a span where several threads could have fewer.
+const LEAST_SPAN: usize = 64;
+
+/// How a product of `n_pairs` pairs of tiles with some rows of `k` activations is cut for sweeps: pairs of a panel, and rows of a span. Threads
+/// have rows of their own rather than columns, two threads the same ones, because what another core wrote comes slowly; and each
+/// has some panels, so that they end together.
+pub(crate) fn cut_sweeps(n_pairs: usize, (n_tokens, k): (usize, usize), n_threads: usize) -> (usize, usize) {
+    let most = (SPAN_BYTES / k.max(1) / SWEEP_ROWS * SWEEP_ROWS).clamp(SWEEP_ROWS, TOKENS);
+    let apart = (n_threads / 2).min(n_tokens / LEAST_SPAN);
+    let n_spans = n_tokens.div_ceil(most).max(apart).max(1);
+    let span = n_tokens.div_ceil(n_spans).next_multiple_of(SWEEP_ROWS);
+    let n_spans = n_tokens.div_ceil(span);
+    let width = n_pairs * n_spans / (4 * n_threads);
+    (width.clamp(1, PANEL / 2), span)
 }
 
 /// What the kernels write between their loops, for each thread.
@@ -149,6 +168,28 @@ mod tests {
         }
         // Fewer rows than a span, and more threads than there are panels.
         assert_eq!(cut(3, PANEL, 20, 1000).1, TOKENS);
+    }
+
+    #[test]
+    fn threads_that_sweep_have_rows_of_their_own() {
+        for (n_pairs, k, n_threads, expected) in [
+            (80, 2560, 1, (6, 256)),
+            (80, 2560, 2, (6, 256)),
+            (80, 2560, 16, (6, 64)),
+            (432, 2560, 16, (6, 64)),
+            (80, 6912, 16, (6, 64)),
+            (80, 6912, 2, (6, 128)),
+            (80, 2560, 64, (2, 64)),
+        ] {
+            assert_eq!(
+                cut_sweeps(n_pairs, (512, k), n_threads),
+                expected,
+                "{n_pairs} {k} {n_threads}"
+            );
+        }
+        // Few rows are one span, and there are panels for many threads.
+        assert_eq!(cut_sweeps(80, (20, 2560), 16), (1, SWEEP_ROWS));
+        assert_eq!(cut_sweeps(1, (1, 1 << 30), 1000), (1, SWEEP_ROWS));
     }
 
     #[test]

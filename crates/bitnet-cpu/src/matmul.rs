@@ -1,5 +1,8 @@
 //! Ternary matrix products: a stream over the weights for a few rows of activations, blocks of both for many.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 
 use bitnet_layout::Activation;
@@ -10,7 +13,7 @@ use crate::activations::{self, Activations, Precision};
 use crate::cpu::{Cpu, claim_bytes};
 use crate::float::{Finish, Sums, Write};
 use crate::gemm::{self, PANEL, Workspace};
-use crate::integer::{Few, Stream, TILES, TOKEN_STEP};
+use crate::integer::{Few, SWEEP_ROWS, SWEEP_TURNS, Stream, Sweep, SweepFn, TILES, TOKEN_STEP, Turn};
 use crate::matrix::TernaryMatrix;
 use crate::pool::Shards;
 
@@ -62,6 +65,13 @@ impl<'a> Target<'a> {
         match self.finish {
             Finish::Write(_) => &[],
             Finish::Gate(_) => &w.scales()[self.n.div_ceil(ROWS)..][columns.clone()],
+        }
+    }
+
+    /// Asks for the columns of some tiles in the row of a token, to be written.
+    fn ask(&self, i: usize, n_tiles: usize, token: usize) {
+        for tile in i..i + n_tiles {
+            self.data.ask(token * self.stride + self.first + 16 * tile);
         }
     }
 
@@ -134,7 +144,10 @@ impl Cpu {
         );
         match a.precision {
             Precision::F32 => self.float_tiles(w, a, target),
-            Precision::Int8 if a.n_tokens >= self.min_panel() => self.panels(w, a, target),
+            Precision::Int8 if a.n_tokens >= self.min_panel() => match self.integer.sweep {
+                Some(sweep) => self.sweeps(sweep, w, a, target),
+                _ => self.panels(w, a, target),
+            },
             Precision::Int8 => self.streams(w, a, target),
         }
     }
@@ -227,6 +240,78 @@ impl Cpu {
         });
     }
 
+    /// Blocks whose sums stay in registers: weights are unpacked for each, while the one before is multiplied.
+    fn sweeps(&self, sweep: SweepFn, w: &TernaryMatrix, a: &Activations, target: &Target<'_>) {
+        let (n_tokens, n_steps) = (a.n_tokens, activations::steps(a.k));
+        let n_tiles = target.n.div_ceil(ROWS);
+        // Tiles of a pair that have columns of the output.
+        let each = target.width(2);
+        let n_pairs = n_tiles.div_ceil(each);
+        let (width, span) = gemm::cut_sweeps(n_pairs, (n_tokens, a.k), self.n_threads());
+        let n_panels = n_pairs.div_ceil(width);
+        let n_spans = n_tokens.div_ceil(span);
+        let (pieces, sum, inverse) = (a.q.as_chunks().0, &a.sum, &a.inverse);
+        // Panels of the same tokens follow each other, so that the activations stay in the cache.
+        self.pool.run(n_panels * n_spans, &|chunk, _| {
+            let (first, panel) = (chunk / n_panels * span, chunk % n_panels * width);
+            let n_tokens = span.min(n_tokens - first);
+            let columns = |pair: usize| (panel + pair) * each..n_tiles.min((panel + pair + 1) * each);
+            let mut pairs: [[&[Group]; 2]; gemm::PANEL / 2] = Default::default();
+            let pairs = &mut pairs[..width.min(n_pairs - panel)];
+            for (pair, tiles) in pairs.iter_mut().enumerate() {
+                let columns = columns(pair);
+                let others = match target.finish {
+                    Finish::Write(_) => columns.start + 1..columns.end,
+                    Finish::Gate(_) => n_tiles + columns.start..n_tiles + columns.end,
+                };
+                for (tile, i) in tiles.iter_mut().zip([columns.start].into_iter().chain(others)) {
+                    *tile = w.tile(i).0;
+                }
+            }
+            let job = Sweep {
+                pairs,
+                x: &pieces[first / TOKEN_STEP * n_steps..],
+                stride: n_steps,
+                n_tokens,
+            };
+            sweep(&job, &mut |turn: Turn<'_>| {
+                const SHARE: usize = SWEEP_ROWS / SWEEP_TURNS;
+                let tokens = |token: usize| {
+                    let begin = token + turn.index * SHARE;
+                    begin.min(n_tokens)..n_tokens.min(begin + SHARE)
+                };
+                if let Some((token, pair)) = turn.now {
+                    let columns = columns(pair);
+                    for t in tokens(token) {
+                        target.ask(columns.start, columns.len(), first + t);
+                    }
+                }
+                if let Some(((token, pair), sums)) = turn.before {
+                    let (columns, tokens) = (columns(pair), tokens(token));
+                    if tokens.is_empty() {
+                        return;
+                    }
+                    let job = Sums {
+                        sums: &sums[turn.index * SHARE..],
+                        stride: SWEEP_ROWS,
+                        sum: &sum[first + tokens.start..],
+                        inverse: &inverse[first + tokens.start..],
+                        scales: &w.scales()[columns.clone()],
+                        gated: target.gated(w, &columns),
+                        finish: target.finish,
+                    };
+                    let mut rows: [&mut [f32]; SHARE] = Default::default();
+                    let n = tokens.len();
+                    for (row, token) in rows.iter_mut().zip(tokens) {
+                        // SAFETY: each tile is in one panel, and each token in one chunk of it.
+                        *row = unsafe { target.get(columns.start, columns.len(), first + token) };
+                    }
+                    (self.float.finish)(&job, &mut rows[..n]);
+                }
+            });
+        });
+    }
+
     /// A panel at a time: weights are unpacked once for many tokens.
     fn panels(&self, w: &TernaryMatrix, a: &mut Activations, target: &Target<'_>) {
         let (n_tokens, n_steps) = (a.n_tokens, activations::steps(a.k));
@@ -277,74 +362,5 @@ impl Cpu {
                 (self.float.finish)(&job, &mut rows[..n]);
             }
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bitnet_layout::random::Random;
-    use bitnet_layout::words;
-
-    use super::*;
-    use crate::Simd;
-
-    /// One token at a time by the portable path, and by every path, with one thread and several, all together.
-    #[test]
-    fn company_changes_nothing() {
-        let mut random = Random::new(5);
-        for (n, k) in [(16, 16), (144, 80), (80, 528), (352, 64)] {
-            let t: Vec<i8> = (0..n * k).map(|_| (random.word() % 3) as i8 - 1).collect();
-            let mut packed = vec![0; n * k / words::CODES_PER_WORD];
-            words::pack_row(&t, &mut packed);
-            let w = TernaryMatrix::new(n, k, &packed, &[(n / 2, 0.5), (n / 2, 0.3)]).unwrap();
-            let x: Vec<f32> = (0..40 * k)
-                .map(|_| (random.word() >> 8) as f32 / 8_388_608.0 - 1.0)
-                .collect();
-            let alone: Vec<Products> = {
-                let cpu = Cpu::new(Some(Simd::Scalar), Some(1)).unwrap();
-                x.chunks_exact(k).map(|x| products(&cpu, &w, x)).collect()
-            };
-            for simd in Simd::available() {
-                for threads in [1, 3] {
-                    let cpu = Cpu::new(Some(simd), Some(threads)).unwrap();
-                    for n_tokens in 1..=40 {
-                        let together = products(&cpu, &w, &x[..n_tokens * k]);
-                        for (token, alone) in alone[..n_tokens].iter().enumerate() {
-                            let about = format!("{simd}, {n} x {k}, token {token} of {n_tokens}");
-                            assert_eq!(together[0][token], alone[0][0], "{about}");
-                            assert_eq!(together[1][token], alone[1][0], "{about}, gated");
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// By token, the bits of its products, plain and gated.
-    type Products = [Vec<Vec<u32>>; 2];
-
-    fn products(cpu: &Cpu, w: &TernaryMatrix, x: &[f32]) -> Products {
-        let (n, n_tokens) = (w.n(), x.len() / w.k());
-        let mut a = Activations::new(Precision::Int8, cpu.n_threads(), n_tokens, w.k()).unwrap();
-        cpu.prepare(x, w.k(), &[], &mut a);
-        let mut plain = vec![f32::NAN; n_tokens * n];
-        let output = Output {
-            data: &mut plain,
-            stride: n,
-            first: 0,
-            write: Write::Replace,
-        };
-        cpu.matmul(w, &mut a, output);
-        let half = n / 2;
-        let mut gated = vec![f32::NAN; n_tokens * half];
-        if half.is_multiple_of(ROWS) {
-            cpu.matmul_gated(w, &mut a, Activation::Relu2, &mut gated);
-        }
-        let rows = |y: Vec<f32>, n| {
-            y.chunks_exact(n)
-                .map(|y| y.iter().map(|y| y.to_bits()).collect())
-                .collect()
-        };
-        [rows(plain, n), rows(gated, half)]
     }
 }

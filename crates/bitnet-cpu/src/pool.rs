@@ -318,6 +318,18 @@ impl<'a, T> Shards<'a, T> {
         self.len
     }
 
+    /// Asks for the cache line of an element, to be written, where the processor can be asked.
+    pub(crate) fn ask(&self, i: usize) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch changes nothing that the program sees and does not fault, whatever the address. Processors that cannot ask
+        // for lines to be written do nothing.
+        unsafe {
+            std::arch::asm!("prefetchw [{}]", in(reg) self.data.wrapping_add(i),
+                options(nostack, readonly, preserves_flags));
+        }
+        let _ = i;
+    }
+
     /// The part from `first` of `len` elements.
     ///
     /// # Safety

@@ -11,6 +11,7 @@ mod dot;
 mod spin;
 
 mod few;
+mod sweep;
 mod zeros;
 
 #[cfg(target_arch = "x86_64")]
@@ -25,9 +26,13 @@ pub(crate) use dot::{AHEAD, Stream, TILES};
 pub(crate) use few::Few;
 pub(crate) use isa::Quad;
 pub(crate) use spin::Spun;
+pub(crate) use sweep::{SWEEP_ROWS, SWEEP_TURNS, Sweep, Turn};
 pub(crate) use zeros::{FewColumns, Line, OUTPUTS, SomeColumns, SomeRows};
 
 use crate::Simd;
+
+/// See [`Integer::sweep`].
+pub(crate) type SweepFn = fn(job: &Sweep<'_>, turn: &mut dyn FnMut(Turn<'_>));
 
 /// Declares the functions once: the table [`Integer`] of pointers to them, and for each instruction set a module in which
 /// they are compiled, with everything they call, for that set.
@@ -37,6 +42,8 @@ macro_rules! functions {
         #[derive(Clone, Copy)]
         pub(crate) struct Integer {
             $($(#[$doc])* pub(crate) $name: fn($($ty),*),)*
+            /// Products of many rows whose sums stay in registers for all columns, where there are registers for them.
+            pub(crate) sweep: Option<SweepFn>,
         }
 
         impl Integer {
@@ -48,27 +55,33 @@ macro_rules! functions {
                 Some(match simd {
                     #[cfg(target_arch = "x86_64")]
                     // SAFETY: the features are available, checked above.
-                    Simd::Avx2 => Self { $($name: |$($arg),*| unsafe { avx2::$name($($arg),*) },)* },
+                    Simd::Avx2 => Self { $($name: |$($arg),*| unsafe { avx2::$name($($arg),*) },)* sweep: None },
                     #[cfg(target_arch = "x86_64")]
                     // SAFETY: as above.
-                    Simd::AvxVnni => Self { $($name: |$($arg),*| unsafe { avx_vnni::$name($($arg),*) },)* },
+                    Simd::AvxVnni => Self { $($name: |$($arg),*| unsafe { avx_vnni::$name($($arg),*) },)* sweep: None },
                     #[cfg(target_arch = "x86_64")]
                     // SAFETY: as above.
-                    Simd::Avx512Vnni => Self { $($name: |$($arg),*| unsafe { avx512_vnni::$name($($arg),*) },)* },
+                    Simd::Avx512Vnni => Self { $($name: |$($arg),*| unsafe { avx512_vnni::$name($($arg),*) },)* sweep: None },
                     #[cfg(target_arch = "x86_64")]
                     Simd::Amx => Self {
+                        few: |job, out| match job.n_tokens < amx::LEAST {
+                            // SAFETY: as above: who has AMX has these too.
+                            true => unsafe { avx512_vnni::few(job, out) },
+                            // SAFETY: as above.
+                            false => unsafe { amx::few(job, out) },
+                        },
                         // SAFETY: as above.
-                        multiply: |block| unsafe { amx::multiply(block) },
+                        sweep: Some(|job, turn| unsafe { amx::sweep(job, turn) }),
                         // SAFETY: as above.
                         spin: |n, out| unsafe { amx::spin(n, out) },
                         ..Self::new(Simd::Avx512Vnni)?
                     },
                     #[cfg(target_arch = "aarch64")]
                     // SAFETY: as above.
-                    Simd::Neon => Self { $($name: |$($arg),*| unsafe { neon::$name($($arg),*) },)* },
+                    Simd::Neon => Self { $($name: |$($arg),*| unsafe { neon::$name($($arg),*) },)* sweep: None },
                     #[cfg(target_arch = "aarch64")]
                     // SAFETY: as above.
-                    Simd::NeonDotprod => Self { $($name: |$($arg),*| unsafe { neon_dotprod::$name($($arg),*) },)* },
+                    Simd::NeonDotprod => Self { $($name: |$($arg),*| unsafe { neon_dotprod::$name($($arg),*) },)* sweep: None },
                     #[cfg(target_arch = "aarch64")]
                     Simd::NeonI8mm => Self {
                         // SAFETY: as above.
@@ -81,7 +94,7 @@ macro_rules! functions {
                         spin: |n, out| unsafe { i8mm::spin(n, out) },
                         ..Self::new(Simd::NeonDotprod)?
                     },
-                    _ => Self { $($name: |$($arg),*| $body(isa::Portable, $($arg),*),)* },
+                    _ => Self { $($name: |$($arg),*| $body(isa::Portable, $($arg),*),)* sweep: None },
                 })
             }
         }

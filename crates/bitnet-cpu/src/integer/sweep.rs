@@ -22,15 +22,21 @@ pub(crate) struct Sweep<'a> {
     pub(crate) n_tokens: usize,
 }
 
+/// A block: its first row of activations, and its pair.
+pub(crate) type BlockAt = (usize, usize);
+
+/// By tile of a pair, then row of activations, the sums of codes times activations.
+pub(crate) type BlockSums = [[i32; 16]; 2 * SWEEP_ROWS];
+
 /// Something for the caller to do while a block is multiplied: a share, of [`SWEEP_TURNS`] alike, of what is to be done for the block, and of
 /// what is to be done for the one before with its sums.
 pub(crate) struct Turn<'a> {
     /// Which share.
     pub(crate) index: usize,
-    /// The block that is being multiplied: its first row of activations, and its pair.
-    pub(crate) now: Option<(usize, usize)>,
-    /// The block before, and by tile of its pair and then row of activations, the sums of codes times activations.
-    pub(crate) before: Option<((usize, usize), &'a [[i32; 16]; 2 * SWEEP_ROWS])>,
+    /// The block that is being multiplied.
+    pub(crate) now: Option<BlockAt>,
+    /// The block before, and its sums.
+    pub(crate) before: Option<(BlockAt, &'a BlockSums)>,
 }
 
 impl Sweep<'_> {

@@ -12,6 +12,12 @@ mod ring;
 mod few;
 mod sweep;
 
+#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+mod emulator;
+
+#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+mod tests;
+
 use std::arch::asm;
 
 pub(super) use few::{LEAST, few};

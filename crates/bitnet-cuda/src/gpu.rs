@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, check};
 use crate::ptx::{self, Part, PtxModule};
-use bitnet_kernels::bit_gemm::HopperStore256;
+use bitnet_kernels::bit_gemm::HopperStore128;
 use bitnet_kernels::dense_gemv::Machine;
 use bitnet_kernels::{Kernel, KernelInfo};
 use cuda_driver::sys::{self, CUfunction, CUfunction_attribute, CUjit_option, CUmodule};
@@ -185,7 +185,7 @@ impl Gpu {
     /// [`Shape::new`](bitnet_kernels::bit_gemm::Shape::new).
     #[must_use]
     pub fn multiplies_by_warpgroups(&self) -> bool {
-        self.has::<HopperStore256>()
+        self.has::<HopperStore128>()
     }
 
     /// When errors are reported.

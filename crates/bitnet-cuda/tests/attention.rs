@@ -6,7 +6,7 @@ mod gpu;
 use bitnet_cuda::{DeviceBuffer, LaunchConfig, Stream};
 use bitnet_kernels::attention::{
     AttentionCluster, AttentionCluster64, AttentionCombine, AttentionDecode, AttentionPrefill, DecodeInputs,
-    Heads, Tile,
+    Heads, Prefill, Tile,
 };
 use bitnet_kernels::cache::{CopyPages, KvType, PAGE, READ_ONLY, padded_head_dim};
 use bitnet_kernels::rope::{RopeAppend, q_scale};
@@ -180,8 +180,14 @@ impl<'a> Layer<'a> {
         };
         // The buffers have the lengths that the kernels' shapes say, and live until the download below.
         append.with_kernel(self.kv_type, Run(self.stream, LaunchConfig::from));
-        attend.with_kernel(self.heads(), Run(self.stream, LaunchConfig::from));
-        self.stream.download_all(&out).unwrap()
+        attend.with_kernel(Prefill::Warps(self.heads()), Run(self.stream, LaunchConfig::from));
+        let by_warps = self.stream.download_all(&out).unwrap();
+        if self.heads() == Heads::Bf16x128 && gpu.multiplies_by_warpgroups() {
+            attend.with_kernel(Prefill::Warpgroups, Run(self.stream, LaunchConfig::from));
+            let by_warpgroups = self.stream.download_all(&out).unwrap();
+            assert_eq!(bits(&by_warpgroups), bits(&by_warps), "{runs:?}");
+        }
+        by_warps
     }
 
     fn heads(&self) -> Heads {

@@ -614,16 +614,22 @@ fn wide_blocks() {
 
 #[test]
 fn blocks_of_warpgroups() {
-    let shapes = [GemmShape::Hopper64x2, GemmShape::Hopper64x4, GemmShape::Hopper256];
+    let shapes = [
+        GemmShape::Hopper64x2,
+        GemmShape::Hopper64x4,
+        GemmShape::Hopper128,
+        GemmShape::Hopper160,
+    ];
     let few = shapes.map(|shape| (shape, 5));
     check_layer(34, 160, Epilogue::Add, 1e-5, RELU2, &few, 50);
     for (n, kind, shape) in [
         (80, Epilogue::Add, GemmShape::Hopper64x2),
         (80, Epilogue::Store, GemmShape::Hopper64x4),
-        (272, Epilogue::Gated, GemmShape::Hopper256),
+        (144, Epilogue::Gated, GemmShape::Hopper128),
+        (144, Epilogue::Add, GemmShape::Hopper160),
     ] {
         // Two blocks each way; then more tiles along k than a ring has.
-        check_layer(n, 160, kind, 1e-5, SILU, &[(shape, 129)], 51);
+        check_layer(n, 160, kind, 1e-5, SILU, &[(shape, 161)], 51);
         check_layer(n, 1904, kind, 1e-5, SILU, &[(shape, 3)], 52);
     }
 }
@@ -653,8 +659,8 @@ fn plans() {
     assert_eq!(shape(13824, 64), GemmShape::Flat32);
     assert_eq!(shape(3840, 65), GemmShape::Hopper64x4);
     assert_eq!(shape(3840, 512), GemmShape::Hopper64x2);
-    assert_eq!(shape(3840, 2048), GemmShape::Hopper256);
-    assert_eq!(shape(13824, 256), GemmShape::Hopper256);
+    assert_eq!(shape(2560, 2048), GemmShape::Hopper160);
+    assert_eq!(shape(13824, 256), GemmShape::Hopper128);
     let mut emulator = Emulator::new(0);
     let (word, one, zero) = (
         emulator.constant(&[0u32]),

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::stream::Dependent;
 use bitnet_kernels::attention::{
     AttentionCluster, AttentionCluster32, AttentionCombine, AttentionDecode, AttentionPrefill,
-    AttentionSerial, AttentionSerial128, DecodeInputs,
+    AttentionSerial, AttentionSerial128, DecodeInputs, Heads, Prefill,
 };
 use bitnet_kernels::rope::{self, RopeAppend};
 use bitnet_kernels::{Global, Kernel, Launch, Use};
@@ -147,6 +147,14 @@ impl Engine {
         unsafe { launch(&self.stream, &combine, combine.launch()) }
     }
 
+    /// By what the attention of runs of tokens multiplies.
+    fn prefill(&self) -> Prefill {
+        match self.heads {
+            Heads::Bf16x128 if self.gpu().multiplies_by_warpgroups() => Prefill::Warpgroups,
+            heads => Prefill::Warps(heads),
+        }
+    }
+
     /// Attention of runs of tokens, whose keys and values go to their pages first.
     pub(super) fn attention_prefill(&self, layer: usize, tiles: usize) -> Result<()> {
         let (s, d) = (&self.buffers.scratch, &self.model.dims);
@@ -185,6 +193,6 @@ impl Engine {
         };
         // SAFETY: A3 and A4: the tiles were cut from the checked batch.
         let run = unsafe { Dependent::on(&self.stream) };
-        prefill.with_kernel(self.heads, run)
+        prefill.with_kernel(self.prefill(), run)
     }
 }

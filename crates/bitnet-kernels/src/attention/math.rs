@@ -6,7 +6,7 @@ use crate::intrinsics::*;
 pub(super) const LOWEST: f32 = -1e30;
 
 /// Two bfloat16 ones.
-const ONES: u32 = 0x3f80_3f80;
+pub(super) const ONES: u32 = 0x3f80_3f80;
 
 /// The key of column `column` of score tile `tile`, counted from the step's first.
 #[inline(always)]

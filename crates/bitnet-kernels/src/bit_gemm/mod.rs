@@ -4,7 +4,7 @@
 //! fragment meets several columns of activations. Shapes of block:
 //!
 //! - *wide*: 128 rows by 64 or 128 columns, both operands brought to shared memory by `cp.async` in a ring of stages;
-//! - *hopper*: 64 or 256 rows by 128 columns, by warpgroups, with weights in registers and codes in shared memory, for more columns
+//! - *hopper*: 64 or 128 rows by 128 or 160 columns, by warpgroups, with weights in registers and codes in shared memory, for more columns
 //!   than 64 on GPUs of capability 9.0;
 //! - *flat*: 32 or 64 rows by 16 or 32 columns, the warps split k and load weights straight into registers, and the columns' codes
 //!   come to shared memory once for all rows, all at once, in two blocks a multiprocessor;
@@ -60,29 +60,54 @@ const WIDE_SLOTS: u32 = 264;
 const WIDE_128_RATE: u32 = 104;
 /// Hundredths of a turn's time that a turn takes in which no more than half of the slots have a block: a block runs faster alone on
 /// its multiprocessor.
-const WIDE_HALF_TURN: u32 = 60;
-/// Columns of a block of warpgroups.
-const HOPPER_COLUMNS: u32 = mma_tile::WARPGROUP_ROWS as u32;
-/// Bytes of a tile's codes of these columns.
-const HOPPER_TILE_BYTES: u32 = HOPPER_COLUMNS * 128;
-/// The blocks of 64 rows, with two and four parts of k, and of 256 rows: two of the first share a multiprocessor, the others fill it.
+const WIDE_HALF_TURN: u64 = 60;
+
+/// Hundredths of turns that so many blocks take in slots of which two are a multiprocessor's; `half` of one that half fills them.
+fn turns(blocks: u32, slots: u32, half: u64) -> u64 {
+    let last = match blocks % slots {
+        0 => 0,
+        left if left <= slots / 2 => half,
+        _ => 100,
+    };
+    u64::from(blocks / slots) * 100 + last
+}
+
+/// What codes are padded to a multiple of for blocks of warpgroups.
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+const HOPPER_PADDING: u32 = mma_tile::WARPGROUP_ROWS as u32;
+/// The blocks of 64 rows, with two and four parts of k, and those of 128 rows by 128 and by 160 columns: two blocks share a
+/// multiprocessor, but for four parts, which fill it.
 const HOPPER_64_X2: Hopper = Hopper {
     warpgroups: 1,
     split: 2,
     stages: 6,
+    columns: 128,
 };
 const HOPPER_64_X4: Hopper = Hopper {
     warpgroups: 1,
     split: 4,
     stages: 12,
+    columns: 128,
 };
-const HOPPER_256: Hopper = Hopper {
-    warpgroups: 4,
+const HOPPER_128: Hopper = Hopper {
+    warpgroups: 2,
     split: 1,
-    stages: 8,
+    stages: 6,
+    columns: 128,
+};
+const HOPPER_160: Hopper = Hopper {
+    warpgroups: 2,
+    split: 1,
+    stages: 5,
+    columns: 160,
 };
 /// Multiprocessors of the GPU that [`Shape::new`] has in mind for products by warpgroups.
 const HOPPER_MULTIPROCESSORS: u32 = 132;
+/// Columns whose products take as long as what a block of 128 rows does beside them, by the times of `down` and `out` of 2,048 tokens on
+/// an H100.
+const HOPPER_BESIDE: u32 = 32;
+/// As [`WIDE_HALF_TURN`], by those of q, k and v in both widths.
+const HOPPER_HALF_TURN: u64 = 80;
 
 /// What the sizes of blocks of warpgroups differ in.
 struct Hopper {
@@ -92,6 +117,8 @@ struct Hopper {
     split: u32,
     /// Tiles along k whose codes the block holds.
     stages: u32,
+    /// Columns, a multiple of 32.
+    columns: u32,
 }
 
 /// Words of a column's sums of `warpgroups` times 64 rows in shared memory: lanes write sums that lie in different banks.
@@ -99,12 +126,9 @@ const fn hopper_stride(warpgroups: u32) -> u32 {
     warpgroups * 64 + 4
 }
 
-/// Bytes of the ring of codes, and then of the sums in their place.
-const fn hopper_bytes(warpgroups: u32, stages: u32) -> u32 {
-    let (codes, sums) = (
-        stages * HOPPER_TILE_BYTES,
-        HOPPER_COLUMNS * hopper_stride(warpgroups) * 4,
-    );
+/// Bytes of the ring of codes of so many columns, and then of the sums in their place.
+const fn hopper_bytes(warpgroups: u32, stages: u32, columns: u32) -> u32 {
+    let (codes, sums) = (stages * columns * 128, columns * hopper_stride(warpgroups) * 4);
     if codes > sums { codes } else { sums }
 }
 
@@ -115,17 +139,25 @@ impl Hopper {
 
     /// Blocks along the rows of a matrix of `rows` rows, and along `cols` columns.
     fn grid(&self, rows: u32, cols: u32) -> [u32; 2] {
-        [rows.div_ceil(64 * self.warpgroups), cols.div_ceil(HOPPER_COLUMNS)]
+        [rows.div_ceil(64 * self.warpgroups), cols.div_ceil(self.columns)]
     }
 
     fn launch(&self, rows: u32, cols: u32) -> Launch {
         let [x, y] = self.grid(rows, cols);
+        let ring = hopper_bytes(self.warpgroups, self.stages, self.columns);
         Launch {
             grid: [x, y, 1],
             block: [self.warps() * 32, 1, 1],
             // Two barriers a stage; and for each column what a code is worth, and the sum of the codes.
-            shared_bytes: hopper_bytes(self.warpgroups, self.stages) + self.stages * 16 + HOPPER_COLUMNS * 8,
+            shared_bytes: ring + self.stages * 16 + self.columns * 8,
         }
+    }
+
+    /// About how long a product takes in blocks of which two share a multiprocessor: hundredths of turns, times the columns of a
+    /// block and what it spends beside its products.
+    fn time(&self, rows: u32, cols: u32) -> u64 {
+        let [x, y] = self.grid(rows, cols);
+        turns(x * y, 2 * HOPPER_MULTIPROCESSORS, HOPPER_HALF_TURN) * u64::from(self.columns + HOPPER_BESIDE)
     }
 }
 
@@ -241,14 +273,8 @@ impl Wide {
 
     /// About how long a product takes: hundredths of turns of all slots, by the columns of a block.
     fn time(&self, rows: u32, cols: u32) -> u64 {
-        let [x, y] = self.grid(rows, cols).map(u64::from);
-        let (turns, left) = (x * y / u64::from(WIDE_SLOTS), x * y % u64::from(WIDE_SLOTS));
-        let last = match left {
-            0 => 0,
-            _ if left <= u64::from(WIDE_SLOTS / 2) => WIDE_HALF_TURN,
-            _ => 100,
-        };
-        (turns * 100 + u64::from(last)) * self.bands as u64
+        let [x, y] = self.grid(rows, cols);
+        turns(x * y, WIDE_SLOTS, WIDE_HALF_TURN) * self.bands as u64
     }
 }
 
@@ -257,14 +283,12 @@ impl Wide {
 macro_rules! block {
     (Wide64 $epilogue:ident) => { wide::Wide<{ WIDE_64.bands }, { WIDE_64.tiles }, { WIDE_64.ahead }> };
     (Wide128 $epilogue:ident) => { wide::Wide<{ WIDE_128.bands }, { WIDE_128.tiles }, { WIDE_128.ahead }> };
-    (Hopper64x2 $epilogue:ident) => {
-        hopper::Hopper<{ HOPPER_64_X2.warpgroups }, { HOPPER_64_X2.split }, { HOPPER_64_X2.stages }>
-    };
-    (Hopper64x4 $epilogue:ident) => {
-        hopper::Hopper<{ HOPPER_64_X4.warpgroups }, { HOPPER_64_X4.split }, { HOPPER_64_X4.stages }>
-    };
-    (Hopper256 $epilogue:ident) => {
-        hopper::Hopper<{ HOPPER_256.warpgroups }, { HOPPER_256.split }, { HOPPER_256.stages }>
+    (Hopper64x2 $epilogue:ident) => { block!(HOPPER_64_X2) };
+    (Hopper64x4 $epilogue:ident) => { block!(HOPPER_64_X4) };
+    (Hopper128 $epilogue:ident) => { block!(HOPPER_128) };
+    (Hopper160 $epilogue:ident) => { block!(HOPPER_160) };
+    ($hopper:ident) => {
+        hopper::Hopper<{ $hopper.warpgroups }, { $hopper.split }, { $hopper.stages }, { $hopper.columns as usize / 2 }>
     };
     (Narrow8 $epilogue:ident) => { narrow::Narrow<1> };
     (Flat16 Gated) => { flat::Flat<{ FLAT_GATED.pairs }, { FLAT_GATED.tiles }, 2> };
@@ -371,10 +395,13 @@ products! {
     hopper_store_64x2, HopperStore64x2, Store, Hopper64x2;
     hopper_add_64x2, HopperAdd64x2, Add, Hopper64x2;
     hopper_gated_64x2, HopperGated64x2, Gated, Hopper64x2;
+    hopper_store_128, HopperStore128, Store, Hopper128;
+    hopper_add_128, HopperAdd128, Add, Hopper128;
+    hopper_gated_128, HopperGated128, Gated, Hopper128;
+    hopper_store_160, HopperStore160, Store, Hopper160;
+    hopper_add_160, HopperAdd160, Add, Hopper160;
+    hopper_gated_160, HopperGated160, Gated, Hopper160;
     [min_blocks = 1, arch = sm_90a,]
-    hopper_store_256, HopperStore256, Store, Hopper256;
-    hopper_add_256, HopperAdd256, Add, Hopper256;
-    hopper_gated_256, HopperGated256, Gated, Hopper256;
     hopper_store_64x4, HopperStore64x4, Store, Hopper64x4;
     hopper_add_64x4, HopperAdd64x4, Add, Hopper64x4;
     hopper_gated_64x4, HopperGated64x4, Gated, Hopper64x4;
@@ -383,8 +410,10 @@ products! {
 /// A shape of block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// 256 rows by 128 columns, by warpgroups: capability 9.0 alone.
-    Hopper256,
+    /// 128 rows by 160 columns, by warpgroups: capability 9.0 alone.
+    Hopper160,
+    /// 128 rows by 128 columns, by warpgroups.
+    Hopper128,
     /// 64 rows by 128 columns, by a warpgroup for each of two parts of k.
     Hopper64x2,
     /// 64 rows by 128 columns, by a warpgroup for each of four parts of k.
@@ -410,7 +439,7 @@ impl Shape {
     #[must_use]
     pub const fn order(self) -> CodeOrder {
         match self {
-            Self::Hopper256 | Self::Hopper64x2 | Self::Hopper64x4 => CodeOrder::Warpgroup,
+            Self::Hopper160 | Self::Hopper128 | Self::Hopper64x2 | Self::Hopper64x4 => CodeOrder::Warpgroup,
             _ => CodeOrder::Warp,
         }
     }
@@ -420,11 +449,13 @@ impl Shape {
     #[must_use]
     pub fn new(epilogue: Epilogue, n: usize, k: usize, cols: usize, has_warpgroups: bool) -> Self {
         if has_warpgroups && cols > 64 {
-            let [x, y] = HOPPER_64_X2.grid(padded_rows(n), cols as u32);
+            let (rows, columns) = (padded_rows(n), cols as u32);
+            let [x, y] = HOPPER_64_X2.grid(rows, columns);
             return match x * y {
                 blocks if blocks <= HOPPER_MULTIPROCESSORS => Self::Hopper64x4,
                 blocks if blocks <= 2 * HOPPER_MULTIPROCESSORS => Self::Hopper64x2,
-                _ => Self::Hopper256,
+                _ if HOPPER_160.time(rows, columns) < HOPPER_128.time(rows, columns) => Self::Hopper160,
+                _ => Self::Hopper128,
             };
         }
         let (rows, columns) = (padded_rows(n), cols as u32);
@@ -467,7 +498,8 @@ impl Shape {
 /// Most threads of a block.
 const fn threads((epilogue, shape): (Epilogue, Shape)) -> u32 {
     32 * match (shape, epilogue) {
-        (Shape::Hopper256, _) => HOPPER_256.warps(),
+        (Shape::Hopper160, _) => HOPPER_160.warps(),
+        (Shape::Hopper128, _) => HOPPER_128.warps(),
         (Shape::Hopper64x2, _) => HOPPER_64_X2.warps(),
         (Shape::Hopper64x4, _) => HOPPER_64_X4.warps(),
         (Shape::Wide128 | Shape::Wide64, _) => WIDE_WARPS,
@@ -511,7 +543,8 @@ fn launch((epilogue, shape): (Epilogue, Shape), p: &BitGemm) -> Launch {
         }
     };
     match shape {
-        Shape::Hopper256 => HOPPER_256.launch(rows, p.cols),
+        Shape::Hopper160 => HOPPER_160.launch(rows, p.cols),
+        Shape::Hopper128 => HOPPER_128.launch(rows, p.cols),
         Shape::Hopper64x2 => HOPPER_64_X2.launch(rows, p.cols),
         Shape::Hopper64x4 => HOPPER_64_X4.launch(rows, p.cols),
         Shape::Flat32 => flat(32),

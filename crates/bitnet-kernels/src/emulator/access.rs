@@ -193,19 +193,21 @@ impl State {
         caller: &'static Location<'static>,
     ) -> Result<InFlight, Refusal> {
         let len = bytes as usize;
+        // A copy of 8 bytes is one lane's.
+        let unit = if len == 8 { 8 } else { 16 };
         if len == 0
-            || !len.is_multiple_of(16)
-            || !destination.is_multiple_of(16)
-            || !source.is_multiple_of(16)
+            || !len.is_multiple_of(unit)
+            || !destination.is_multiple_of(unit as u32)
+            || !source.is_multiple_of(unit as u64)
         {
             let detail = format!(
-                "a copy of {len} bytes from {source:#x} to shared byte {destination}: all must be multiples of 16"
+                "a copy of {len} bytes from {source:#x} to shared byte {destination}: all must be multiples of {unit}"
             );
             return Err((FaultKind::Misaligned, detail));
         }
-        for at in (0..len).step_by(16) {
-            self.global_access(source + at as u64, 16, Use::Read, Access::Plain, caller)?;
-            self.shared_access(destination + at as u32, 16, how)?;
+        for at in (0..len).step_by(unit) {
+            self.global_access(source + at as u64, unit, Use::Read, Access::Plain, caller)?;
+            self.shared_access(destination + at as u32, unit, how)?;
         }
         let copy = InFlight {
             destination,

@@ -6,7 +6,6 @@ use super::memory::{Refusal, Use};
 use super::state::{Place, State, Status, with};
 use super::wait::Next;
 use crate::raw::Raw;
-use core::ops::{Add, Mul};
 use core::panic::Location;
 use std::format;
 
@@ -121,7 +120,13 @@ pub(crate) fn reduce(
     collective(name, mask, data, resolve)[0]
 }
 
-/// `C + A B` with a `k` of 32 (bytes) or 16 (halves); `a` and `b` turn an operand's bits into a number.
+/// The sum that tensor cores make of `sum` and the products of two bfloat16 each: that of an instruction is one sum, whatever the order of
+/// its products. They cut off what is below 25 bits of the largest; this rounds.
+pub(crate) fn add_products(sum: f32, products: impl Iterator<Item = (f32, f32)>) -> f32 {
+    products.fold(f64::from(sum), |sum, (a, b)| sum + f64::from(a) * f64::from(b)) as f32
+}
+
+/// `C + A B` with a `k` of 32 (bytes) or 16 (halves); `add` adds the products of pairs of elements, given by their bits.
 #[track_caller]
 pub(crate) fn mma<T>(
     name: &'static str,
@@ -129,11 +134,10 @@ pub(crate) fn mma<T>(
     a: [u32; 4],
     b: [u32; 2],
     c: [T; 4],
-    of_a: fn(u32) -> T,
-    of_b: fn(u32) -> T,
+    add: fn(T, &mut dyn Iterator<Item = (u32, u32)>) -> T,
 ) -> [T; 4]
 where
-    T: Raw + Add<Output = T> + Mul<Output = T>,
+    T: Raw,
 {
     let (to_word, from_word) = (|x: T| x.to_raw() as u32, |word: u32| T::from_raw(word.into()));
     let w = c.map(to_word);
@@ -147,25 +151,22 @@ where
     let at_a = |data: &[[u32; 10]; 32], row: usize, col: usize| {
         let register = row / 8 + 2 * (col / (k / 2));
         let within = col % (k / 2);
-        of_a(element(
-            data[row % 8 * 4 + within / in_word][register],
-            within % in_word,
-        ))
+        element(data[row % 8 * 4 + within / in_word][register], within % in_word)
     };
     let at_b = |data: &[[u32; 10]; 32], row: usize, col: usize| {
         let within = row % (k / 2);
-        of_b(element(
+        element(
             data[col * 4 + within / in_word][4 + row / (k / 2)],
             within % in_word,
-        ))
+        )
     };
     let resolve = |data: &[[u32; 10]; 32]| {
         core::array::from_fn(|lane| {
             core::array::from_fn(|i| {
                 let (row, col) = (lane / 4 + 8 * (i / 2), lane % 4 * 2 + i % 2);
                 let c = from_word(data[lane][6 + i]);
-                let sum = (0..k).fold(c, |sum, j| sum + at_a(data, row, j) * at_b(data, j, col));
-                to_word(sum)
+                let mut pairs = (0..k).map(|j| (at_a(data, row, j), at_b(data, j, col)));
+                to_word(add(c, &mut pairs))
             })
         })
     };

@@ -1,79 +1,142 @@
 //! The products of a warpgroup, and the proxy in which they read shared memory.
 
 use super::fault::FaultKind;
-use super::lane::{checked, collective, place};
+use super::lane::{add_products, checked, collective, place};
 use super::state::{State, with};
+use crate::intrinsics::swizzled_128;
 use core::panic::Location;
 use std::format;
+use std::vec::Vec;
 
 pub(crate) fn async_proxy_fence() {
     with(State::async_proxy_fence);
 }
 
-/// Adds what a lane has of `A B`, A (64, 128) and B (128, 128) of signed bytes. `a[s]` has the lane's words of columns `32 s ..`; piece
-/// `p` of B's column c is the 16 bytes at `b + at(c, p)`.
-#[track_caller]
-pub(crate) fn mma(
+/// A product of a warpgroup, of 64 bytes along k: what a lane gave.
+#[derive(Debug)]
+pub struct Product {
     name: &'static str,
-    acc: &mut [i32; 64],
-    a: [[u32; 4]; 4],
+    columns: u32,
+    a: Operand,
     b: u32,
-    at: fn(u32, u32) -> u32,
-) {
-    let caller = Location::caller();
-    checked(caller, |_| match b.is_multiple_of(1024) {
-        true => Ok(()),
-        false => Err((FaultKind::Misaligned, format!("{name} of shared byte {b}"))),
-    });
-    let (group, quad) = (place().thread[0] % 32 / 4, place().thread[0] % 4);
-    let rows = rows_of_quad(name, a);
-    for j in 0..32 {
-        let col = j / 2 * 8 + 2 * quad + j % 2;
-        let column: [i8; 128] = checked(caller, |state| {
-            let mut column = [0; 128];
-            for (piece, bytes) in column.chunks_exact_mut(16).enumerate() {
-                let address = b + at(col, piece as u32);
-                // The groups of a warp read the same columns: each checks its part of them.
-                let start = match j % 8 == group {
+}
+
+/// Where the rows of A are.
+#[derive(Clone, Copy, Debug)]
+enum Operand {
+    /// In registers: a lane's fragments.
+    Registers([[u32; 4]; 2]),
+    /// In shared memory.
+    Shared(u32),
+}
+
+impl Product {
+    /// The product that starts now: B must be there, and stay until [`Product::add`].
+    #[track_caller]
+    pub(crate) fn start(name: &'static str, columns: u32, a: [[u32; 4]; 2], b: u32) -> Self {
+        Self::check(name, columns, Operand::Registers(a), b)
+    }
+
+    /// The products of 128 bytes along k that start now: as [`Product::start`], with A as B.
+    #[track_caller]
+    pub(crate) fn of_shared(name: &'static str, columns: u32, a: u32, b: u32) -> Vec<Self> {
+        let half = |bytes| Self::check(name, columns, Operand::Shared(a + bytes), b + bytes);
+        std::vec![half(0), half(64)]
+    }
+
+    #[track_caller]
+    fn check(name: &'static str, columns: u32, a: Operand, b: u32) -> Self {
+        let caller = Location::caller();
+        let product = Self { name, columns, a, b };
+        for col in 0..columns / 8 {
+            product.line(caller, b, 8 * col + place().thread[0] % 32 / 4);
+        }
+        product.rows(caller);
+        product
+    }
+
+    /// The bytes of a column of B, or a row of a shared A, of which each group of a warp checks its part.
+    fn line(&self, caller: &'static Location<'static>, from: u32, line: u32) -> [u8; 64] {
+        let (base, first, group) = (from & !1023, from % 1024 / 16, place().thread[0] % 32 / 4);
+        checked(caller, |state| {
+            if !matches!(from % 1024, 0 | 64) {
+                let detail = format!("{} of shared byte {from}", self.name);
+                return Err((FaultKind::Misaligned, detail));
+            }
+            let mut bytes = [0; 64];
+            for (piece, bytes) in bytes.chunks_exact_mut(16).enumerate() {
+                let address = base + swizzled_128(line, first + piece as u32);
+                let start = match line % 8 == group {
                     true => state.async_proxy_read(address, 16)?,
                     false => address as usize,
                 };
-                let source = &state.block().shared.bytes[start..start + 16];
-                bytes
-                    .iter_mut()
-                    .zip(source)
-                    .for_each(|(to, &from)| *to = from as i8);
+                bytes.copy_from_slice(&state.block().shared.bytes[start..start + 16]);
             }
-            Ok(column)
-        });
-        for (half, row) in rows.iter().enumerate() {
-            let products = row
-                .iter()
-                .zip(&column)
-                .map(|(&a, &b)| i32::from(a) * i32::from(b));
-            acc[(j / 2 * 4) as usize + 2 * half + (j % 2) as usize] += products.sum::<i32>();
+            Ok(bytes)
+        })
+    }
+
+    /// Adds what the lane has of `A B`; `multiply` adds 32 bytes of a row times as many of a column.
+    #[track_caller]
+    pub(crate) fn add<T: Copy>(&self, sums: &mut [T], multiply: fn(T, &[u8; 32], &[u8; 32]) -> T) {
+        let caller = Location::caller();
+        let quad = place().thread[0] % 4;
+        let rows = self.rows(caller);
+        for j in 0..self.columns / 4 {
+            // The groups of a warp read the same columns: each checks those of its own number.
+            let column = self.line(caller, self.b, j / 2 * 8 + 2 * quad + j % 2);
+            for (half, row) in rows.iter().enumerate() {
+                let sum = &mut sums[(j / 2 * 4) as usize + 2 * half + (j % 2) as usize];
+                let steps = row.as_chunks().0.iter().zip(column.as_chunks().0);
+                *sum = steps.fold(*sum, |sum, (row, column)| multiply(sum, row, column));
+            }
         }
+    }
+
+    /// The lane's two rows of A: of their words in registers each lane of its quad has a quarter.
+    #[track_caller]
+    fn rows(&self, caller: &'static Location<'static>) -> [[u8; 64]; 2] {
+        let fragments = match self.a {
+            Operand::Registers(fragments) => fragments,
+            Operand::Shared(from) => {
+                let lane = place().thread[0] % 128;
+                let row = lane / 32 * 16 + lane % 32 / 4;
+                return [self.line(caller, from, row), self.line(caller, from, row + 8)];
+            }
+        };
+        let mut rows = [[0; 64]; 2];
+        for (step, a) in fragments.into_iter().enumerate() {
+            let data = [a[0], a[1], a[2], a[3], 0, 0, 0, 0, 0, 0];
+            for quad in 0..4 {
+                let of_quad = |data: &[[u32; 10]; 32]| {
+                    core::array::from_fn(|lane| core::array::from_fn(|i| data[lane / 4 * 4 + quad][i]))
+                };
+                let words = collective(self.name, u32::MAX, data, of_quad);
+                for (i, word) in words.into_iter().enumerate() {
+                    let at = 32 * step + 16 * (i / 2) + 4 * quad;
+                    rows[i % 2][at..at + 4].copy_from_slice(&word.to_le_bytes());
+                }
+            }
+        }
+        rows
     }
 }
 
-/// The lane's two rows of A, of whose words each lane of its quad has a quarter.
-#[track_caller]
-fn rows_of_quad(name: &'static str, a: [[u32; 4]; 4]) -> [[i8; 128]; 2] {
-    let mut rows = [[0; 128]; 2];
-    for (step, a) in a.into_iter().enumerate() {
-        let data = [a[0], a[1], a[2], a[3], 0, 0, 0, 0, 0, 0];
-        for quad in 0..4 {
-            let of_quad = |data: &[[u32; 10]; 32]| {
-                core::array::from_fn(|lane| core::array::from_fn(|i| data[lane / 4 * 4 + quad][i]))
-            };
-            let words = collective(name, u32::MAX, data, of_quad);
-            for (i, word) in words.into_iter().enumerate() {
-                let at = 32 * step + 16 * (i / 2) + 4 * quad;
-                rows[i % 2][at..at + 4].copy_from_slice(&word.to_le_bytes().map(|byte| byte as i8));
-            }
-        }
-    }
-    rows
+/// `sum + a b` of signed bytes.
+pub(crate) fn multiply_bytes(sum: i32, a: &[u8; 32], b: &[u8; 32]) -> i32 {
+    let products = a
+        .iter()
+        .zip(b)
+        .map(|(&a, &b)| i32::from(a as i8) * i32::from(b as i8));
+    sum + products.sum::<i32>()
+}
+
+/// `sum + a b` of 16 bfloat16.
+pub(crate) fn multiply_bf16(sum: f32, a: &[u8; 32], b: &[u8; 32]) -> f32 {
+    let numbers = |bytes: &[u8; 32]| -> [f32; 16] {
+        core::array::from_fn(|i| f32::from_bits(u32::from_le_bytes([0, 0, bytes[2 * i], bytes[2 * i + 1]])))
+    };
+    add_products(sum, numbers(a).into_iter().zip(numbers(b)))
 }
 
 #[cfg(test)]
@@ -126,7 +189,7 @@ mod tests {
             if p.bug != 2 {
                 sync_threads();
             }
-            warpgroup_mma_m64n128k128_s8(&mut acc, a, b);
+            acc = acc.plus([a[0], a[1]], b).plus([a[2], a[3]], b.offset(16)).wait();
             for (i, sum) in acc.into_iter().enumerate() {
                 let col = i as u32 / 4 * 8 + lane % 4 * 2 + i as u32 % 2;
                 p.y.store((col * 64 + row + i as u32 % 4 / 2 * 8) as usize, sum);

@@ -25,6 +25,23 @@ pub unsafe fn async_copy_16<T>(destination: Shared<T>, source: Global<T>) {
     lane::async_copy(destination.address(), source.address(), 16);
 }
 
+/// Starts a copy of 8 bytes and returns at once. `cp.async.ca.shared.global`, PTX ISA 9.7.9.25.3.1.
+///
+/// # Safety
+/// As for [`async_copy_16`], with addresses on multiples of 8 bytes; no other lane has read these bytes by L1 before they were written.
+#[inline(always)]
+#[cfg_attr(feature = "emulator", track_caller)]
+pub unsafe fn async_copy_8<T>(destination: Shared<T>, source: Global<T>) {
+    #[cfg(target_arch = "nvptx64")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("cp.async.ca.shared.global [{}], [{}], 8;", in(reg32) destination.address(), in(reg64) source.address(),
+            options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "nvptx64"))]
+    lane::async_copy(destination.address(), source.address(), 8);
+}
+
 /// Closes this lane's group of copies started since the last call. `cp.async.commit_group`, PTX ISA 9.7.9.25.3.2.
 #[inline(always)]
 pub fn async_copy_commit() {

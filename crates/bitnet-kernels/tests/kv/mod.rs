@@ -3,7 +3,7 @@
 use crate::common::Random;
 use bitnet_kernels::attention::{
     AttentionCluster, AttentionCombine, AttentionDecode, AttentionPrefill, AttentionSerial, DecodeInputs,
-    Heads, Tile,
+    Heads, Prefill, Tile,
 };
 use bitnet_kernels::cache::{KvType, PAGE, READ_ONLY, padded_head_dim};
 use bitnet_kernels::emulator::{Emulator, Fault};
@@ -370,13 +370,24 @@ pub(crate) fn prefill(
         head_dim: shape.head_dim,
         table_len,
     };
-    params.with_kernel(shape.heads(), Run(emulator, None))?;
+    params.with_kernel(Prefill::Warps(shape.heads()), Run(emulator, None))?;
+    let out: Vec<f32> = emulator.read(params.out)?;
+    if shape.heads() == Heads::Bf16x128 {
+        let params = AttentionPrefill {
+            out: emulator.uninit(out.len()),
+            ..params
+        };
+        params.with_kernel(Prefill::Warpgroups, Run(emulator, None))?;
+        let by_warpgroups: Vec<f32> = emulator.read(params.out)?;
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&by_warpgroups), bits(&out), "by warpgroups");
+    }
     let cache = Cache {
         k: emulator.read(append.k_cache.cast())?,
         v: emulator.read(append.v_cache.cast())?,
         tables: cache.tables.clone(),
     };
-    Ok((emulator.read(params.out)?, cache))
+    Ok((out, cache))
 }
 
 /// Decoding of tokens (sequence, position) in `steps` steps.

@@ -27,6 +27,81 @@ fn lane_pieces(row: u32, pieces: u32) -> [u32; 2] {
     [swizzled(row, quad, pieces), swizzled(row, 4 + quad, pieces)]
 }
 
+/// The tokens and heads of a block, and the lane's rows of its warp's tile, `group` and `group + 8`.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Key head.
+    pub(super) kv_head: u32,
+    /// Where the sequence's pages begin in the tables, of which all have fewer than 2^32 entries.
+    pub(super) table: u32,
+    /// Position of the block's last token.
+    pub(super) last: u32,
+    /// Position of the warp's first token.
+    pub(super) first: u32,
+    /// Positions of the rows.
+    pub(super) positions: [u32; 2],
+    /// The rows of queries and of outputs; none where a row has no token or head.
+    pub(super) rows: [Option<usize>; 2],
+    /// Tokens of the block, and of a warp.
+    tokens: [u32; 2],
+}
+
+impl Place {
+    /// The block's.
+    ///
+    /// # Safety
+    /// The tiles are there, and the block is one of the launch.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    pub(super) unsafe fn load(p: &AttentionPrefill) -> Self {
+        let all_heads = (p.n_heads / p.n_kv_heads.max(1)).max(1);
+        let parts = all_heads.div_ceil(ROWS);
+        let (kv_head, part) = (block_idx_y() / parts, block_idx_y() % parts);
+        // Heads of a token in a tile of rows; the last part may have fewer.
+        let slots = all_heads.min(ROWS);
+        let heads = (all_heads - part * ROWS).min(slots);
+        let first_head = kv_head * all_heads + part * ROWS;
+        let of_warp = ROWS / slots;
+        // SAFETY: the tile is below `n_tiles`.
+        let tile = unsafe { p.tiles.load_x4((grid_dim_x() - 1 - block_idx_x()) as usize * 4) };
+        let [tile_row, count, table, position] = tile;
+        let skipped = warp_id() * of_warp;
+        // Token of the warp, and head, of the rows `group` and `group + 8`.
+        let place = |half: usize| {
+            let row = lane_id() / 4 + 8 * half as u32;
+            (row / slots, row % slots)
+        };
+        let row_of = |half: usize| {
+            let (token, head) = place(half);
+            let is_used = token < of_warp && skipped + token < count && head < heads;
+            let row = (tile_row + skipped + token) as usize * p.n_heads as usize;
+            is_used.then_some(row + (first_head + head) as usize)
+        };
+        Self {
+            kv_head,
+            table: table * p.table_len,
+            last: position + count - 1,
+            first: position + skipped,
+            positions: [position + skipped + place(0).0, position + skipped + place(1).0],
+            rows: [row_of(0), row_of(1)],
+            tokens: [count, of_warp],
+        }
+    }
+
+    /// Whether a warp, and so all behind it, has no tokens.
+    #[inline(always)]
+    pub(super) fn is_idle(&self, warp: u32) -> bool {
+        warp * self.tokens[1] >= self.tokens[0]
+    }
+
+    /// The position of the last token of the warps up to `warp`, of which the last may be idle.
+    #[inline(always)]
+    pub(super) fn last_of_warps(&self, warp: u32) -> u32 {
+        let [count, of_warp] = self.tokens;
+        self.last + 1 - count + (of_warp * (warp + 1)).min(count) - 1
+    }
+}
+
 /// A block's keys and values of one step in shared memory: (key, dim) and (dim, key).
 #[derive(Clone, Copy)]
 struct Stage<const CHUNKS: usize, const INT8: bool> {
@@ -297,53 +372,30 @@ impl<const CHUNKS: usize, const INT8: bool> Queries<CHUNKS, INT8> {
 }
 
 #[inline(always)]
-pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: AttentionPrefill) {
+pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool, const BY_WARPGROUPS: bool>(
+    p: AttentionPrefill,
+) {
+    if BY_WARPGROUPS {
+        // SAFETY: the caller's promise.
+        return unsafe { super::warpgroup::run(p) };
+    }
     let padded = 32 * CHUNKS as u32;
-    let (lane, warp) = (lane_id(), warp_id());
-    let (group, quad) = (lane / 4, lane % 4);
-    let all_heads = (p.n_heads / p.n_kv_heads.max(1)).max(1);
-    let parts = all_heads.div_ceil(ROWS);
-    let (kv_head, part) = (block_idx_y() / parts, block_idx_y() % parts);
-    // Heads of a token in a tile of rows; the last part may have fewer.
-    let slots = all_heads.min(ROWS);
-    let heads = (all_heads - part * ROWS).min(slots);
-    let first_head = kv_head * all_heads + part * ROWS;
-    let warp_tokens = ROWS / slots;
-
+    let (group, quad) = (lane_id() / 4, lane_id() % 4);
     grid_dependency_launch();
     grid_dependency_wait();
     // SAFETY: the tile is below `n_tiles`.
-    let tile = unsafe { p.tiles.load_x4((grid_dim_x() - 1 - block_idx_x()) as usize * 4) };
-    let [tile_row, count, table, position] = tile;
-    let skipped = warp * warp_tokens;
-    // Positions of the warp's first token, its last, and the block's last; an idle warp has its last before its first.
-    let warp_first = position + skipped;
-    let warp_last = warp_first + warp_tokens.min(count.saturating_sub(skipped)) - 1;
-    let is_idle = skipped >= count;
-    let last = position + count - 1;
-    // Token of the warp, and head, of the rows `group` and `group + 8`.
-    let place = |half: usize| {
-        let row = group + 8 * half as u32;
-        (row / slots, row % slots)
-    };
-    let row_of = |half: usize| {
-        let (token, head) = place(half);
-        let is_used = token < warp_tokens && skipped + token < count && head < heads;
-        let row = (tile_row + skipped + token) as usize * p.n_heads as usize;
-        is_used.then_some(row + (first_head + head) as usize)
-    };
-    let rows = [row_of(0), row_of(1)];
-    // Words of the tables before the tile's own; all of them are fewer than 2^32.
-    let table = table * p.table_len;
+    let tile = unsafe { Place::load(&p) };
+    let (is_idle, warp_last) = (tile.is_idle(warp_id()), tile.last_of_warps(warp_id()));
+    let last = tile.last;
     let steps = last / PAGE + 1;
 
     // SAFETY: the entries of the steps up to the last position are pages of the cache; every branch around a warp or block
     // operation is uniform.
     unsafe {
-        let entry_of = |step: u32| p.tables.load_constant((table + step) as usize)[0];
+        let entry_of = |step: u32| p.tables.load_constant((tile.table + step) as usize)[0];
         let stage_of = |step: u32| Stage::<CHUNKS, INT8>::new(step % stages(padded));
         let request = |step: u32, entry: u32| {
-            let page = Page::<INT8>::new(entry, p.n_kv_heads, kv_head, padded);
+            let page = Page::<INT8>::new(entry, p.n_kv_heads, tile.kv_head, padded);
             stage_of(step).request(p.k_cache, p.v_cache, page);
             async_copy_commit();
         };
@@ -354,7 +406,7 @@ pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: AttentionPref
         } else {
             0
         };
-        let words = rows.map(|row| row.map(|row| row * (padded / 2) as usize));
+        let words = tile.rows.map(|row| row.map(|row| row * (padded / 2) as usize));
         let q = Queries::<CHUNKS, INT8>::load(p.q, words);
         let of_key = lane_pieces(math::key_of(0, group), padded / 8);
         let of_value = lane_pieces(group, 8);
@@ -402,8 +454,8 @@ pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: AttentionPref
                         tile += 1;
                     }
                 }
-                if first_key + PAGE - 1 > warp_first {
-                    mask(&mut s, [0, 1].map(|half| warp_first + place(half).0), first_key);
+                if first_key + PAGE - 1 > tile.first {
+                    mask(&mut s, tile.positions, first_key);
                 }
                 let values = |tile| {
                     if INT8 { stage.scales(PAGE, tile) } else { [0.0; 2] }
@@ -427,7 +479,7 @@ pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: AttentionPref
                         stage.v.load_x4(of_value[0] + at),
                         stage.v.load_x4(of_value[1] + at),
                     ];
-                    fold(&mut out[n / 4][n % 4], factors, math::values(&weights, &v));
+                    fold(&mut out[n / 4][n % 4], factors, &math::values(&weights, &v));
                     n += 1;
                 }
             }
@@ -442,7 +494,7 @@ pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: AttentionPref
         }
         let mut half = 0;
         while half < 2 {
-            if let Some(row) = rows[half] {
+            if let Some(row) = tile.rows[half] {
                 let mut n = 0;
                 while n < 4 * CHUNKS {
                     let dim = 8 * n as u32 + 2 * quad;
@@ -462,12 +514,12 @@ pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: AttentionPref
     }
 }
 
-/// Folds a tile of 8 dimensions of rows `group` and `group + 8`.
+/// Folds tiles of 8 dimensions of rows `group` and `group + 8`, four numbers each, the first ones of `o`.
 #[inline(always)]
-fn fold(out: &mut [f32; 4], factors: [Factors; 2], o: [f32; 4]) {
+pub(super) fn fold<const N: usize, const M: usize>(out: &mut [f32; N], factors: [Factors; 2], o: &[f32; M]) {
     let mut i = 0;
-    while i < 4 {
-        out[i] = factors[i / 2].fold(out[i], o[i]);
+    while i < N {
+        out[i] = factors[i % 4 / 2].fold(out[i], o[i]);
         i += 1;
     }
 }

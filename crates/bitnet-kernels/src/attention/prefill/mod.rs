@@ -3,7 +3,10 @@
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;
 
-use super::heads::{Heads, heads_family};
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod warpgroup;
+
+use super::heads::Heads;
 use crate::cache::{KvType, PAGE};
 use crate::{Global, Launch};
 
@@ -68,6 +71,18 @@ const fn stage_bytes(padded: u32, kv: KvType) -> u32 {
     2 * PAGE * padded * 2 + scales
 }
 
+/// Dimensions of a head that warpgroups attend to.
+const WARPGROUP_DIMS: u32 = 128;
+/// Bytes of half the dimensions of a step's keys as warpgroups take them, and of the values of half the dimensions: 64 rows of 128 bytes.
+const HALF_BYTES: u32 = PAGE * 128;
+/// Bytes of a step's keys.
+const KEYS_BYTES: u32 = 2 * HALF_BYTES;
+/// Bytes of a step's values, and of 8 rows of ones.
+const VALUES_BYTES: u32 = 2 * HALF_BYTES + 8 * 128;
+
+/// Bytes of the queries of two warpgroups.
+const QUERIES_BYTES: u32 = 4 * HALF_BYTES;
+
 /// Bytes of the queries that a block keeps in shared memory, because registers do not hold them; beside scales from 128
 /// dimensions on.
 const fn query_bytes(padded: u32, kv: KvType) -> u32 {
@@ -82,7 +97,40 @@ const fn query_bytes(padded: u32, kv: KvType) -> u32 {
     }
 }
 
-heads_family! {
+/// By what a prefill kernel multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefill {
+    /// By warps.
+    Warps(Heads),
+    /// By warpgroups, heads of [`Heads::Bf16x128`]: capability 9.0 alone.
+    Warpgroups,
+}
+
+/// Declares the [`family!`] of prefill kernels.
+macro_rules! prefill_family {
+    (
+        $(#[$meta:meta])*
+        pub struct $Params:ident $fields:tt
+        [$($options:tt)*] $($name:ident, $Kernel:ident, $heads:ident;)+
+        [$($hopper:tt)*] $hopper_name:ident, $HopperKernel:ident;
+    ) => {
+        family! {
+            $(#[$meta])*
+            pub struct $Params $fields
+            each Prefill;
+            [$($options)*]
+            $(
+                $name, $Kernel, concat!("[`Heads::", stringify!($heads), "`]"),
+                [{ Heads::$heads.padded() as usize / 32 }, { matches!(Heads::$heads.kv_type(), KvType::Int8) }, false],
+                [Prefill::Warps(Heads::$heads)];
+            )+
+            [$($hopper)*]
+            $hopper_name, $HopperKernel, "[`Prefill::Warpgroups`]", [4, false, true], [Prefill::Warpgroups];
+        }
+    };
+}
+
+prefill_family! {
     /// Parameters of the prefill kernels, one for each of [`Heads`].
     ///
     /// `out[b][h] = O / L` of [`crate::attention`] for the queries of [`crate::rope::RopeAppend`], which has also put the
@@ -131,20 +179,30 @@ heads_family! {
     attention_prefill_32_int8, AttentionPrefill32Int8, Int8x32;
     attention_prefill_64_int8, AttentionPrefill64Int8, Int8x64;
     attention_prefill_128_int8, AttentionPrefill128Int8, Int8x128;
+    [min_blocks = 1, arch = sm_90a,]
+    attention_prefill_warpgroup, AttentionPrefillWarpgroup;
 }
 
 /// Threads of a block.
-const fn threads(heads: Heads) -> u32 {
-    warps(heads.padded()) * 32
+const fn threads(by: Prefill) -> u32 {
+    32 * match by {
+        Prefill::Warps(heads) => warps(heads.padded()),
+        Prefill::Warpgroups => warps(WARPGROUP_DIMS),
+    }
 }
 
 /// The grid, and the shared memory that `device` divides.
-fn launch(heads: Heads, p: &AttentionPrefill) -> Launch {
-    let (padded, kv) = (heads.padded(), heads.kv_type());
+fn launch(by: Prefill, p: &AttentionPrefill) -> Launch {
     let parts = (p.n_heads / p.n_kv_heads).div_ceil(ROWS);
     Launch {
         grid: [p.n_tiles, p.n_kv_heads * parts, 1],
-        block: [threads(heads), 1, 1],
-        shared_bytes: query_bytes(padded, kv) + stages(padded) * stage_bytes(padded, kv),
+        block: [threads(by), 1, 1],
+        shared_bytes: match by {
+            Prefill::Warps(heads) => {
+                let (padded, kv) = (heads.padded(), heads.kv_type());
+                query_bytes(padded, kv) + stages(padded) * stage_bytes(padded, kv)
+            }
+            Prefill::Warpgroups => 2 * (KEYS_BYTES + VALUES_BYTES) + QUERIES_BYTES,
+        },
     }
 }

@@ -3,7 +3,6 @@
 use super::fault::FaultKind;
 use super::lane::{add_products, checked, collective, place};
 use super::state::{State, with};
-use crate::intrinsics::swizzled_128;
 use core::panic::Location;
 use std::format;
 use std::vec::Vec;
@@ -19,6 +18,8 @@ pub struct Product {
     columns: u32,
     a: Operand,
     b: u32,
+    /// Where piece (0..8) of a column of B, or of a row of a shared A, stands.
+    at: fn(u32, u32) -> u32,
 }
 
 /// Where the rows of A are.
@@ -33,21 +34,39 @@ enum Operand {
 impl Product {
     /// The product that starts now: B must be there, and stay until [`Product::add`].
     #[track_caller]
-    pub(crate) fn start(name: &'static str, columns: u32, a: [[u32; 4]; 2], b: u32) -> Self {
-        Self::check(name, columns, Operand::Registers(a), b)
+    pub(crate) fn start(
+        name: &'static str,
+        columns: u32,
+        a: [[u32; 4]; 2],
+        b: u32,
+        at: fn(u32, u32) -> u32,
+    ) -> Self {
+        Self::check(name, columns, Operand::Registers(a), b, at)
     }
 
     /// The products of 128 bytes along k that start now: as [`Product::start`], with A as B.
     #[track_caller]
-    pub(crate) fn of_shared(name: &'static str, columns: u32, a: u32, b: u32) -> Vec<Self> {
-        let half = |bytes| Self::check(name, columns, Operand::Shared(a + bytes), b + bytes);
+    pub(crate) fn of_shared(
+        name: &'static str,
+        columns: u32,
+        a: u32,
+        b: u32,
+        at: fn(u32, u32) -> u32,
+    ) -> Vec<Self> {
+        let half = |bytes| Self::check(name, columns, Operand::Shared(a + bytes), b + bytes, at);
         std::vec![half(0), half(64)]
     }
 
     #[track_caller]
-    fn check(name: &'static str, columns: u32, a: Operand, b: u32) -> Self {
+    fn check(name: &'static str, columns: u32, a: Operand, b: u32, at: fn(u32, u32) -> u32) -> Self {
         let caller = Location::caller();
-        let product = Self { name, columns, a, b };
+        let product = Self {
+            name,
+            columns,
+            a,
+            b,
+            at,
+        };
         for col in 0..columns / 8 {
             product.line(caller, b, 8 * col + place().thread[0] % 32 / 4);
         }
@@ -65,7 +84,7 @@ impl Product {
             }
             let mut bytes = [0; 64];
             for (piece, bytes) in bytes.chunks_exact_mut(16).enumerate() {
-                let address = base + swizzled_128(line, first + piece as u32);
+                let address = base + (self.at)(line, first + piece as u32);
                 let start = match line % 8 == group {
                     true => state.async_proxy_read(address, 16)?,
                     false => address as usize,

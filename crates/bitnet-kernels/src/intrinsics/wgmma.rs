@@ -234,6 +234,22 @@ macro_rules! start_shared {
     }};
 }
 
+/// Starts products whose sums begin with the first of them, by one of the macros above.
+#[cfg(all(target_arch = "nvptx64", sm_90a))]
+macro_rules! first {
+    ($start:ident, $kind:literal, $first:literal, $second:literal, $a:ident $b:ident $list:tt) => {{
+        let mut sums = core::mem::MaybeUninit::<Self>::uninit();
+        // SAFETY: the caller's promise; the instructions write all sums.
+        unsafe {
+            let sums = &mut *sums.as_mut_ptr();
+            $start!($kind, $first, $second, out sums $a $b $list);
+        }
+        // SAFETY: as above.
+        let sums = unsafe { sums.assume_init() };
+        Pending { sums }
+    }};
+}
+
 /// Waits for products: their sums, and the numbers of these but the first. The text names them, so that nobody takes them before.
 #[cfg(target_arch = "nvptx64")]
 macro_rules! wait {
@@ -268,14 +284,7 @@ macro_rules! sums {
             unsafe fn product(a: [[u32; 4]; 2], b: Shared<u32>) -> Pending<Self> {
                 #[cfg(all(target_arch = "nvptx64", sm_90a))]
                 {
-                    let mut sums = core::mem::MaybeUninit::<Self>::uninit();
-                    // SAFETY: the caller's promise; the instruction writes all sums.
-                    unsafe {
-                        let sums = &mut *sums.as_mut_ptr();
-                        start!($kind, $product, $plus, out sums a b $list);
-                    }
-                    // SAFETY: as above.
-                    Pending { sums: unsafe { sums.assume_init() } }
+                    first!(start, $kind, $product, $plus, a b $list)
                 }
                 #[cfg(not(all(target_arch = "nvptx64", sm_90a)))]
                 // SAFETY: the caller's promise.
@@ -287,14 +296,7 @@ macro_rules! sums {
             unsafe fn product_of_shared(a: Shared<u32>, b: Shared<u32>) -> Pending<Self> {
                 #[cfg(all(target_arch = "nvptx64", sm_90a))]
                 {
-                    let mut sums = core::mem::MaybeUninit::<Self>::uninit();
-                    // SAFETY: the caller's promise; the instruction writes all sums.
-                    unsafe {
-                        let sums = &mut *sums.as_mut_ptr();
-                        start_shared!($kind, $product_shared, $plus_shared, out sums a b $list);
-                    }
-                    // SAFETY: as above.
-                    Pending { sums: unsafe { sums.assume_init() } }
+                    first!(start_shared, $kind, $product_shared, $plus_shared, a b $list)
                 }
                 #[cfg(not(all(target_arch = "nvptx64", sm_90a)))]
                 // SAFETY: the caller's promise.
@@ -320,7 +322,7 @@ macro_rules! sums {
                 #[cfg(not(target_arch = "nvptx64"))]
                 Pending {
                     sums: self,
-                    products: crate::emulator::warpgroup::Product::of_shared($kind, 2 * $len, a.address(), b.address()),
+                    products: crate::emulator::warpgroup::Product::of_shared($kind, 2 * $len, a.address(), b.address(), swizzled_128),
                 }
             }
 
@@ -343,7 +345,7 @@ macro_rules! sums {
                 #[cfg(not(target_arch = "nvptx64"))]
                 Pending {
                     sums: self,
-                    products: std::vec![crate::emulator::warpgroup::Product::start($kind, 2 * $len, a, b.address())],
+                    products: std::vec![crate::emulator::warpgroup::Product::start($kind, 2 * $len, a, b.address(), swizzled_128)],
                 }
             }
 

@@ -1,10 +1,13 @@
 //! Attention of runs of consecutive tokens: prompts, and pieces of them.
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
-mod device;
+mod warp;
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod warpgroup;
+
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod device;
 
 use super::heads::Heads;
 use crate::cache::{KvType, PAGE};
@@ -191,7 +194,7 @@ const fn threads(by: Prefill) -> u32 {
     }
 }
 
-/// The grid, and the shared memory that `device` divides.
+/// The grid, and the shared memory that the bodies divide.
 fn launch(by: Prefill, p: &AttentionPrefill) -> Launch {
     let parts = (p.n_heads / p.n_kv_heads).div_ceil(ROWS);
     Launch {

@@ -5,7 +5,7 @@
 //! the cache: 32 dimensions (or keys) are four times 8, whose first halves are one instruction's and whose second halves the next one's.
 
 use super::super::math::{self, Fold};
-use super::device::{Place, fold};
+use super::warp::{Place, fold};
 use super::{AttentionPrefill, HALF_BYTES, KEYS_BYTES, PAGE, VALUES_BYTES, WARPGROUP_DIMS as DIMS};
 use crate::Global;
 use crate::cache::device::Page;

@@ -130,6 +130,53 @@ pub(crate) mod device {
     use crate::Global;
     use crate::intrinsics::*;
 
+    /// What pages are read from: a cache, or a copy of a page in shared memory.
+    pub(crate) trait Source: Copy {
+        /// Two words from word `at` on.
+        ///
+        /// # Safety
+        /// They are readable and lie on a multiple of their size. This goes for both.
+        unsafe fn two(self, at: usize) -> [u32; 2];
+
+        /// Four words.
+        ///
+        /// # Safety
+        /// As for [`Source::two`].
+        unsafe fn four(self, at: usize) -> [u32; 4];
+    }
+
+    impl Source for Global<u32> {
+        #[inline(always)]
+        #[cfg_attr(feature = "emulator", track_caller)]
+        unsafe fn two(self, at: usize) -> [u32; 2] {
+            // SAFETY: the caller's promise.
+            unsafe { self.load_l2_x2(at) }
+        }
+
+        #[inline(always)]
+        #[cfg_attr(feature = "emulator", track_caller)]
+        unsafe fn four(self, at: usize) -> [u32; 4] {
+            // SAFETY: the caller's promise.
+            unsafe { self.load_l2_x4(at) }
+        }
+    }
+
+    impl Source for Shared<u32> {
+        #[inline(always)]
+        #[cfg_attr(feature = "emulator", track_caller)]
+        unsafe fn two(self, at: usize) -> [u32; 2] {
+            // SAFETY: the caller's promise.
+            unsafe { self.load_x2(at as u32) }
+        }
+
+        #[inline(always)]
+        #[cfg_attr(feature = "emulator", track_caller)]
+        unsafe fn four(self, at: usize) -> [u32; 4] {
+            // SAFETY: the caller's promise.
+            unsafe { self.load_x4(at as u32) }
+        }
+    }
+
     /// Where keys and values of one page and kv head lie in a cache: of 8-bit integers, or of bfloat16.
     #[derive(Clone, Copy)]
     pub(crate) struct Page<const INT8: bool> {
@@ -151,6 +198,18 @@ pub(crate) mod device {
                 base: head * KvType::of(INT8).head_words(padded as usize),
                 padded,
             }
+        }
+
+        /// The page as its copy begins at word 0.
+        #[inline(always)]
+        pub(crate) fn copied(self) -> Self {
+            Self { base: 0, ..self }
+        }
+
+        /// Word of the first key and of the first value.
+        #[inline(always)]
+        pub(crate) fn start(self) -> usize {
+            self.base
         }
 
         /// Word of dimension 0 of the key at position `place` of the page.
@@ -183,14 +242,14 @@ pub(crate) mod device {
         /// They are readable, and lie on a multiple of their size.
         #[inline(always)]
         #[cfg_attr(feature = "emulator", track_caller)]
-        pub(crate) unsafe fn load_eight(cache: Global<u32>, at: usize) -> [u32; 4] {
+        pub(crate) unsafe fn load_eight(from: impl Source, at: usize) -> [u32; 4] {
             // SAFETY: the caller's promise.
             unsafe {
                 if INT8 {
-                    let [low, high] = cache.load_l2_x2(at);
+                    let [low, high] = from.two(at);
                     [low, high, 0, 0]
                 } else {
-                    cache.load_l2_x4(at)
+                    from.four(at)
                 }
             }
         }

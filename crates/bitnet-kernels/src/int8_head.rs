@@ -3,7 +3,7 @@
 //! The numbers are those of the CPU's 8-bit head: a row is multiples of a 127th of its largest magnitude, a column multiples
 //! of its largest magnitude over [`act::head_largest`], so that no sum of products leaves 32 bits. An activation is
 //! `256 high + low` with two 8-bit terms, which are two columns of the tensor cores' product, [`crate::dense_gemv::Int8Gemv`] and
-//! [`crate::int8_gemm`].
+//! [`crate::int8_gemm`] and, in another order, [`crate::int8_hopper`].
 //!
 //! How far such a product is from that of the numbers as they were is bounded too, for [`crate::screen`].
 
@@ -68,8 +68,9 @@ kernels! {
 
     /// `256 high + low = round(x[c] norm * largest / max|x[c] norm|)`, and what a unit of that is worth after the norm.
     ///
-    /// - Shapes: `x` (cols, k); `norm` (k); `terms` (cols, 2, k) i8, high then low; `unit` (cols); `bounds` (cols, 2).
-    /// - Launch: [`Int8Columns::launch`]; a block owns a column.
+    /// - Shapes: `x` (cols, k); `norm` (k); `terms` (cols, 2, k) i8, high then low, or passes of `width` columns as
+    ///   [`crate::int8_hopper::term_word`] says, padded with zeros; `unit` (cols); `bounds` (cols, 2).
+    /// - Launch: [`Int8Columns::launch`]; a block owns a column, or one that pads a pass.
     /// - Moves: `4 cols k` bytes twice (the second time from L2), half of that out. Bound: latency.
     ///
     /// # Safety
@@ -87,6 +88,10 @@ kernels! {
         /// What lengths of rows are multiplied by to bound a product's error, see [`crate::screen`], (cols, 2): first that of what a
         /// row left out, then its own.
         pub bounds: Global<f32>,
+        /// Columns.
+        pub cols: u32,
+        /// Columns of a pass of [`crate::int8_hopper`]; 0 for the order of others.
+        pub width: u32,
         /// Elements of a column.
         pub k: u32,
         /// [`act::head_largest`] of k.
@@ -119,10 +124,14 @@ impl Int8Columns {
         act::head_largest(k) as f32
     }
 
-    /// A block a column.
+    /// A block a column, and each of those that fill the last pass.
     #[must_use]
-    pub const fn launch(cols: u32) -> Launch {
-        a_block_each(cols, 4)
+    pub const fn launch(&self) -> Launch {
+        let blocks = match self.width {
+            0 => self.cols,
+            width => self.cols.next_multiple_of(width),
+        };
+        a_block_each(blocks, 4)
     }
 }
 
@@ -130,6 +139,7 @@ impl Int8Columns {
 mod device {
     use super::{Int8Columns, Int8Rows, RowBounds, THREADS};
     use crate::decode_linear::device::add_squares;
+    use crate::int8_hopper;
     use crate::intrinsics::*;
     use crate::reduce::{block_sum, warp_max};
 
@@ -262,12 +272,32 @@ mod device {
     pub(super) unsafe fn columns(p: Int8Columns) {
         let col = block_idx_x() as usize;
         let x = p.x.offset(col * p.k as usize);
-        let high = p.terms.offset(col * (p.k / 2) as usize);
-        let low = high.offset((p.k / 4) as usize);
+        let place = |term: u32, word: u32| {
+            if p.width == 0 {
+                return (col as u32 * (p.k / 2) + term * (p.k / 4) + word) as usize;
+            }
+            // In a pass are whole steps of 32 words of so many columns, two terms each.
+            let (pass, within) = (col as u32 / p.width, col as u32 % p.width);
+            let words = p.k.div_ceil(128) * 64 * p.width;
+            (pass * words + int8_hopper::term_word(p.width, within, term, word)) as usize
+        };
         grid_dependency_launch();
         grid_dependency_wait();
         // SAFETY: words are compared with k; every branch around a block operation is uniform.
         unsafe {
+            if p.width > 0 {
+                // What pads a column, and columns that pad the pass.
+                let first = if col as u32 >= p.cols { 0 } else { p.k / 4 };
+                let mut word = first + thread_idx_x();
+                while word < p.k.div_ceil(128) * 32 {
+                    p.terms.store(place(0, word), 0);
+                    p.terms.store(place(1, word), 0);
+                    word += THREADS;
+                }
+                if col as u32 >= p.cols {
+                    return;
+                }
+            }
             let (mut max, mut squares) = (0.0f32, 0.0);
             let mut word = thread_idx_x();
             while word < p.k / 4 {
@@ -302,11 +332,9 @@ mod device {
                 }
                 // Low is -128 to 127, and so is high: no activation is larger than 127 * 256 + 127.
                 let lows = q.map(|q| ((q + 128) & 255) - 128);
-                high.store(
-                    word as usize,
-                    pack_i8x4(core::array::from_fn(|j| (q[j] - lows[j]) >> 8)),
-                );
-                low.store(word as usize, pack_i8x4(lows));
+                let highs = core::array::from_fn(|j| (q[j] - lows[j]) >> 8);
+                p.terms.store(place(0, word), pack_i8x4(highs));
+                p.terms.store(place(1, word), pack_i8x4(lows));
                 word += THREADS;
             }
             let length = block_sum::<WARPS>(length, Shared::at(2 * WARPS * 4));

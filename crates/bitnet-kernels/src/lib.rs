@@ -40,6 +40,8 @@ pub mod decode_linear;
 
 pub mod bit_gemm;
 pub mod dense;
+pub mod int8_hopper;
+
 pub mod int8_head;
 pub mod quantize_rows;
 
@@ -73,6 +75,7 @@ pub const MODEL: &[KernelInfo] = kernels_of![
     bit_gemm::BitGemm::INFOS,
     dense::INFOS,
     int8_head::INFOS,
+    int8_hopper::Int8Hopper::INFOS,
     quantize_rows::INFOS,
     dense_gemv::INFOS,
     bf16_gemm::INFOS,

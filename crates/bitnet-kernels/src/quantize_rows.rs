@@ -19,7 +19,7 @@ kernels! {
     ///
     /// # Safety
     /// Lengths as above; `x` and `norm` 16-byte aligned, `k` a multiple of 4.
-    quantize_rows, block = [640, 1, 1], body = device::run;
+    quantize_rows, block = [640, 1, 1], min_blocks = 1, body = device::run;
     pub struct QuantizeRows {
         /// Rows to quantize, (rows, k).
         pub x: Global<f32>,
@@ -102,15 +102,15 @@ mod device {
         let x = p.x.offset(row * p.k as usize);
         // Words from one tile of the row's codes to the next, and where the lane's stands in a tile.
         let word = tile_column() / 4;
-        let (first, stride, place) = if p.order == CodeOrder::Warpgroup as u32 {
-            let place = mma_tile::warpgroup_word(row as u32, word);
+        let (first, stride, place) = if p.order == CodeOrder::Warp as u32 {
+            (row * tiles_k as usize * 32, 32, mma_tile::activation_word(word))
+        } else {
+            // A block for each row, those that pad them included.
             (
                 row * 32,
-                p.rows.next_multiple_of(mma_tile::WARPGROUP_ROWS as u32) * 32,
-                place,
+                grid_dim_x() * 32,
+                mma_tile::warpgroup_word(row as u32, word),
             )
-        } else {
-            (row * tiles_k as usize * 32, 32, mma_tile::activation_word(word))
         };
         let q = p.q.offset(first + place as usize);
         let maxima = Shared::<u32>::at(0);

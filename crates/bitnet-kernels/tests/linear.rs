@@ -93,6 +93,17 @@ impl Use for InEmulator<'_> {
     }
 }
 
+/// Runs a kernel in the emulator, in clusters of so many blocks.
+struct InClusters<'a>(&'a mut Emulator, u32);
+
+impl Use for InClusters<'_> {
+    type Output = Result<(), Fault>;
+
+    fn of<K: Kernel + 'static>(self, kernel: K, launch: Launch) -> Self::Output {
+        self.0.launch_clusters(&launch, &kernel, self.1)
+    }
+}
+
 /// Tells which kernel it is, and its launch.
 struct Which;
 
@@ -331,7 +342,10 @@ impl Layer {
             scale_c: self.scales[2],
             slots: shape.slots(kind, self.k, room),
         };
-        product.with_kernel((kind, shape), InEmulator(emulator)).unwrap();
+        let cluster = shape.cluster(product.slots);
+        product
+            .with_kernel((kind, shape), InClusters(emulator, cluster))
+            .unwrap();
     }
 }
 
@@ -634,6 +648,26 @@ fn blocks_of_warpgroups() {
     }
 }
 
+/// Rows that fill no block, parts of k without a tile, more tiles than a warp has weights of; clusters that divide k.
+#[test]
+fn slim_blocks() {
+    let [some, many] = [(GemmShape::Slim32, 18), (GemmShape::Slim64, 33)];
+    check_layer(34, 160, Epilogue::Add, 1e-5, RELU2, &[some, many], 60);
+    for kind in [Epilogue::Store, Epilogue::Add, Epilogue::Gated] {
+        check_layer(144, 656, kind, 1e-5, SILU, &[some], 61);
+        check_layer(80, 272, kind, 1e-5, SILU, &[many], 62);
+        check_layer(34, 21 * 128, kind, 1e-5, SILU, &[some], 63);
+    }
+    for (kind, k) in [(Epilogue::Add, 25 * 128), (Epilogue::Store, 33 * 128 - 16)] {
+        assert_eq!(GemmShape::Slim64.slots(kind, k, 227 << 10), 2);
+        assert_eq!(
+            GemmShape::Slim32.slots(kind, k, 227 << 10),
+            1 + u32::from(k > 32 * 128)
+        );
+        check_layer(34, k, kind, 1e-5, SILU, &[some, many], 64);
+    }
+}
+
 /// Large products get the larger blocks, unless these would leave slots empty; every shape covers the product and fits.
 #[test]
 fn plans() {
@@ -656,7 +690,14 @@ fn plans() {
     assert_eq!(shape(2560, 6912, 2048), GemmShape::Wide64);
     // By warpgroups: as many small blocks as run at once, or large ones.
     let shape = |n, cols| GemmShape::new(Epilogue::Store, n, 2560, cols, true);
-    assert_eq!(shape(13824, 64), GemmShape::Flat32);
+    assert_eq!(shape(13824, 16), GemmShape::Flat16);
+    assert_eq!(shape(13824, 17), GemmShape::Slim32);
+    assert_eq!(shape(13824, 64), GemmShape::Slim64);
+    let deep = |kind, k, cols| GemmShape::new(kind, 4096, k, cols, true);
+    assert_eq!(deep(Epilogue::Gated, 24 * 128, 64), GemmShape::Slim64);
+    assert_eq!(deep(Epilogue::Gated, 25 * 128, 64), GemmShape::Mid32);
+    assert_eq!(deep(Epilogue::Add, 192 * 128, 64), GemmShape::Slim64);
+    assert_eq!(deep(Epilogue::Add, 193 * 128, 64), GemmShape::Mid32);
     assert_eq!(shape(3840, 65), GemmShape::Hopper64x4);
     assert_eq!(shape(3840, 512), GemmShape::Hopper64x2);
     assert_eq!(shape(2560, 2048), GemmShape::Hopper160);
@@ -712,6 +753,56 @@ fn plans() {
             assert!(launch.block[0] <= info.block[0]);
             assert!(launch.shared_bytes <= room.min(most << 10), "{kind:?} ({n}, {k})");
         }
+    }
+}
+
+/// Slim blocks, of the 2B model and of the longest rows, fit a multiprocessor of an H100.
+#[test]
+fn slim_plans() {
+    let mut emulator = Emulator::new(0);
+    let (word, one, zero) = (
+        emulator.constant(&[0u32]),
+        emulator.constant(&[1.0f32]),
+        emulator.constant(&[0i32]),
+    );
+    for (kind, n, k, cols, grid) in [
+        (Epilogue::Store, 3840, 2560, 32, 60),
+        (Epilogue::Add, 2560, 2560, 64, 40),
+        (Epilogue::Gated, 13824, 2560, 32, 108),
+        (Epilogue::Gated, 13824, 2560, 64, 108),
+        (Epilogue::Add, 2560, 6912, 32, 80),
+        (Epilogue::Add, 2560, 6912, 64, 120),
+        (Epilogue::Gated, 64, 24 * 128, 64, 1),
+        (Epilogue::Gated, 64, 32 * 128, 32, 1),
+        (Epilogue::Add, 64, 192 * 128, 64, 8),
+        (Epilogue::Add, 64, 256 * 128, 32, 8),
+    ] {
+        let shape = GemmShape::new(kind, n, k, cols, true);
+        let product = BitGemm {
+            w: word,
+            x: word,
+            unit: one,
+            sum: zero,
+            y: one,
+            n: n as u32,
+            k: k as u32,
+            cols: cols as u32,
+            activation: RELU2,
+            row_b: 0,
+            row_c: 0,
+            scale_a: 1.0,
+            scale_b: 1.0,
+            scale_c: 1.0,
+            slots: shape.slots(kind, k, 227 << 10),
+        };
+        let (info, launch) = product.with_kernel((kind, shape), Which);
+        assert_eq!(launch.grid, [grid, 1, 1], "{kind:?} ({n}, {k})");
+        assert!(launch.block[0] <= info.block[0] && launch.grid[0].is_multiple_of(product.slots));
+        assert!(
+            launch.shared_bytes <= 227 << 10,
+            "{kind:?} ({n}, {k}): {}",
+            launch.shared_bytes
+        );
     }
 }
 

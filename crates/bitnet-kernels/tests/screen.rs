@@ -108,11 +108,13 @@ impl Case {
             terms: emulator.uninit(cols * k / 2),
             unit: emulator.uninit(cols),
             bounds: emulator.uninit(2 * cols),
+            cols: cols as u32,
+            width: 0,
             k: k as u32,
             largest: Int8Columns::largest(k),
             eps: self.eps,
         };
-        emulator.launch(&Int8Columns::launch(cols as u32), &columns)?;
+        emulator.launch(&columns.launch(), &columns)?;
         // Weights were written long before: the product may read them before its wait.
         let q: Vec<u32> = emulator.read(rows.q)?;
         let gemv = Int8Gemv {
@@ -282,6 +284,7 @@ fn the_largest_logits_are_those_of_the_whole_head() {
         (1, 32, &[1][..]),
         (13, 64, &[1, 2]),
         (2100, 32, &[1, 256, 3]),
+        (4500, 32, &[1, 2, 1, 1, 3, 1, 8, 1, 1]),
         (17, 2560, &[1, 5, 40, 1, 2]),
         (20, 1056, &[1]),
     ] {
@@ -322,6 +325,11 @@ fn recent_tokens_are_computed_where_penalties_look_at_them() {
     case.choices[1].recent = (0..300).collect();
     let products = case.check("recent tokens");
     assert!(products[2] < 100, "{products:?}");
+    // Of many columns, whose groups are looked at first.
+    let mut case = Case::new(2100, 64, &[1, 4, 1, 1, 1], 10);
+    case.choices[0].recent = vec![0, 3, 250, 2099];
+    case.choices[4].recent = vec![2047, 2048];
+    case.check("recent tokens of many columns");
 }
 
 #[test]
@@ -337,16 +345,18 @@ fn numbers_without_a_bound_are_computed() {
         ("a huge activation", None, Some(huge)),
         ("both huge", Some(huge), Some(huge)),
     ] {
-        let mut case = Case::new(70, 64, &[1, 3], 3);
-        if let Some(weight) = weight {
-            case.w[17 * 64 + 5] = bf16(weight);
-            // A row of nothing else.
-            case.w[60 * 64..][..64].fill(bf16(weight));
+        for ks in [&[1, 3][..], &[1, 3, 1, 2, 1]] {
+            let mut case = Case::new(70, 64, ks, 3);
+            if let Some(weight) = weight {
+                case.w[17 * 64 + 5] = bf16(weight);
+                // A row of nothing else.
+                case.w[60 * 64..][..64].fill(bf16(weight));
+            }
+            if let Some(activation) = activation {
+                case.x[20] = activation;
+            }
+            case.check(what);
         }
-        if let Some(activation) = activation {
-            case.x[20] = activation;
-        }
-        case.check(what);
     }
     for scale in [1e-30, 1e-20, 1e20, 1e30] {
         let mut case = Case::new(70, 64, &[1, 3], 4);

@@ -73,10 +73,14 @@ pub enum CodeOrder {
     /// For products of a warpgroup: tile by tile along k, in a tile row by row, 128 bytes each, in a row as [`warpgroup_word`] says. Rows
     /// are padded to a multiple of [`WARPGROUP_ROWS`].
     Warpgroup,
+    /// The same for up to [`WARPGROUP_FEW`] rows, which are padded to a power of two from 16 on.
+    WarpgroupFew,
 }
 
 /// What rows of activations are padded to a multiple of for products of a warpgroup.
 pub const WARPGROUP_ROWS: usize = 128;
+/// Most rows of [`CodeOrder::WarpgroupFew`].
+pub const WARPGROUP_FEW: usize = 64;
 
 /// Where, in the 32 words of a tile of row `row`, the word of columns `4 word ..` (0..32) stands for products of a warpgroup: plane by
 /// plane, words `8 t + 4 h + p` for half h of lane t at `8 p + 4 h + t`; then pieces of four words are exchanged as in the 128-byte swizzle
@@ -94,6 +98,8 @@ pub const fn padded_rows(order: CodeOrder, rows: usize) -> usize {
     match order {
         CodeOrder::Warp => rows,
         CodeOrder::Warpgroup => rows.next_multiple_of(WARPGROUP_ROWS),
+        CodeOrder::WarpgroupFew if rows <= 16 => 16,
+        CodeOrder::WarpgroupFew => rows.next_power_of_two(),
     }
 }
 

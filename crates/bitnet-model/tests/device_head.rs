@@ -5,7 +5,20 @@ use bitnet_kernels::dense_gemv::{Int8Gemv, Machine};
 use bitnet_kernels::emulator::Emulator;
 use bitnet_kernels::int8_gemm::Int8Gemm;
 use bitnet_kernels::int8_head::{Int8Columns, Int8Rows};
+use bitnet_kernels::int8_hopper::{Int8Hopper, Width, term_words};
+use bitnet_kernels::{Kernel, Launch, Use};
 use bitnet_layout::draw::uniform;
+
+/// Runs a kernel in the emulator.
+struct InEmulator<'a>(&'a mut Emulator);
+
+impl Use for InEmulator<'_> {
+    type Output = ();
+
+    fn of<K: Kernel + 'static>(self, kernel: K, launch: Launch) {
+        self.0.launch(&launch, &kernel).unwrap();
+    }
+}
 
 /// Numbers between -1 and 1, some of them 20 times as large.
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
@@ -62,13 +75,13 @@ fn device(seed: u64, w: &[u16], n: usize, x: &[f32], norm: &[f32], eps: f32) -> 
         terms: emulator.uninit(cols * k / 2),
         unit: emulator.uninit(cols),
         bounds: emulator.uninit(2 * cols),
+        cols: cols as u32,
+        width: 0,
         k: k as u32,
         largest: Int8Columns::largest(k),
         eps,
     };
-    emulator
-        .launch(&Int8Columns::launch(cols as u32), &columns)
-        .unwrap();
+    emulator.launch(&columns.launch(), &columns).unwrap();
     // Weights were written long before: the product may read them before its wait.
     let q: Vec<u32> = emulator.read(rows.q).unwrap();
     let scales: Vec<f32> = emulator.read(rows.scales).unwrap();
@@ -89,6 +102,35 @@ fn device(seed: u64, w: &[u16], n: usize, x: &[f32], norm: &[f32], eps: f32) -> 
     };
     emulator.launch(&gemv.launch(machine), &gemv).unwrap();
     let of_few = emulator.read(gemv.y).unwrap();
+    // By warpgroups, with terms in their order, in one block and in several.
+    for (width, blocks) in [(Width::Some, 1), (Width::Many, 3)] {
+        let cols = cols.min(width.columns() as usize);
+        let terms = Int8Columns {
+            terms: emulator.uninit(term_words(width.columns(), k)),
+            cols: cols as u32,
+            width: width.columns(),
+            ..columns
+        };
+        emulator.launch(&terms.launch(), &terms).unwrap();
+        let product = Int8Hopper {
+            w: gemv.w,
+            scales: emulator.constant(&scales),
+            terms: terms.terms,
+            unit: gemv.unit,
+            y: emulator.uninit(cols * n),
+            n: gemv.n,
+            k: gemv.k,
+            cols: cols as u32,
+            blocks,
+        };
+        product.with_kernel(width, InEmulator(&mut emulator));
+        let of_many = emulator.read(product.y).unwrap();
+        assert_eq!(
+            bits(&of_many),
+            bits(&of_few[..cols * n]),
+            "the product by warpgroups"
+        );
+    }
     // Rings of two stages and more, and blocks that take several bands or one.
     for (room, multiprocessors) in [(99 << 10, 1), (227 << 10, 3)] {
         let gemm = Int8Gemm {

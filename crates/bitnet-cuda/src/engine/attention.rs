@@ -33,15 +33,15 @@ impl Engine {
             .filter(|_| self.gpu().has::<AttentionCluster32>())
     }
 
-    /// Whether a block takes all steps of a token's key head: with two blocks for each multiprocessor that is faster than sharing the
-    /// steps out, with one (32 sequences of the 2B model at 1,024 tokens) a tenth slower.
+    /// Whether a block takes all steps of a token's key head: with a block for each multiprocessor that is faster than sharing the steps
+    /// out.
     fn attends_serially(&self) -> bool {
         let d = &self.model.dims;
         let blocks = self.batch * d.n_kv_heads;
         AttentionSerial::KEYS.contains(&self.heads)
             && d.n_heads / d.n_kv_heads <= AttentionSerial::MOST_HEADS as usize
             && self.gpu().has::<AttentionSerial128>()
-            && blocks >= 2 * self.gpu().properties().n_sms as usize
+            && blocks >= self.gpu().properties().n_sms as usize
     }
 
     /// Attention of one token of each sequence, over up to `steps` steps: the `wanted` of its two parts, steps and fold.

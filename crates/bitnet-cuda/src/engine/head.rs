@@ -6,11 +6,16 @@ use super::space::{Space, Use};
 use super::{Architecture, Engine, HeadKind, launch};
 use crate::error::{Error, Result};
 use crate::memory::{DeviceBuffer, SharedWords};
+use crate::stream::Dependent;
 use bitnet_kernels::dense_gemv::{self, Int8Gemv};
 use bitnet_kernels::int8_gemm::{self, Int8Gemm};
 use bitnet_kernels::int8_head::Int8Columns;
+use bitnet_kernels::int8_hopper::{self, Int8Hopper, Width};
 use bitnet_kernels::{Global, bf16_gemm};
 use std::sync::atomic::Ordering;
+
+/// Rows up to which warpgroups multiply an 8-bit head no faster than warps do.
+const FEW: usize = 16;
 
 /// Where the embedding is: (vocab, d_model) bfloat16, two a word.
 #[derive(Debug)]
@@ -179,19 +184,22 @@ impl Engine {
     /// Final norm of `rows` rows at `x`, and their products with a rounded head, as many as the logits buffer has at most.
     pub(super) fn int8_product(&self, x: Global<f32>, rows: usize, copy: &Int8Copy) -> Result<()> {
         let (d, s) = (&self.model.dims, &self.buffers.scratch);
+        let machine = self.gpu().machine();
+        let width = (rows > FEW && self.gpu().multiplies_by_warpgroups()).then(|| Width::new(rows));
         let columns = Int8Columns {
             x,
             norm: self.buffers.final_norm.global(),
             terms: s.terms.global(),
             unit: s.term_unit.global(),
             bounds: s.term_bounds.global(),
+            cols: rows as u32,
+            width: width.map_or(0, Width::columns),
             k: d.d_model as u32,
             largest: Int8Columns::largest(d.d_model),
             eps: self.model.eps,
         };
         // SAFETY: the rows lie in the residual stream; the terms have room for as many as the logits buffer has.
-        unsafe { launch(&self.stream, &columns, Int8Columns::launch(rows as u32))? };
-        let machine = self.gpu().machine();
+        unsafe { launch(&self.stream, &columns, columns.launch())? };
         if rows <= dense_gemv::MAX_COLS as usize {
             let product = Int8Gemv {
                 w: copy.rows.global(),
@@ -205,6 +213,27 @@ impl Engine {
             };
             // SAFETY: as above.
             return unsafe { launch(&self.stream, &product, product.launch(machine)) };
+        }
+        if let Some(width) = width {
+            let at_once = width.columns() as usize;
+            let pass_words = int8_hopper::term_words(width.columns(), d.d_model);
+            for (pass, start) in (0..rows).step_by(at_once).enumerate() {
+                let product = Int8Hopper {
+                    w: copy.rows.global(),
+                    scales: copy.scales.global(),
+                    terms: s.terms.global().offset(pass * pass_words),
+                    unit: s.term_unit.global().offset(start),
+                    y: s.logits.global().offset(start * d.vocab),
+                    n: d.vocab as u32,
+                    k: d.d_model as u32,
+                    cols: at_once.min(rows - start) as u32,
+                    blocks: machine.multiprocessors,
+                };
+                // SAFETY: as above; the copy is written when a model is loaded.
+                let run = unsafe { Dependent::on(&self.stream) };
+                product.with_kernel(width, run)?;
+            }
+            return Ok(());
         }
         let at_once = int8_gemm::MAX_COLS as usize;
         for start in (0..rows).step_by(at_once) {

@@ -5,11 +5,22 @@ use super::{Engine, launch};
 use crate::error::Result;
 use crate::layer::{launch_layer, takes_few};
 use crate::stream::Dependent;
-use bitnet_kernels::Global;
 use bitnet_kernels::bit_gemm::{self, BitGemm};
 use bitnet_kernels::decode_linear::{DecodeLinear, Epilogue};
 use bitnet_kernels::quantize_rows::{self, QuantizeRows};
+use bitnet_kernels::{Global, Kernel, Launch, Use};
 use bitnet_layout::WeightForm;
+
+/// Launches the kernel that is found for the parameters in clusters of so many blocks.
+struct InClusters<'a>(Dependent<'a>, u32);
+
+impl Use for InClusters<'_> {
+    type Output = Result<()>;
+
+    fn of<K: Kernel>(self, kernel: K, launch: Launch) -> Result<()> {
+        self.0.launch(&kernel, launch, |config| config.cluster(self.1))
+    }
+}
 
 /// The input and output of a linear layer.
 pub(super) struct Linear<'a> {
@@ -119,6 +130,9 @@ impl Engine {
         };
         // SAFETY: as above.
         let run = unsafe { Dependent::on(&self.stream) };
-        product.with_kernel((linear.epilogue, shape), run)
+        product.with_kernel(
+            (linear.epilogue, shape),
+            InClusters(run, shape.cluster(product.slots)),
+        )
     }
 }

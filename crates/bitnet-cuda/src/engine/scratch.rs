@@ -5,7 +5,7 @@ use super::space::{Space, Use};
 use super::{Architecture, HeadKind, Limits};
 use crate::error::Result;
 use crate::memory::DeviceBuffer;
-use bitnet_kernels::{bf16_gemm, dense_gemv, quantize_rows};
+use bitnet_kernels::{bf16_gemm, dense_gemv, int8_hopper, quantize_rows};
 use bitnet_layout::WeightForm;
 use bitnet_layout::mma_tile::{self, CodeOrder};
 
@@ -62,7 +62,10 @@ impl Scratch {
         let logit_rows = max_batch
             .clamp(few, bf16_gemm::MAX_COLS as usize)
             .max(limits.seats());
-        let of_int8 = logit_rows * model.dims.d_model / 2;
+        // In passes by warpgroups too.
+        let widest = int8_hopper::Width::Many.columns();
+        let passes = logit_rows.div_ceil(widest as usize);
+        let of_int8 = passes * int8_hopper::term_words(widest, model.dims.d_model);
         let of_head = match model.head {
             HeadKind::Int8 => of_int8,
             HeadKind::Embedding | HeadKind::Own if model.is_certified => {

@@ -13,11 +13,11 @@ const LOADED: usize = 4;
 const AHEAD: usize = 2;
 
 /// Planes are shifted here: products are of signed bytes, which codes shifted further would not be.
-const SIGNED_CODE_BITS: u32 = 4;
+pub(super) const SIGNED_CODE_BITS: u32 = 4;
 
 /// Plane `p` of a lane's four words: an A fragment of codes 0, 1 and 2 times `2^`[`SIGNED_CODE_BITS`].
 #[inline(always)]
-fn unpack(w: [u32; 4], p: u32) -> [u32; 4] {
+pub(super) fn unpack(w: [u32; 4], p: u32) -> [u32; 4] {
     const MASK: u32 = 0x0303_0303 << SIGNED_CODE_BITS;
     w.map(|w| {
         let shifted = if 2 * p <= SIGNED_CODE_BITS {

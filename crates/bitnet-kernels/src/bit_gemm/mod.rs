@@ -6,6 +6,7 @@
 //! - *wide*: 128 rows by 64 or 128 columns, both operands brought to shared memory by `cp.async` in a ring of stages;
 //! - *hopper*: 64 or 128 rows by 128 or 160 columns, by warpgroups, with weights in registers and codes in shared memory, for more columns
 //!   than 64 on GPUs of capability 9.0;
+//! - *slim*: 64 or 128 rows by 32 or 64 columns, by warpgroups, with all codes of a part of k in shared memory at once;
 //! - *flat*: 32 or 64 rows by 16 or 32 columns, the warps split k and load weights straight into registers, and the columns' codes
 //!   come to shared memory once for all rows, all at once, in two blocks a multiprocessor;
 //! - *mid*: the same for any number of columns of the matrix, whose codes come tile by tile;
@@ -27,6 +28,8 @@ mod hopper;
 mod mid;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod narrow;
+#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+mod slim;
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod wide;
 
@@ -161,12 +164,79 @@ impl Hopper {
     }
 }
 
-/// Rows of a narrow block.
-const NARROW_ROWS: u32 = 32;
-/// Most warps of a narrow block.
-const NARROW_WARPS: u32 = 16;
+/// Warps of a slim block.
+const SLIM_WARPS: u32 = 16;
+/// Most blocks of a cluster that divide k.
+const SLIM_CLUSTER: u32 = 8;
+
+/// Warpgroups of a slim block along the rows, 64 each: more of gate and up, of which there are more rows.
+const fn slim_warpgroups(epilogue: Epilogue) -> u32 {
+    match epilogue {
+        Epilogue::Gated => 2,
+        Epilogue::Store | Epilogue::Add => 1,
+    }
+}
+
+/// Parts of k of a slim block.
+const fn slim_split(epilogue: Epilogue) -> u32 {
+    SLIM_WARPS / 4 / slim_warpgroups(epilogue)
+}
+
+/// Blocks of the clusters that divide k of a product in slim blocks: as few as have room for all codes.
+const fn slim_cluster(columns: u32, k: usize) -> u32 {
+    (mma_tile::tiles_k(k) as u32).div_ceil(if columns == 64 { 24 } else { 32 })
+}
+
+/// Where things are in the shared memory of a slim block: parts of k, with codes and then with sums in their place, what other blocks of
+/// the cluster send, what belongs to the columns, and barriers.
+struct SlimPlan {
+    /// Tiles of a part of k.
+    tiles: u32,
+    /// Bytes of a part.
+    part_bytes: u32,
+    /// Words of a column's sums: lanes write sums that lie in different banks.
+    stride: u32,
+    received: u32,
+    of_columns: u32,
+    barriers: u32,
+    end: u32,
+}
+
+impl SlimPlan {
+    #[inline(always)]
+    const fn new(warpgroups: u32, split: u32, columns: u32, tiles_k: u32, blocks: u32) -> Self {
+        // Device code would end a kernel where it divides by zero.
+        let blocks = if blocks == 0 { 1 } else { blocks };
+        let tiles = tiles_k.div_ceil(blocks).div_ceil(split);
+        let stride = warpgroups * 64 + 4;
+        let (codes, sums) = (tiles * columns * 128, columns * stride * 4);
+        let part_bytes = (if codes > sums { codes } else { sums }).next_multiple_of(1024);
+        let received = split * part_bytes;
+        let of_columns = received + (blocks - 1) * columns.div_ceil(blocks) * warpgroups * 32 * 8;
+        let barriers = of_columns + columns * 8;
+        Self {
+            tiles,
+            part_bytes,
+            stride,
+            received,
+            of_columns,
+            barriers,
+            end: barriers + (split * tiles + 1) * 8,
+        }
+    }
+}
+
+/// Most warps of a narrow block, and of one of gate and up, of which two share a multiprocessor.
+const NARROW_WARPS: u32 = 18;
+const NARROW_GATED_WARPS: u32 = 10;
+/// Rows of tiles of a narrow block, and of one of gate and up, of which there are more rows.
+const NARROW_BANDS: usize = 2;
+const NARROW_GATED_BANDS: usize = 4;
 /// Tiles along k that a warp of a narrow block asks for before it waits for the activations.
 const NARROW_TILES: usize = 3;
+const NARROW_GATED_TILES: usize = 2;
+/// Columns of a narrow block.
+const NARROW_COLUMNS: u32 = 8;
 
 /// Most warps of a flat block.
 const FLAT_WARPS: u32 = 10;
@@ -290,7 +360,14 @@ macro_rules! block {
     ($hopper:ident) => {
         hopper::Hopper<{ $hopper.warpgroups }, { $hopper.split }, { $hopper.stages }, { $hopper.columns as usize / 2 }>
     };
-    (Narrow8 $epilogue:ident) => { narrow::Narrow<1> };
+    (Slim64 $epilogue:ident) => {
+        slim::Slim<{ slim_warpgroups(Epilogue::$epilogue) }, { slim_split(Epilogue::$epilogue) }, 32>
+    };
+    (Slim32 $epilogue:ident) => {
+        slim::Slim<{ slim_warpgroups(Epilogue::$epilogue) }, { slim_split(Epilogue::$epilogue) }, 16>
+    };
+    (Narrow8 Gated) => { narrow::Narrow<NARROW_GATED_BANDS, NARROW_GATED_TILES> };
+    (Narrow8 $epilogue:ident) => { narrow::Narrow<NARROW_BANDS, NARROW_TILES> };
     (Flat16 Gated) => { flat::Flat<{ FLAT_GATED.pairs }, { FLAT_GATED.tiles }, 2> };
     (Flat16 $epilogue:ident) => { flat::Flat<{ FLAT.pairs }, { FLAT.tiles }, 2> };
     (Flat32 Gated) => { flat::Flat<{ FLAT_GATED.pairs }, { FLAT_GATED.tiles }, 4> };
@@ -335,7 +412,8 @@ products! {
     /// - Bound: the rate of the tensor cores, and of unpacking, for wide blocks; latency and L2 for the others.
     ///
     /// # Safety
-    /// Lengths as above; `w` and `x` 16-byte aligned; sizes at least 1; `slots` as [`Shape::slots`] gives them; the launch is that of the parameters.
+    /// Lengths as above; `w` and `x` 16-byte aligned; sizes at least 1; `slots` as [`Shape::slots`] gives them; of slim blocks `cols` more
+    /// than half of theirs; the launch is that of the parameters.
     pub struct BitGemm {
         /// Weights in tiles; in pairs of rows for the gated kernels.
         pub w: Global<u32>,
@@ -365,7 +443,7 @@ products! {
         pub scale_b: f32,
         /// What a ternary unit of rows `row_c ..` is worth.
         pub scale_c: f32,
-        /// Tiles of codes that a part of k of a mid block has room for, [`Shape::slots`].
+        /// Tiles of codes that a part of k of a mid block has room for, or blocks of a cluster of slim ones: [`Shape::slots`].
         pub slots: u32,
     }
     [min_blocks = 2,]
@@ -383,10 +461,10 @@ products! {
     flat_gated_32, FlatGated32, Gated, Flat32;
     mid_gated_16, MidGated16, Gated, Mid16;
     mid_gated_32, MidGated32, Gated, Mid32;
+    narrow_gated_8, NarrowGated8, Gated, Narrow8;
     [min_blocks = 1,]
     narrow_store_8, NarrowStore8, Store, Narrow8;
     narrow_add_8, NarrowAdd8, Add, Narrow8;
-    narrow_gated_8, NarrowGated8, Gated, Narrow8;
     mid_store_16, MidStore16, Store, Mid16;
     mid_add_16, MidAdd16, Add, Mid16;
     mid_store_32, MidStore32, Store, Mid32;
@@ -402,6 +480,12 @@ products! {
     hopper_add_160, HopperAdd160, Add, Hopper160;
     hopper_gated_160, HopperGated160, Gated, Hopper160;
     [min_blocks = 1, arch = sm_90a,]
+    slim_store_32, SlimStore32, Store, Slim32;
+    slim_add_32, SlimAdd32, Add, Slim32;
+    slim_gated_32, SlimGated32, Gated, Slim32;
+    slim_store_64, SlimStore64, Store, Slim64;
+    slim_add_64, SlimAdd64, Add, Slim64;
+    slim_gated_64, SlimGated64, Gated, Slim64;
     hopper_store_64x4, HopperStore64x4, Store, Hopper64x4;
     hopper_add_64x4, HopperAdd64x4, Add, Hopper64x4;
     hopper_gated_64x4, HopperGated64x4, Gated, Hopper64x4;
@@ -422,6 +506,10 @@ pub enum Shape {
     Wide128,
     /// 128 rows by 64 columns.
     Wide64,
+    /// 64 rows (gated: 128) by 64 columns, by warpgroups: capability 9.0 alone.
+    Slim64,
+    /// 64 rows (gated: 128) by 32 columns.
+    Slim32,
     /// 32 rows (gated: 64) by 32 columns at a time.
     Mid32,
     /// 32 rows (gated: 64) by 16 columns.
@@ -430,7 +518,7 @@ pub enum Shape {
     Flat32,
     /// 32 rows (gated: 64) by 16 columns; of as many.
     Flat16,
-    /// 32 rows by 8 columns.
+    /// 32 rows (gated: 64) by 8 columns.
     Narrow8,
 }
 
@@ -440,6 +528,7 @@ impl Shape {
     pub const fn order(self) -> CodeOrder {
         match self {
             Self::Hopper160 | Self::Hopper128 | Self::Hopper64x2 | Self::Hopper64x4 => CodeOrder::Warpgroup,
+            Self::Slim64 | Self::Slim32 => CodeOrder::WarpgroupFew,
             _ => CodeOrder::Warp,
         }
     }
@@ -458,6 +547,16 @@ impl Shape {
                 _ => Self::Hopper128,
             };
         }
+        if has_warpgroups && cols > 16 {
+            let (columns, shape) = if cols > 32 {
+                (64, Self::Slim64)
+            } else {
+                (32, Self::Slim32)
+            };
+            if Self::is_slim(epilogue, k, columns) {
+                return shape;
+            }
+        }
         let (rows, columns) = (padded_rows(n), cols as u32);
         let is_flat = mma_tile::tiles_k(k) <= FLAT_TILES_K;
         match (cols, epilogue) {
@@ -475,6 +574,24 @@ impl Shape {
         }
     }
 
+    /// Whether slim blocks have room for the codes of such matrices.
+    const fn is_slim(epilogue: Epilogue, k: usize, columns: u32) -> bool {
+        let most = match epilogue {
+            Epilogue::Gated => 1,
+            Epilogue::Store | Epilogue::Add => SLIM_CLUSTER,
+        };
+        slim_cluster(columns, k) <= most
+    }
+
+    /// Blocks of the clusters in which this shape's kernels are launched, of parameters with these slots.
+    #[must_use]
+    pub const fn cluster(self, slots: u32) -> u32 {
+        match self {
+            Self::Slim64 | Self::Slim32 => slots,
+            _ => 1,
+        }
+    }
+
     /// [`BitGemm::slots`] of a product with matrices of `k` columns in blocks that may have `room` bytes of shared memory: no more than
     /// a part has tiles.
     #[must_use]
@@ -482,6 +599,8 @@ impl Shape {
         let width = match self {
             Self::Mid32 => 32,
             Self::Mid16 => 16,
+            Self::Slim64 => return slim_cluster(64, k),
+            Self::Slim32 => return slim_cluster(32, k),
             _ => return 1,
         };
         let (tiles_k, most) = (mma_tile::tiles_k(k) as u32, mid_tiles(epilogue) as u32);
@@ -503,6 +622,8 @@ const fn threads((epilogue, shape): (Epilogue, Shape)) -> u32 {
         (Shape::Hopper64x2, _) => HOPPER_64_X2.warps(),
         (Shape::Hopper64x4, _) => HOPPER_64_X4.warps(),
         (Shape::Wide128 | Shape::Wide64, _) => WIDE_WARPS,
+        (Shape::Slim64 | Shape::Slim32, _) => SLIM_WARPS,
+        (Shape::Narrow8, Epilogue::Gated) => NARROW_GATED_WARPS,
         (Shape::Narrow8, _) => NARROW_WARPS,
         (Shape::Flat32 | Shape::Flat16, _) => FLAT_WARPS,
         (Shape::Mid32 | Shape::Mid16, Epilogue::Gated) => MID_GATED_WARPS,
@@ -524,12 +645,24 @@ fn launch((epilogue, shape): (Epilogue, Shape), p: &BitGemm) -> Launch {
             shared_bytes: mid_bytes(p.slots, parts, pairs, width) + width * 8,
         }
     };
-    let narrow = |width: u32| {
-        let warps = tiles_k.div_ceil(NARROW_TILES as u32).min(NARROW_WARPS);
+    let narrow = || {
+        let (bands, tiles, most) = match epilogue {
+            Epilogue::Gated => (NARROW_GATED_BANDS, NARROW_GATED_TILES, NARROW_GATED_WARPS),
+            Epilogue::Store | Epilogue::Add => (NARROW_BANDS, NARROW_TILES, NARROW_WARPS),
+        };
+        let (height, warps) = (16 * bands as u32, tiles_k.div_ceil(tiles as u32).min(most));
         Launch {
-            grid: [rows.div_ceil(NARROW_ROWS), p.cols.div_ceil(width), 1],
+            grid: [rows.div_ceil(height), p.cols.div_ceil(NARROW_COLUMNS), 1],
             block: [warps * 32, 1, 1],
-            shared_bytes: (warps * NARROW_ROWS + 2) * width * 4,
+            shared_bytes: (warps * height + 2) * NARROW_COLUMNS * 4,
+        }
+    };
+    let slim = |columns: u32| {
+        let (warpgroups, split) = (slim_warpgroups(epilogue), slim_split(epilogue));
+        Launch {
+            grid: [rows.div_ceil(64 * warpgroups) * p.slots, 1, 1],
+            block: [SLIM_WARPS * 32, 1, 1],
+            shared_bytes: SlimPlan::new(warpgroups, split, columns, tiles_k, p.slots).end,
         }
     };
     let flat = |width: u32| {
@@ -549,7 +682,9 @@ fn launch((epilogue, shape): (Epilogue, Shape), p: &BitGemm) -> Launch {
         Shape::Hopper64x4 => HOPPER_64_X4.launch(rows, p.cols),
         Shape::Flat32 => flat(32),
         Shape::Flat16 => flat(16),
-        Shape::Narrow8 => narrow(8),
+        Shape::Narrow8 => narrow(),
+        Shape::Slim64 => slim(64),
+        Shape::Slim32 => slim(32),
         Shape::Wide128 => WIDE_128.launch(rows, p.cols),
         Shape::Wide64 => WIDE_64.launch(rows, p.cols),
         Shape::Mid32 => mid(32),

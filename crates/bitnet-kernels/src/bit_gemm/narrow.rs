@@ -1,20 +1,20 @@
 //! Narrow blocks: the warps split k and load weights straight into registers.
 
 use super::device::{Block, before, column, finish, unpack};
-use super::{BitGemm, NARROW_ROWS, NARROW_TILES};
+use super::{BitGemm, NARROW_COLUMNS};
 use crate::intrinsics::*;
 
-/// This lane's words of tile `tile` along k of two rows of tiles from `first`; zeros past the end of k.
+/// This lane's words of tile `tile` along k of the rows of tiles from `first`; zeros past the end of k.
 ///
 /// # Safety
 /// The launch is the plan's.
 #[inline(always)]
-unsafe fn narrow_weights(p: &BitGemm, first: u32, tile: u32) -> [[u32; 4]; 2] {
+unsafe fn narrow_weights<const BANDS: usize>(p: &BitGemm, first: u32, tile: u32) -> [[u32; 4]; BANDS] {
     let (tiles_n, tiles_k) = (p.n.div_ceil(16), p.k.div_ceil(128));
-    let mut w = [[0; 4]; 2];
+    let mut w = [[0; 4]; BANDS];
     if tile < tiles_k {
         let mut m = 0;
-        while m < 2 {
+        while m < BANDS {
             let band = (first + m as u32).min(tiles_n - 1);
             // SAFETY: the tile is one of the matrix.
             w[m] = unsafe {
@@ -31,64 +31,55 @@ unsafe fn narrow_weights(p: &BitGemm, first: u32, tile: u32) -> [[u32; 4]; 2] {
 /// # Safety
 /// The whole warp calls this, after the activations were written.
 #[inline(always)]
-unsafe fn multiply<const GROUPS: usize>(
+unsafe fn multiply<const BANDS: usize>(
     p: &BitGemm,
-    acc: &mut [[[i32; 4]; GROUPS]; 2],
-    w: [[u32; 4]; 2],
+    acc: &mut [[i32; 4]; BANDS],
+    w: [[u32; 4]; BANDS],
     first_col: u32,
     tile: u32,
 ) {
     let (g, t) = (lane_id() / 4, lane_id() % 4);
     let tiles_k = p.k.div_ceil(128);
-    let mut x = [[0; 8]; GROUPS];
-    let mut c = 0;
-    while c < GROUPS {
-        let col = (first_col + c as u32 * 8 + g).min(p.cols - 1);
-        let at = ((col * tiles_k + tile.min(tiles_k - 1)) * 32 + t * 8) as usize;
-        // SAFETY: tile and column are clamped to what exists.
-        let (low, high) = unsafe { (p.x.load_l2_x4(at), p.x.load_l2_x4(at + 4)) };
-        x[c] = [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]];
-        c += 1;
-    }
+    let col = (first_col + g).min(p.cols - 1);
+    let at = ((col * tiles_k + tile.min(tiles_k - 1)) * 32 + t * 8) as usize;
+    // SAFETY: tile and column are clamped to what exists.
+    let x = unsafe { [p.x.load_l2_x4(at), p.x.load_l2_x4(at + 4)] };
     let mut plane = 0;
     while plane < 4 {
-        let a = [unpack(w[0], plane as u32), unpack(w[1], plane as u32)];
-        let mut c = 0;
-        while c < GROUPS {
-            let b = [x[c][2 * plane], x[c][2 * plane + 1]];
+        let x = x[plane / 2];
+        let b = [x[2 * (plane % 2)], x[2 * (plane % 2) + 1]];
+        let mut m = 0;
+        while m < BANDS {
             // SAFETY: the caller's promise.
-            unsafe {
-                acc[0][c] = mma_m16n8k32_u8_s8(a[0], b, acc[0][c]);
-                acc[1][c] = mma_m16n8k32_u8_s8(a[1], b, acc[1][c]);
-            }
-            c += 1;
+            acc[m] = unsafe { mma_m16n8k32_u8_s8(unpack(w[m], plane as u32), b, acc[m]) };
+            m += 1;
         }
         plane += 1;
     }
 }
 
-/// A block of 32 rows and `8 GROUPS` columns.
-pub(super) struct Narrow<const GROUPS: usize>;
+/// A block of `BANDS` rows of tiles and 8 columns, whose warps ask for `TILES` tiles along k before they wait.
+pub(super) struct Narrow<const BANDS: usize, const TILES: usize>;
 
-impl<const GROUPS: usize> Block for Narrow<GROUPS> {
+impl<const BANDS: usize, const TILES: usize> Block for Narrow<BANDS, TILES> {
     #[inline(always)]
     unsafe fn run<const EPILOGUE: u32>(p: BitGemm) {
         let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
         let (g, t) = (lane / 4, lane % 4);
         let tiles_k = p.k.div_ceil(128);
-        let width = GROUPS as u32 * 8;
-        let (first, first_col) = (block_idx_x() * 2, block_idx_y() * width);
-        let mut acc = [[[0; 4]; GROUPS]; 2];
+        let (width, rows) = (NARROW_COLUMNS, 16 * BANDS as u32);
+        let (first, first_col) = (block_idx_x() * BANDS as u32, block_idx_y() * width);
+        let mut acc = [[0; 4]; BANDS];
         // (warp, column, row of the block), then (column) twice.
         let parts = Shared::<i32>::at(0);
-        let units = Shared::<f32>::at(warps * width * NARROW_ROWS * 4);
-        let sums = Shared::<i32>::at((warps * NARROW_ROWS + 1) * width * 4);
+        let units = Shared::<f32>::at(warps * width * rows * 4);
+        let sums = Shared::<i32>::at((warps * rows + 1) * width * 4);
         // SAFETY: tiles and columns are clamped to what exists; every branch around a warp or block operation is uniform.
         unsafe {
             // Weights do not depend on the kernel before this one.
-            let mut w = [[[0; 4]; 2]; NARROW_TILES];
+            let mut w = [[[0; 4]; BANDS]; TILES];
             let mut i = 0;
-            while i < NARROW_TILES {
+            while i < TILES {
                 w[i] = narrow_weights(&p, first, warp + i as u32 * warps);
                 i += 1;
             }
@@ -101,12 +92,12 @@ impl<const GROUPS: usize> Block for Narrow<GROUPS> {
                 of_column = column(&p, (first_col + me).min(p.cols - 1));
             }
             let mut i = 0;
-            while i < NARROW_TILES {
+            while i < TILES {
                 multiply(&p, &mut acc, w[i], first_col, warp + i as u32 * warps);
                 i += 1;
             }
             // What a wider matrix has beyond those, in a loop that takes no registers from the loads above.
-            let mut tile = warp + NARROW_TILES as u32 * warps;
+            let mut tile = warp + TILES as u32 * warps;
             while tile < tiles_k {
                 multiply(&p, &mut acc, narrow_weights(&p, first, tile), first_col, tile);
                 tile += warps;
@@ -116,17 +107,13 @@ impl<const GROUPS: usize> Block for Narrow<GROUPS> {
                 sums.store(me, of_column.1);
             }
             let mut m = 0;
-            while m < 2 {
-                let mut c = 0;
-                while c < GROUPS {
-                    let mut j = 0;
-                    while j < 4 {
-                        let col = c as u32 * 8 + 2 * t + j as u32 % 2;
-                        let row = m as u32 * 16 + g + j as u32 / 2 * 8;
-                        parts.store((warp * width + col) * NARROW_ROWS + row, acc[m][c][j]);
-                        j += 1;
-                    }
-                    c += 1;
+            while m < BANDS {
+                let mut j = 0;
+                while j < 4 {
+                    let col = 2 * t + j as u32 % 2;
+                    let row = m as u32 * 16 + g + j as u32 / 2 * 8;
+                    parts.store((warp * width + col) * rows + row, acc[m][j]);
+                    j += 1;
                 }
                 m += 1;
             }
@@ -134,13 +121,13 @@ impl<const GROUPS: usize> Block for Narrow<GROUPS> {
             sync_threads();
             // A pair of rows 8 apart of one column at a time.
             let mut at = thread_idx_x();
-            while at < width * NARROW_ROWS / 2 {
-                let (col, pair) = (at / (NARROW_ROWS / 2), at % (NARROW_ROWS / 2));
+            while at < width * rows / 2 {
+                let (col, pair) = (at / (rows / 2), at % (rows / 2));
                 let row = pair / 8 * 16 + pair % 8;
                 let (mut upper, mut lower) = (0, 0);
                 let mut i = 0;
                 while i < warps {
-                    let part = (i * width + col) * NARROW_ROWS + row;
+                    let part = (i * width + col) * rows + row;
                     upper += parts.load(part);
                     lower += parts.load(part + 8);
                     i += 1;

@@ -166,9 +166,19 @@ pub(super) const fn step_bytes(padded: u32, kv: KvType) -> u32 {
     HEADS * row_bytes(padded) + 2 * new_bytes(padded, kv) + SCORES_BYTES
 }
 
-/// Shared memory of steps that a block takes one after the other: with a second place for scores.
+/// Shared memory of steps that a block takes one after the other: with a second place for scores, and copies of the pages of two steps.
 pub(super) const fn serial_bytes(padded: u32, kv: KvType) -> u32 {
-    step_bytes(padded, kv) + SCORES_BYTES
+    pages_start(padded, kv) + 4 * page_bytes(padded, kv) + 4 * 8
+}
+
+/// Where those copies begin: keys and values of the steps with even numbers, then of the others; behind them their barriers.
+const fn pages_start(padded: u32, kv: KvType) -> u32 {
+    (step_bytes(padded, kv) + SCORES_BYTES).next_multiple_of(128)
+}
+
+/// Bytes of a head's keys, and of its values, in a page.
+const fn page_bytes(padded: u32, kv: KvType) -> u32 {
+    4 * kv.head_words(padded as usize) as u32
 }
 
 /// Bytes of the new key, and of the new value: of 8-bit integers as f32, since all of it is there before its scale is known.

@@ -1,8 +1,8 @@
 //! Attention of many decoded tokens: a block for every key head of a token, which takes the token's steps one after the other and folds
 //! them on the way.
 //!
-//! A block asks for the keys of its next step when it has used those of this one, and so for the values. With as many blocks as there is
-//! room for on the multiprocessors, memory never waits, and neither partial results nor a second kernel are needed.
+//! Bulk copies bring whole pages to shared memory, those of two steps at a time: keys two steps ahead, values one. Neither partial results nor
+//! a second kernel are needed.
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device;

@@ -6,7 +6,7 @@ mod all;
 
 use super::super::math;
 use super::{DecodeInputs, HEADS, SCORES_STRIDE, WARPS, new_bytes, row_bytes};
-use crate::cache::device::{Page, Scale};
+use crate::cache::device::{Page, Scale, Source};
 use crate::cache::{KvType, PAGE, READ_ONLY};
 use crate::intrinsics::*;
 
@@ -165,22 +165,21 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
         let mut fragments = Fragments::EMPTY;
         // SAFETY: the caller's promise.
         unsafe {
-            self.request_keys(&mut fragments);
-            self.request_values(&mut fragments);
+            self.request_keys(&mut fragments, self.p.k_cache);
+            self.request_values(&mut fragments, self.p.v_cache);
         }
         fragments
     }
 
-    /// Loads the fragments of keys, zeros for what lies past the position.
+    /// Loads the fragments of keys from the cache, or from a copy of [`Page::copied`], zeros for what lies past the position.
     ///
     /// # Safety
     /// As for [`Self::request_old`].
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn request_keys(&self, fragments: &mut Fragments<CHUNKS>) {
+    unsafe fn request_keys(&self, fragments: &mut Fragments<CHUNKS>, keys: impl Source) {
         fragments.k = Fragments::EMPTY.k;
         fragments.key_scales = Fragments::<CHUNKS>::EMPTY.key_scales;
-        let keys = self.p.k_cache;
         // SAFETY: only what starts before the position is loaded; a page is allocated whole.
         unsafe {
             let mut tile = 0;
@@ -198,7 +197,7 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
                 if INT8 {
                     let key = self.key(tile, 2 * self.quad);
                     if key < self.new_key() {
-                        fragments.key_scales[tile] = keys.cast().load_l2_x2(self.page.scale(key));
+                        fragments.key_scales[tile] = keys.two(self.page.scale(key)).map(f32::from_bits);
                     }
                 }
                 tile += 1;
@@ -206,16 +205,15 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
         }
     }
 
-    /// Loads the fragments of values, zeros for eights of keys that lie past the position.
+    /// Loads the fragments of values, as [`Self::request_keys`], zeros for eights of keys that lie past the position.
     ///
     /// # Safety
     /// As for [`Self::request_old`].
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    unsafe fn request_values(&self, fragments: &mut Fragments<CHUNKS>) {
+    unsafe fn request_values(&self, fragments: &mut Fragments<CHUNKS>, values: impl Source) {
         fragments.v = Fragments::EMPTY.v;
         let mut value_scales = [[[0.0; 4]; 2]; 2];
-        let values = self.p.v_cache;
         // SAFETY: as above.
         unsafe {
             let mut n = 0;
@@ -235,8 +233,9 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
             while INT8 && i < 2 {
                 let key = 32 * i as u32 + 8 * self.quad;
                 if key < self.new_key() {
-                    let scales = values.cast().offset(self.page.scale(key));
-                    value_scales[i] = [scales.load_l2_x4(0), scales.load_l2_x4(4)];
+                    let at = self.page.scale(key);
+                    value_scales[i] =
+                        [values.four(at), values.four(at + 4)].map(|four| four.map(f32::from_bits));
                 }
                 i += 1;
             }

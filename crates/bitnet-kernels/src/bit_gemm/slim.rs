@@ -1,0 +1,208 @@
+//! Slim blocks, for Hopper: warpgroups multiply 64 rows with up to 64 columns at once, with all codes of a part of k in shared memory.
+
+use super::device::{Block, CODE_BITS, before, column, finish};
+use super::hopper::{SIGNED_CODE_BITS, unpack};
+use super::{BitGemm, SlimPlan};
+use crate::decode_linear::device::GATED;
+use crate::intrinsics::*;
+
+/// Tiles along k whose weights a warp has asked for before it uses them.
+const AHEAD: usize = 4;
+/// Columns of a thread of which it loads before the products what it adds to.
+const EARLY: usize = 4;
+/// Most columns of a thread.
+const MOST_EACH: usize = 8;
+
+/// A block of `WARPGROUPS` times 64 rows by `2 SUMS` columns, which so many warpgroups multiply for each of `SPLIT` parts of k. Blocks of a
+/// cluster have parts of k of the same rows; each finishes a share of the columns.
+pub(super) struct Slim<const WARPGROUPS: u32, const SPLIT: u32, const SUMS: usize>;
+
+impl<const WARPGROUPS: u32, const SPLIT: u32, const SUMS: usize> Block for Slim<WARPGROUPS, SPLIT, SUMS>
+where
+    [i32; SUMS]: Sums,
+{
+    #[inline(always)]
+    unsafe fn run<const EPILOGUE: u32>(p: BitGemm) {
+        let columns = 2 * SUMS as u32;
+        // Pairs of rows 8 apart, which `finish` takes; columns that the block's threads finish at once.
+        let (pairs, at_once) = (WARPGROUPS * 32, 4 * SPLIT);
+        let each = SUMS / 2 / SPLIT as usize;
+        let (tiles_k, me, lane) = (p.k.div_ceil(128), thread_idx_x(), lane_id());
+        let blocks = if EPILOGUE == GATED { 1 } else { p.slots.max(1) };
+        let (rank, band) = (block_idx_x() % blocks, block_idx_x() / blocks);
+        let plan = SlimPlan::new(WARPGROUPS, SPLIT, columns, tiles_k, blocks);
+        let (part, within) = (warp_id() / (WARPGROUPS * 4), warp_id() % (WARPGROUPS * 4));
+        let first_tile = (rank * SPLIT + part) * plan.tiles;
+        let count = plan.tiles.min(tiles_k.saturating_sub(first_tile));
+        // Rows past the end are copies of the last.
+        let tile_row = (band * WARPGROUPS * 4 + within).min(p.n.div_ceil(16) - 1);
+        let own = tile_row * tiles_k * 128 + lane * 4;
+        let codes = |i: u32| Shared::<u32>::at(part * plan.part_bytes + i * columns * 128);
+        let full = |i: u32| Mbarrier::at(plan.barriers + (part * plan.tiles + i) * 8);
+        let exchange = Mbarrier::at(plan.barriers + SPLIT * plan.tiles * 8);
+        let received = Shared::<i32>::at(plan.received);
+        let units = Shared::<f32>::at(plan.of_columns);
+        let code_sums = Shared::<i32>::at(plan.of_columns + columns * 4);
+        // Columns that block `rank` of the cluster finishes.
+        let own_columns = (columns - rank).div_ceil(blocks);
+        let pair = me % pairs;
+        let (row, first_col) = (pair / 8 * 16 + pair % 8, me / pairs);
+        let out_row = band * WARPGROUPS * 64 + row;
+        let mut acc = [0; SUMS];
+        // SAFETY: every branch around a warp or block operation is uniform in each warpgroup; codes are used when their copies have
+        // arrived, and sums take the place of codes that nobody uses any more; weights are asked for inside the matrix.
+        unsafe {
+            let weights = |i: u32| {
+                let tile = (first_tile + i).min(tiles_k - 1);
+                p.w.load_stream_x4((own + tile * 128) as usize)
+            };
+            let mut w = [[0; 4]; AHEAD];
+            let mut i = 0;
+            while i < AHEAD {
+                w[i] = weights(i as u32);
+                i += 1;
+            }
+            grid_dependency_launch();
+            if within == 0 {
+                let mut i = lane;
+                while i < count {
+                    full(i).init(1);
+                    i += WARP_SIZE;
+                }
+                if blocks > 1 && me == 0 {
+                    exchange.init(1);
+                }
+                Mbarrier::fence_init();
+            }
+            // Orders the initialization of the barriers before their use.
+            sync_threads();
+            if within == 0 {
+                let mut i = lane;
+                while i < count {
+                    full(i).arrive_expect(columns * 128);
+                    i += WARP_SIZE;
+                }
+                if blocks > 1 && me == 0 {
+                    exchange.arrive_expect((blocks - 1) * own_columns * pairs * 8);
+                }
+            }
+            if blocks > 1 {
+                cluster_arrive_relaxed();
+            }
+            grid_dependency_wait();
+            if within == 0 {
+                let mut i = lane;
+                while i < count {
+                    let from = p.x.offset(((first_tile + i) * columns * 32) as usize);
+                    bulk_copy(codes(i), from, columns * 128, full(i));
+                    i += WARP_SIZE;
+                }
+            }
+            // While the copies are on their way; nothing is asked for when the sums are there.
+            let mut y = [[0.0; 2]; MOST_EACH];
+            let mut e = 0;
+            while e < each && e < EARLY {
+                y[e] = before::<EPILOGUE>(&p, out_row, first_col + at_once * e as u32);
+                e += 1;
+            }
+            if me < columns {
+                let (unit, sum) = column(&p, me.min(p.cols - 1));
+                units.store(me, unit);
+                code_sums.store(me, sum);
+            }
+            let mut first = 0;
+            while first < count {
+                let mut j = 0;
+                while j < AHEAD {
+                    let i = first + j as u32;
+                    if i < count {
+                        let planes = [unpack(w[j], 0), unpack(w[j], 1), unpack(w[j], 2), unpack(w[j], 3)];
+                        if i + (AHEAD as u32) < count {
+                            w[j] = weights(i + AHEAD as u32);
+                        }
+                        full(i).wait(0);
+                        // The warp's products begin together.
+                        sync_warp(FULL_MASK);
+                        let [first, second, third, fourth] = planes;
+                        let products = acc.plus([first, second], codes(i));
+                        acc = products.plus([third, fourth], codes(i).offset(16)).wait();
+                    }
+                    j += 1;
+                }
+                first += AHEAD as u32;
+            }
+            // Orders the part's last products before the sums that take the place of their codes.
+            sync_threads_named(part + 1, WARPGROUPS * 128);
+            let to = Shared::<i32>::at(part * plan.part_bytes)
+                .offset(2 * (lane % 4) * plan.stride + within * 16 + lane / 4);
+            let mut i = 0;
+            while i < SUMS {
+                let (col, half) = ((i / 4 * 8 + i % 2) as u32, (i % 4 / 2) as u32);
+                to.store(col * plan.stride + 8 * half, acc[i]);
+                i += 1;
+            }
+            // Orders all sums, and what codes are worth, before their loads.
+            sync_threads();
+            let mut totals = [[0; 2]; MOST_EACH];
+            let mut part = 0;
+            while part < SPLIT {
+                let from = Shared::<i32>::at(part * plan.part_bytes).offset(first_col * plan.stride + row);
+                let mut e = 0;
+                while e < each {
+                    let from = from.offset(at_once * e as u32 * plan.stride);
+                    totals[e] = [totals[e][0] + from.load(0), totals[e][1] + from.load(8)];
+                    e += 1;
+                }
+                part += 1;
+            }
+            let mut e = EARLY;
+            while e < each {
+                y[e] = before::<EPILOGUE>(&p, out_row, first_col + at_once * e as u32);
+                e += 1;
+            }
+            if blocks > 1 {
+                // Where the pair's sums of a column stand among those that another block has sent.
+                let place = |slot: u32, col: u32| {
+                    received.offset(((slot * columns.div_ceil(blocks) + col / blocks) * pairs + pair) * 2)
+                };
+                // All blocks have started, and their barriers are initialized.
+                cluster_wait();
+                let mut e = 0;
+                while e < each {
+                    let col = first_col + at_once * e as u32;
+                    let to = col % blocks;
+                    if to != rank {
+                        let slot = if rank < to { rank } else { rank - 1 };
+                        place(slot, col).store_async_x2(totals[e], to, exchange);
+                    }
+                    e += 1;
+                }
+                exchange.wait_cluster(0);
+                let mut slot = 0;
+                while slot + 1 < blocks {
+                    let mut e = 0;
+                    while e < each {
+                        let col = first_col + at_once * e as u32;
+                        if col % blocks == rank {
+                            let [upper, lower] = place(slot, col).load_x2(0);
+                            totals[e] = [totals[e][0] + upper, totals[e][1] + lower];
+                        }
+                        e += 1;
+                    }
+                    slot += 1;
+                }
+            }
+            let mut e = 0;
+            while e < each {
+                let col = first_col + at_once * e as u32;
+                if col % blocks == rank {
+                    // The scale of the codes that `finish` expects.
+                    let products = totals[e].map(|sum| sum << (CODE_BITS - SIGNED_CODE_BITS));
+                    let of_column = (units.load(col), code_sums.load(col));
+                    finish::<EPILOGUE>(&p, out_row, col, of_column, y[e], products);
+                }
+                e += 1;
+            }
+        }
+    }
+}

@@ -29,7 +29,8 @@ pub struct PartTime {
     pub kernels: usize,
     /// Bytes of weights, keys and values that a step reads in it.
     pub bytes: u64,
-    /// Microseconds that a step takes less without it; the kernels after it still wait for those before it.
+    /// Microseconds that a step takes less without it; the kernels after it still wait for those before it. Of the embedding what a
+    /// step without its choice takes less.
     pub marginal_us: f64,
     /// Microseconds a step's kernels of this part take one after the other with nothing between: small weights stay in L2.
     pub alone_us: f64,
@@ -133,12 +134,19 @@ impl Engine {
             if kernels == 0 {
                 continue;
             }
-            let (without_us, _) = self.time_of(&|other| other != part, SAMPLES)?;
+            // Nothing passes the embedding, so that kernels which read positions early find those that the choice before has left. A
+            // step without it leaves out the choice, too, or threads of a block could find different ones.
+            let is_also_out = |other| part == Part::Embed && other == Part::Choose;
+            let (with_us, _) = match part {
+                Part::Embed => self.time_of(&|other| other != Part::Choose, SAMPLES)?,
+                _ => (step_us, 0),
+            };
+            let (without_us, _) = self.time_of(&|other| other != part && !is_also_out(other), SAMPLES)?;
             parts.push(PartTime {
                 part,
                 kernels,
                 bytes: self.bytes_of(part),
-                marginal_us: step_us - without_us,
+                marginal_us: with_us - without_us,
                 alone_us,
             });
         }

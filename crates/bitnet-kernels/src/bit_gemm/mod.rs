@@ -189,6 +189,10 @@ const fn slim_cluster(columns: u32, k: usize) -> u32 {
 
 /// Where things are in the shared memory of a slim block: parts of k, with codes and then with sums in their place, what other blocks of
 /// the cluster send, what belongs to the columns, and barriers.
+#[cfg_attr(
+    not(any(target_arch = "nvptx64", feature = "emulator")),
+    expect(dead_code, reason = "the host needs the end alone")
+)]
 struct SlimPlan {
     /// Tiles of a part of k.
     tiles: u32,

@@ -668,6 +668,28 @@ fn slim_blocks() {
     }
 }
 
+/// A product of which only the launch is asked for.
+fn nothing(emulator: &mut Emulator) -> BitGemm {
+    let (word, one) = (emulator.constant(&[0u32]), emulator.constant(&[1.0f32]));
+    BitGemm {
+        w: word,
+        x: word,
+        unit: one,
+        sum: emulator.constant(&[0i32]),
+        y: one,
+        n: 1,
+        k: 1,
+        cols: 1,
+        activation: RELU2,
+        row_b: 0,
+        row_c: 0,
+        scale_a: 1.0,
+        scale_b: 1.0,
+        scale_c: 1.0,
+        slots: 1,
+    }
+}
+
 /// Large products get the larger blocks, unless these would leave slots empty; every shape covers the product and fits.
 #[test]
 fn plans() {
@@ -703,27 +725,11 @@ fn plans() {
     assert_eq!(shape(2560, 2048), GemmShape::Hopper160);
     assert_eq!(shape(13824, 256), GemmShape::Hopper128);
     let mut emulator = Emulator::new(0);
-    let (word, one, zero) = (
-        emulator.constant(&[0u32]),
-        emulator.constant(&[1.0f32]),
-        emulator.constant(&[0i32]),
-    );
     let product = BitGemm {
-        w: word,
-        x: word,
-        unit: one,
-        sum: zero,
-        y: one,
         n: 1000,
         k: 640,
         cols: 300,
-        activation: RELU2,
-        row_b: 0,
-        row_c: 0,
-        scale_a: 1.0,
-        scale_b: 1.0,
-        scale_c: 1.0,
-        slots: 1,
+        ..nothing(&mut emulator)
     };
     for wide in [GemmShape::Wide64, GemmShape::Wide128] {
         let (_, launch) = product.with_kernel((Epilogue::Store, wide), Which);
@@ -760,11 +766,7 @@ fn plans() {
 #[test]
 fn slim_plans() {
     let mut emulator = Emulator::new(0);
-    let (word, one, zero) = (
-        emulator.constant(&[0u32]),
-        emulator.constant(&[1.0f32]),
-        emulator.constant(&[0i32]),
-    );
+    let nothing = nothing(&mut emulator);
     for (kind, n, k, cols, grid) in [
         (Epilogue::Store, 3840, 2560, 32, 60),
         (Epilogue::Add, 2560, 2560, 64, 40),
@@ -779,21 +781,11 @@ fn slim_plans() {
     ] {
         let shape = GemmShape::new(kind, n, k, cols, true);
         let product = BitGemm {
-            w: word,
-            x: word,
-            unit: one,
-            sum: zero,
-            y: one,
             n: n as u32,
             k: k as u32,
             cols: cols as u32,
-            activation: RELU2,
-            row_b: 0,
-            row_c: 0,
-            scale_a: 1.0,
-            scale_b: 1.0,
-            scale_c: 1.0,
             slots: shape.slots(kind, k, 227 << 10),
+            ..nothing
         };
         let (info, launch) = product.with_kernel((kind, shape), Which);
         assert_eq!(launch.grid, [grid, 1, 1], "{kind:?} ({n}, {k})");

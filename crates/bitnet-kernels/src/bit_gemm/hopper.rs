@@ -2,9 +2,10 @@
 //! activations in shared memory in a ring of stages.
 
 use super::device::{Block, CODE_BITS, before, column, finish};
-use super::{BitGemm, HOPPER_PADDING, hopper_bytes, hopper_stride};
+use super::{BitGemm, hopper_bytes, hopper_stride};
 use crate::Global;
 use crate::intrinsics::*;
+use bitnet_layout::mma_tile::WARPGROUP_ROWS;
 
 /// Columns of a thread whose outputs are loaded at once where the product is added to them.
 const LOADED: usize = 4;
@@ -48,7 +49,7 @@ impl<const WARPGROUPS: u32, const STAGES: u32, const SUMS: usize> Ring<WARPGROUP
     #[inline(always)]
     fn new(p: &BitGemm) -> Self {
         let (padded, first) = (
-            p.cols.next_multiple_of(HOPPER_PADDING),
+            p.cols.next_multiple_of(WARPGROUP_ROWS as u32),
             block_idx_y() * Self::COLUMNS,
         );
         Self {

@@ -75,9 +75,6 @@ fn turns(blocks: u32, slots: u32, half: u64) -> u64 {
     u64::from(blocks / slots) * 100 + last
 }
 
-/// What codes are padded to a multiple of for blocks of warpgroups.
-#[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
-const HOPPER_PADDING: u32 = mma_tile::WARPGROUP_ROWS as u32;
 /// The blocks of 64 rows, with two and four parts of k, and those of 128 rows by 128 and by 160 columns: two blocks share a
 /// multiprocessor, but for four parts, which fill it.
 const HOPPER_64_X2: Hopper = Hopper {
@@ -212,7 +209,7 @@ impl SlimPlan {
         // Device code would end a kernel where it divides by zero.
         let blocks = if blocks == 0 { 1 } else { blocks };
         let tiles = tiles_k.div_ceil(blocks).div_ceil(split);
-        let stride = warpgroups * 64 + 4;
+        let stride = hopper_stride(warpgroups);
         let (codes, sums) = (tiles * columns * 128, columns * stride * 4);
         let part_bytes = (if codes > sums { codes } else { sums }).next_multiple_of(1024);
         let received = split * part_bytes;

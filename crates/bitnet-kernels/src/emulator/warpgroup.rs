@@ -32,7 +32,7 @@ enum Operand {
 }
 
 impl Product {
-    /// The product that starts now: B must be there, and stay until [`Product::add`].
+    /// The product of 64 bytes along k that starts now: B must be there, and stay until [`Product::add`].
     #[track_caller]
     pub(crate) fn start(
         name: &'static str,
@@ -40,8 +40,8 @@ impl Product {
         a: [[u32; 4]; 2],
         b: u32,
         at: fn(u32, u32) -> u32,
-    ) -> Self {
-        Self::check(name, columns, Operand::Registers(a), b, at)
+    ) -> Vec<Self> {
+        std::vec![Self::check(name, columns, Operand::Registers(a), b, at)]
     }
 
     /// The products of 128 bytes along k that start now: as [`Product::start`], with A as B.

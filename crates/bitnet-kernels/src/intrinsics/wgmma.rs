@@ -234,20 +234,57 @@ macro_rules! start_shared {
     }};
 }
 
-/// Starts products whose sums begin with the first of them, by one of the macros above.
-#[cfg(all(target_arch = "nvptx64", sm_90a))]
-macro_rules! first {
-    ($start:ident, $kind:literal, $first:literal, $second:literal, $a:ident $b:ident $list:tt) => {{
-        let mut sums = core::mem::MaybeUninit::<Self>::uninit();
-        // SAFETY: the caller's promise; the instructions write all sums.
-        unsafe {
-            let sums = &mut *sums.as_mut_ptr();
-            $start!($kind, $first, $second, out sums $a $b $list);
+/// The two functions that start products with an A of some kind: what they are called, A, how the emulator starts them, the macro that
+/// does, the instructions' kind, what follows their operands where the sums before do not count and where they do, the length of the
+/// sums, and the numbers of these but the first.
+macro_rules! starts {
+    (
+        $product:ident, $plus:ident, $a:ident: $A:ty, $emulated:ident($given:expr),
+        $start:ident, $kind:literal, $first:literal, $second:literal, $len:literal, $list:tt
+    ) => {
+        #[inline(always)]
+        #[cfg_attr(feature = "emulator", track_caller)]
+        unsafe fn $product($a: $A, b: Shared<u32>) -> Pending<Self> {
+            #[cfg(all(target_arch = "nvptx64", sm_90a))]
+            {
+                let mut sums = core::mem::MaybeUninit::<Self>::uninit();
+                // SAFETY: the caller's promise; the instructions write all sums.
+                unsafe {
+                    let sums = &mut *sums.as_mut_ptr();
+                    $start!($kind, $first, $second, out sums $a b $list);
+                }
+                // SAFETY: as above.
+                let sums = unsafe { sums.assume_init() };
+                Pending { sums }
+            }
+            #[cfg(not(all(target_arch = "nvptx64", sm_90a)))]
+            // SAFETY: the caller's promise.
+            unsafe { [Default::default(); $len].$plus($a, b) }
         }
-        // SAFETY: as above.
-        let sums = unsafe { sums.assume_init() };
-        Pending { sums }
-    }};
+
+        #[inline(always)]
+        #[cfg_attr(feature = "emulator", track_caller)]
+        unsafe fn $plus(self, $a: $A, b: Shared<u32>) -> Pending<Self> {
+            #[cfg(all(target_arch = "nvptx64", sm_90a))]
+            {
+                let mut sums = self;
+                // SAFETY: the caller's promise.
+                unsafe { $start!($kind, $second, $second, inout sums $a b $list) };
+                Pending { sums }
+            }
+            // Other modules have no kernel that comes here.
+            #[cfg(all(target_arch = "nvptx64", not(sm_90a)))]
+            {
+                let _ = ($a, b);
+                Pending { sums: self }
+            }
+            #[cfg(not(target_arch = "nvptx64"))]
+            Pending {
+                sums: self,
+                products: crate::emulator::warpgroup::Product::$emulated($kind, 2 * $len, $given, b.address(), swizzled_128),
+            }
+        }
+    };
 }
 
 /// Waits for products: their sums, and the numbers of these but the first. The text names them, so that nobody takes them before.
@@ -279,74 +316,13 @@ macro_rules! sums {
         $plus_shared:literal, $product_shared:literal, $multiply:path, $list:tt;
     )*) => {$(
         impl Sums for [$type; $len] {
-            #[inline(always)]
-            #[cfg_attr(feature = "emulator", track_caller)]
-            unsafe fn product(a: [[u32; 4]; 2], b: Shared<u32>) -> Pending<Self> {
-                #[cfg(all(target_arch = "nvptx64", sm_90a))]
-                {
-                    first!(start, $kind, $product, $plus, a b $list)
-                }
-                #[cfg(not(all(target_arch = "nvptx64", sm_90a)))]
-                // SAFETY: the caller's promise.
-                unsafe { [<$type>::default(); $len].plus(a, b) }
+            starts! {
+                product, plus, a: [[u32; 4]; 2], start(a),
+                start, $kind, $product, $plus, $len, $list
             }
-
-            #[inline(always)]
-            #[cfg_attr(feature = "emulator", track_caller)]
-            unsafe fn product_of_shared(a: Shared<u32>, b: Shared<u32>) -> Pending<Self> {
-                #[cfg(all(target_arch = "nvptx64", sm_90a))]
-                {
-                    first!(start_shared, $kind, $product_shared, $plus_shared, a b $list)
-                }
-                #[cfg(not(all(target_arch = "nvptx64", sm_90a)))]
-                // SAFETY: the caller's promise.
-                unsafe { [<$type>::default(); $len].plus_of_shared(a, b) }
-            }
-
-            #[inline(always)]
-            #[cfg_attr(feature = "emulator", track_caller)]
-            unsafe fn plus_of_shared(self, a: Shared<u32>, b: Shared<u32>) -> Pending<Self> {
-                #[cfg(all(target_arch = "nvptx64", sm_90a))]
-                {
-                    let mut sums = self;
-                    // SAFETY: the caller's promise.
-                    unsafe { start_shared!($kind, $plus_shared, $plus_shared, inout sums a b $list) };
-                    Pending { sums }
-                }
-                // Other modules have no kernel that comes here.
-                #[cfg(all(target_arch = "nvptx64", not(sm_90a)))]
-                {
-                    let _ = (a, b);
-                    Pending { sums: self }
-                }
-                #[cfg(not(target_arch = "nvptx64"))]
-                Pending {
-                    sums: self,
-                    products: crate::emulator::warpgroup::Product::of_shared($kind, 2 * $len, a.address(), b.address(), swizzled_128),
-                }
-            }
-
-            #[inline(always)]
-            #[cfg_attr(feature = "emulator", track_caller)]
-            unsafe fn plus(self, a: [[u32; 4]; 2], b: Shared<u32>) -> Pending<Self> {
-                #[cfg(all(target_arch = "nvptx64", sm_90a))]
-                {
-                    let mut sums = self;
-                    // SAFETY: the caller's promise.
-                    unsafe { start!($kind, $plus, $plus, inout sums a b $list) };
-                    Pending { sums }
-                }
-                // Other modules have no kernel that comes here.
-                #[cfg(all(target_arch = "nvptx64", not(sm_90a)))]
-                {
-                    let _ = (a, b);
-                    Pending { sums: self }
-                }
-                #[cfg(not(target_arch = "nvptx64"))]
-                Pending {
-                    sums: self,
-                    products: std::vec![crate::emulator::warpgroup::Product::start($kind, 2 * $len, a, b.address(), swizzled_128)],
-                }
+            starts! {
+                product_of_shared, plus_of_shared, a: Shared<u32>, of_shared(a.address()),
+                start_shared, $kind, $product_shared, $plus_shared, $len, $list
             }
 
             #[cfg(target_arch = "nvptx64")]

@@ -76,9 +76,13 @@ pub(crate) fn finish(ptx: &str, modules: &[Vec<KernelInfo>]) -> Result<Vec<Strin
     Ok(texts)
 }
 
-/// The text without the comments that the compiler puts around each piece of inline assembly, a twelfth of it.
+/// The text without the comments that the compiler puts around each piece of inline assembly, a twelfth of it, and without those that
+/// stand in such a piece for registers that it only keeps in their place.
 fn without_asm_marks(ptx: &str) -> String {
-    let is_mark = |line: &str| matches!(line.trim(), "// begin inline asm" | "// end inline asm");
+    let is_mark = |line: &str| {
+        let line = line.trim();
+        matches!(line, "// begin inline asm" | "// end inline asm") || line.starts_with("// %")
+    };
     ptx.split_inclusive('\n').filter(|line| !is_mark(line)).collect()
 }
 
@@ -191,6 +195,17 @@ mod tests {
         // What only one of the modules would have.
         let shared = PTX.replacen("}\n", "}\n.global .u32 table;\n", 1);
         assert!(error(&shared, [f, g]).contains("behind `f`"));
+    }
+
+    #[test]
+    fn comments_of_inline_assembly_are_left_out() {
+        let marked = PTX.replacen(
+            "{\n\t",
+            "{\n\t// begin inline asm\n\t// %r1 %r2\n\t// end inline asm\n\t",
+            1,
+        );
+        assert_ne!(marked, PTX);
+        assert_eq!(finish(&marked, &both()).unwrap(), finished());
     }
 
     #[test]

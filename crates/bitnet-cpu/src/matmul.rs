@@ -177,8 +177,8 @@ impl Cpu {
     /// Fewest rows of activations for which unpacking into memory pays, rather than into registers time and again.
     fn min_panel(&self) -> usize {
         match self.simd() {
-            Simd::Amx | Simd::Avx512Vnni | Simd::AvxVnni | Simd::NeonDotprod => TOKEN_STEP + 1,
-            Simd::Avx2 | Simd::Neon | Simd::NeonI8mm | Simd::Scalar => TOKEN_STEP / 2 + 1,
+            Simd::Amx | Simd::Avx512Vnni | Simd::AvxVnni | Simd::Avx2 | Simd::NeonDotprod => TOKEN_STEP + 1,
+            Simd::Neon | Simd::NeonI8mm | Simd::Scalar => TOKEN_STEP / 2 + 1,
         }
     }
 

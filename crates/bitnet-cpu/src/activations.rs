@@ -97,8 +97,12 @@ impl Activations {
         self.x.bytes() + self.q.bytes() + (self.sum.len() * 8) as u64 + self.scratch.bytes()
     }
 
-    /// Of several rows of 8-bit values, at most [`TOKEN_STEP`], the columns in which one at least is not zero.
+    /// Of some rows of 8-bit values, at most [`TOKEN_STEP`], the columns in which one at least is not zero.
     pub(crate) fn n_nonzero(&self) -> usize {
+        if self.n_tokens == 1 {
+            let row = self.q[..steps(self.k)].as_flattened();
+            return row.iter().filter(|&&x| x != 0).count();
+        }
         let pieces = &self.q.as_chunks::<TOKEN_STEP>().0[..steps(self.k)];
         let count = |rows: &[Columns; TOKEN_STEP]| {
             let any = any(&rows[..self.n_tokens]);

@@ -5,7 +5,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use bitnet_layout::Activation;
 use bitnet_layout::row_tiles::{Group, ROWS};
@@ -22,7 +22,7 @@ use crate::matmul::{Output, Target};
 use crate::matrix::TernaryMatrix;
 use crate::memory::{Buffer, Pages};
 use crate::pool::Shards;
-use crate::{Error, Result};
+use crate::{Error, Result, Simd};
 
 /// Codes of a line.
 const CODES: usize = 16 * size_of::<Line>() / 4;
@@ -33,9 +33,21 @@ const SPAN: usize = 512;
 /// Most rows of activations that leave columns out together: what none of them needs becomes little with more.
 const MOST_TOKENS: usize = 8;
 
-/// Several rows of activations are multiplied with all columns where more than one in so many is needed: single columns are read at
-/// about half the bandwidth of streams, and put together before they are multiplied.
-const WHOLE: usize = 4;
+/// Rows that are asked for before the first is multiplied, where nothing else is to be done until they come.
+const ROWS_AHEAD: usize = 16;
+
+/// Products in a row that are made with all rows after one for which too many were needed.
+const REST: u32 = 31;
+
+/// Tiles that are gated, between their gates and what these gate.
+struct Unit {
+    unit: usize,
+    /// Of the gates, then of what they gate; those of rows that are left out are zero.
+    sums: [[i32; ROWS]; 2 * TILES],
+    /// Rows whose gate is positive.
+    rows: [u32; TILES * ROWS],
+    n_rows: usize,
+}
 
 /// Rows of a ternary matrix, one after the other.
 #[derive(Debug)]
@@ -45,6 +57,8 @@ pub struct TernaryRows {
     /// Lines of a row.
     width: usize,
     lines: Buffer<Line>,
+    /// Products that are to be made with all rows, because the last that was not needed too many.
+    rest: AtomicU32,
 }
 
 impl TernaryRows {
@@ -60,7 +74,13 @@ impl TernaryRows {
                 lines.as_flattened_mut()[..per_row].copy_from_slice(row);
             }
         }
-        Ok(Self { n, k, width, lines })
+        Ok(Self {
+            n,
+            k,
+            width,
+            lines,
+            rest: AtomicU32::new(0),
+        })
     }
 
     /// What `n` rows of `k` columns take.
@@ -73,10 +93,6 @@ impl TernaryRows {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.lines.bytes()
-    }
-
-    fn rows(&self, first: usize, n: usize) -> &[Line] {
-        &self.lines[first * self.width..][..n * self.width]
     }
 }
 
@@ -154,8 +170,28 @@ fn lines(n: usize, width: usize) -> Result<Buffer<Line>> {
 }
 
 impl Cpu {
+    /// Of a hundred rows, how many are needed at most where leaving out the others pays: a row alone is read at half the bandwidth of
+    /// streams, and multiplied with one instruction more where vectors are short.
+    fn most_rows(&self) -> u64 {
+        match self.simd() {
+            Simd::Amx | Simd::Avx512Vnni => 33,
+            _ => 20,
+        }
+    }
+
+    /// The same of columns, for some rows of activations. Columns are put together before they are multiplied, which short vectors do
+    /// slowly, and each thread has sums of all outputs, which come together at the end: sixteen of them lose whatever they leave out.
+    fn most_columns(&self, n_tokens: usize) -> usize {
+        let most: usize = match self.simd() {
+            Simd::Amx | Simd::Avx512Vnni if n_tokens == 1 => 36,
+            Simd::Amx | Simd::Avx512Vnni => 28,
+            _ => 24,
+        };
+        most.saturating_sub(2 * self.n_threads())
+    }
+
     /// As [`Cpu::matmul_gated`] with squared ReLU, for one row of activations of 8 bits; `up` has the second half of the rows of
-    /// `w`, and only those are multiplied whose gate is positive.
+    /// `w`, and only those are multiplied whose gate is positive, unless most gates have been lately.
     ///
     /// # Panics
     /// As [`Cpu::matmul_gated`]; when there is not one row of activations of 8 bits, or `up` is not of that shape.
@@ -166,6 +202,24 @@ impl Cpu {
         a: &mut Activations,
         out: &mut [f32],
     ) {
+        let rest = up.rest.load(Ordering::Relaxed);
+        if rest > 0 {
+            up.rest.store(rest - 1, Ordering::Relaxed);
+            self.matmul_gated(w, a, Activation::Relu2, out);
+            a.zeros.counts.rows += up.n as u64;
+            a.zeros.counts.of_rows += up.n as u64;
+            return;
+        }
+        let before = a.zeros.counts.rows;
+        self.some_rows(w, up, a, out);
+        let needed = a.zeros.counts.rows - before;
+        if 100 * needed > self.most_rows() * up.n as u64 {
+            up.rest.store(REST, Ordering::Relaxed);
+        }
+    }
+
+    /// The same, whatever is less work.
+    fn some_rows(&self, w: &TernaryMatrix, up: &TernaryRows, a: &mut Activations, out: &mut [f32]) {
         let n = w.n() / 2;
         assert!(w.n() == 2 * n && n.is_multiple_of(ROWS), "{} rows", w.n());
         assert!(
@@ -189,61 +243,94 @@ impl Cpu {
         let most = (2 * 128 * a.k) as f32 * a.inverse[0];
         let n_rows = AtomicU64::new(0);
         let out = Shards::new(out);
-        self.pool.run(n_units.div_ceil(units_at_once), &|chunk, _| {
-            let first = chunk * units_at_once;
-            let mut n_of_chunk = 0;
-            for unit in first..n_units.min(first + units_at_once) {
-                let columns = unit * TILES..n_tiles.min((unit + 1) * TILES);
-                let mut sums = [[0; ROWS]; 2 * TILES];
-                let mut of_gates = [[0; ROWS]; TILES];
-                let (tiles, next) = (tiles(unit), tiles(unit + 1));
-                (self.integer.dot)(&Stream { tiles, next, x }, &mut of_gates);
-                sums[..columns.len()].copy_from_slice(&of_gates[..columns.len()]);
-                let job = Sums {
-                    sums: &of_gates,
-                    stride: 1,
-                    sum: &a.sum,
-                    inverse: &a.inverse,
-                    scales: &w.scales()[columns.clone()],
-                    gated: &w.scales()[n_tiles..][columns.clone()],
-                    finish: Finish::Write(Write::Replace),
-                };
-                let mut gates = [0.0; TILES * ROWS];
-                let gates = &mut gates[..columns.len() * ROWS];
-                (self.float.finish)(&job, &mut [&mut *gates]);
-                // Zero times what is not finite would not be zero.
-                let is_safe = job
-                    .gated
-                    .as_flattened()
-                    .iter()
-                    .all(|scale| (scale * most).is_finite());
-                let (mut rows, mut n) = ([0; TILES * ROWS], 0);
-                for (row, gate) in (0..).zip(gates.iter()) {
-                    rows[n] = row;
-                    // A gate that is no number counts too.
-                    n += usize::from(!is_safe || !matches!(gate.partial_cmp(&0.0), Some(c) if c.is_le()));
-                }
-                let n_gates = columns.len() * ROWS;
-                n_of_chunk += n as u64;
-                let some = SomeRows {
-                    lines: up.rows(unit * TILES * ROWS, n_gates),
-                    rows: &rows[..n],
-                    x: lines,
-                };
-                let mut products = [0; TILES * ROWS];
-                (self.integer.some_rows)(&some, &mut products[..n]);
-                for (&row, product) in rows[..n].iter().zip(products) {
-                    sums.as_flattened_mut()[n_gates + row as usize] = product;
-                }
-                let job = Sums {
+        let job = |unit: usize| {
+            let columns = unit * TILES..n_tiles.min((unit + 1) * TILES);
+            let job = Sums {
+                sums: &[],
+                stride: 1,
+                sum: &a.sum,
+                inverse: &a.inverse,
+                scales: &w.scales()[columns.clone()],
+                gated: &w.scales()[n_tiles..][columns.clone()],
+                finish: Finish::Gate(Activation::Relu2),
+            };
+            (columns, job)
+        };
+        let gates = |unit: usize| {
+            let (columns, job) = job(unit);
+            let mut found = Unit {
+                unit,
+                sums: [[0; ROWS]; 2 * TILES],
+                rows: [0; TILES * ROWS],
+                n_rows: 0,
+            };
+            let mut sums = [[0; ROWS]; TILES];
+            let (tiles, next) = (tiles(unit), tiles(unit + 1));
+            (self.integer.dot)(&Stream { tiles, next, x }, &mut sums);
+            let mut gates = [0.0; TILES * ROWS];
+            let gates = &mut gates[..columns.len() * ROWS];
+            let finish = Finish::Write(Write::Replace);
+            (self.float.finish)(
+                &Sums {
                     sums: &sums,
-                    finish: Finish::Gate(Activation::Relu2),
+                    finish,
                     ..job
-                };
-                // SAFETY: each tile is in one chunk.
-                let out = unsafe { out.get(columns.start * ROWS, n_gates) };
-                (self.float.finish)(&job, &mut [out]);
+                },
+                &mut [&mut *gates],
+            );
+            found.sums[..columns.len()].copy_from_slice(&sums[..columns.len()]);
+            // Zero times what is not finite would not be zero.
+            let scales = job.gated.as_flattened();
+            let is_safe = scales.iter().all(|scale| (scale * most).is_finite());
+            for (row, gate) in (columns.start * ROWS..).zip(gates.iter()) {
+                found.rows[found.n_rows] = row as u32;
+                // A gate that is no number counts too.
+                let is_needed = !is_safe || !matches!(gate.partial_cmp(&0.0), Some(c) if c.is_le());
+                found.n_rows += usize::from(is_needed);
             }
+            found
+        };
+        let multiply = |rows: &[u32], later: &[u32], products: &mut [i32]| {
+            let job = SomeRows {
+                lines: &up.lines,
+                rows,
+                later,
+                x: lines,
+            };
+            (self.integer.some_rows)(&job, products);
+        };
+        let ups = |unit: &mut Unit, later: &[u32]| {
+            let (columns, job) = job(unit.unit);
+            let (rows, mut products) = (&unit.rows[..unit.n_rows], [0; TILES * ROWS]);
+            multiply(rows, later, &mut products[..rows.len()]);
+            let sums = unit.sums[columns.len()..].as_flattened_mut();
+            for (&row, product) in rows.iter().zip(products) {
+                sums[row as usize - columns.start * ROWS] = product;
+            }
+            // SAFETY: each tile is in one chunk.
+            let out = unsafe { out.get(columns.start * ROWS, columns.len() * ROWS) };
+            let sums = &unit.sums;
+            (self.float.finish)(&Sums { sums, ..job }, &mut [out]);
+        };
+        self.pool.run(n_units.div_ceil(units_at_once), &|chunk, _| {
+            let units = chunk * units_at_once..n_units.min((chunk + 1) * units_at_once);
+            let mut before = gates(units.start);
+            let mut n_of_chunk = before.n_rows as u64;
+            // Rows are multiplied after the gates of the next unit, and come from memory meanwhile; where there is none, after some others.
+            let (mut ask, mut later) = (before.n_rows, 0..0);
+            if units.len() == 1 {
+                ask = ask.min(ROWS_AHEAD);
+                later = ask..before.n_rows;
+            }
+            multiply(&[], &before.rows[..ask], &mut []);
+            for unit in units.skip(1) {
+                let now = gates(unit);
+                n_of_chunk += now.n_rows as u64;
+                ups(&mut before, &now.rows[..now.n_rows]);
+                before = now;
+            }
+            let rows = before.rows;
+            ups(&mut before, &rows[later]);
             n_rows.fetch_add(n_of_chunk, Ordering::Relaxed);
         });
         a.zeros.counts.rows += n_rows.into_inner();
@@ -263,7 +350,7 @@ impl Cpu {
         output: Output<'_>,
     ) {
         assert!((1..=MOST_TOKENS).contains(&a.n_tokens) && a.precision == Precision::Int8);
-        if a.n_tokens > 1 && WHOLE * a.n_nonzero() > a.k {
+        if 100 * a.n_nonzero() > self.most_columns(a.n_tokens) * a.k {
             self.matmul(w, a, output);
             a.zeros.counts.columns += a.k as u64;
             a.zeros.counts.of_columns += a.k as u64;

@@ -12,9 +12,6 @@ pub(crate) type Line = [u32; 16];
 /// Rows that are read side by side.
 const ROWS_AT_ONCE: usize = 4;
 
-/// Rows that are asked for ahead of their use.
-const ROWS_AHEAD: usize = 16;
-
 /// Fours of columns whose sums stay in registers; the next so many are asked for meanwhile.
 const QUADS_AT_ONCE: usize = 6;
 
@@ -31,6 +28,8 @@ pub(crate) struct SomeRows<'a> {
     pub(crate) lines: &'a [Line],
     /// Numbers of the rows.
     pub(crate) rows: &'a [u32],
+    /// Those of rows to be multiplied later, which are asked for.
+    pub(crate) later: &'a [u32],
     /// Activations by line of a row, then plane: lane l of plane p has those of columns `16 l + 4 p ..` of the line.
     pub(crate) x: &'a [[Line; 4]],
 }
@@ -43,22 +42,24 @@ pub(crate) struct SomeRows<'a> {
 pub(super) fn some_rows<I: Isa>(isa: I, job: &SomeRows<'_>, out: &mut [i32]) {
     assert_eq!(job.rows.len(), out.len(), "rows and results");
     let width = job.x.len();
-    for &row in job.rows.iter().take(ROWS_AHEAD) {
-        for c in 0..width {
-            isa.prefetch_far(job.lines.as_ptr().wrapping_add(row as usize * width + c));
-        }
-    }
-    for (i, out) in out.chunks_mut(ROWS_AT_ONCE).enumerate() {
+    let line = |row: u32| job.lines.as_ptr().wrapping_add(row as usize * width);
+    let mut later = job.later.chunks(ROWS_AT_ONCE);
+    for (out, rows) in out.chunks_mut(ROWS_AT_ONCE).zip(job.rows.chunks(ROWS_AT_ONCE)) {
         // In the place of rows past the last stands the last.
-        let (mut rows, mut next) = ([&[][..]; ROWS_AT_ONCE], [std::ptr::null::<Line>(); ROWS_AT_ONCE]);
+        let (last, ask) = (rows[rows.len() - 1], later.next().unwrap_or_default());
+        let (mut lines, mut next) = ([&[][..]; ROWS_AT_ONCE], [std::ptr::null::<Line>(); ROWS_AT_ONCE]);
         for r in 0..ROWS_AT_ONCE {
-            let at = ROWS_AT_ONCE * i + r;
-            rows[r] = &job.lines[job.rows[at.min(job.rows.len() - 1)] as usize * width..][..width];
-            let ahead = job.rows[(at + ROWS_AHEAD).min(job.rows.len() - 1)] as usize;
-            next[r] = job.lines.as_ptr().wrapping_add(ahead * width);
+            let row = *rows.get(r).unwrap_or(&last);
+            lines[r] = &job.lines[row as usize * width..][..width];
+            next[r] = line(*ask.get(r).unwrap_or(&last));
         }
-        let products = four_rows(isa, rows, next, job.x);
+        let products = four_rows(isa, lines, next, job.x);
         out.copy_from_slice(&products[..out.len()]);
+    }
+    for &row in later.flatten() {
+        for c in 0..width {
+            isa.prefetch_far(line(row).wrapping_add(c));
+        }
     }
 }
 

@@ -87,8 +87,7 @@ fn columns_of_zeros_change_nothing() {
                 }
                 let counts = a.zeros();
                 assert_eq!(counts.of_columns, 4 * k as u64);
-                // Small numbers are rounded to zero.
-                let all = n_tokens > 1 && WHOLE as u64 * read > k as u64;
+                let all = 100 * a.n_nonzero() > cpu.most_columns(n_tokens) * k;
                 let most = if all { 2 * read + 2 * k as u64 } else { 4 * read };
                 assert!(
                     counts.columns <= most && counts.columns >= read,
@@ -125,13 +124,20 @@ fn rows_with_gates_of_zero_change_nothing() {
                 each(&x, k, |cpu, a, about| {
                     let (mut whole, mut some) = (vec![0.0; n], vec![f32::NAN; n]);
                     cpu.matmul_gated(&w, a, Activation::Relu2, &mut whole);
-                    cpu.matmul_gated_some(&w, &up, a, &mut some);
+                    cpu.some_rows(&w, &up, a, &mut some);
                     assert_eq!(
                         bits(&some),
                         bits(&whole),
                         "{about}, {n} rows, {of_gates} {of_ups}"
                     );
                     let counts = a.zeros();
+                    let mut chosen = vec![f32::NAN; n];
+                    cpu.matmul_gated_some(&w, &up, a, &mut chosen);
+                    assert_eq!(
+                        bits(&chosen),
+                        bits(&whole),
+                        "{about}, {n} rows, {of_gates} {of_ups}"
+                    );
                     let zero = whole.iter().filter(|&&y| y == 0.0).count() as u64;
                     assert!(counts.of_rows == n as u64 && counts.rows <= n as u64);
                     if of_ups.abs() <= 1.0 {
@@ -143,6 +149,36 @@ fn rows_with_gates_of_zero_change_nothing() {
                 });
             }
         }
+    }
+}
+
+#[test]
+fn rows_are_left_out_while_few_gates_are_positive() {
+    let (n, k) = (160, 64);
+    let x = vec![1.0; k];
+    // One gate in ten is positive, or all are.
+    let row = |value: i8| {
+        let mut words = [0; 4];
+        words::pack_row(&[value; 64], &mut words);
+        words
+    };
+    let n_steps = 40;
+    for one_in in [10, 1] {
+        let gates = (0..n).flat_map(|i| row(if i % one_in == 0 { 1 } else { -1 }));
+        let ups: Vec<u32> = (0..n).flat_map(|_| row(1)).collect();
+        let packed: Vec<u32> = gates.chain(ups.iter().copied()).collect();
+        let w = TernaryMatrix::new(2 * n, k, &packed, &[(2 * n, 1.0)]).unwrap();
+        each(&x, k, |cpu, a, about| {
+            let up = TernaryRows::new(n, k, &ups).unwrap();
+            let mut out = vec![0.0; n];
+            for _ in 0..n_steps {
+                cpu.matmul_gated_some(&w, &up, a, &mut out);
+            }
+            let counts = a.zeros();
+            assert_eq!(counts.of_rows, (n_steps * n) as u64, "{about}");
+            assert_eq!(counts.rows, (n_steps * n / one_in) as u64, "{about}");
+            assert_eq!(up.rest.load(Ordering::Relaxed) > 0, one_in == 1, "{about}");
+        });
     }
 }
 

@@ -317,7 +317,7 @@ macro_rules! kernels {
 /// kernel: `[what kernel! takes of min_blocks and arch] name, Kernel, "what it is for", [generics], [key];`. Where generics and key
 /// say the same, a macro of the family's own writes them both.
 ///
-/// `each Key` is for keys that all have a kernel, which the compiler checks, `some Key` for others. Either gives the struct a
+/// `each Key` is for keys that all have a kernel, which the compiler checks (a row may end in `or [another key]`), `some Key` for others. Either gives the struct a
 /// `with_kernel`, the only place that chooses, and lists the kernels for the crate. The module has their `threads(key)`,
 /// `launch(key, &struct)` and `device::run::<generics>`.
 macro_rules! family {
@@ -325,7 +325,7 @@ macro_rules! family {
         $(#[$meta:meta])*
         pub struct $Params:ident $fields:tt
         $which:ident $Key:ty;
-        $( [$($options:tt)*] $($name:ident, $Kernel:ident, $what:expr, $generics:tt, $key:tt;)+ )+
+        $( [$($options:tt)*] $($name:ident, $Kernel:ident, $what:expr, $generics:tt, $key:tt $(or $other:tt)?;)+ )+
     ) => {
         parameters! { $(#[$meta])* pub struct $Params $fields }
 
@@ -334,25 +334,25 @@ macro_rules! family {
             pub(crate) const INFOS: &'static [$crate::KernelInfo] = &[$($( <$Kernel as $crate::Kernel>::INFO ),+),+];
         }
 
-        family! { @choose $which $Params, $Key, $($( $Kernel $key )+)+ }
+        family! { @choose $which $Params, $Key, $($( $Kernel $key $(or $other)?; )+)+ }
 
         $( family! { @group [$($options)*] $Params $fields $( $name, $Kernel, $what, $generics, $key; )+ } )+
     };
     (@group $options:tt $Params:ident $fields:tt $($name:ident, $Kernel:ident, $what:expr, $generics:tt, $key:tt;)+) => {
         $( family! { @kernel $options $name, $Kernel, $what, $generics, $key, $Params $fields } )+
     };
-    (@choose each $Params:ident, $Key:ty, $($Kernel:ident [$($key:tt)+])+) => {
+    (@choose each $Params:ident, $Key:ty, $($Kernel:ident [$($key:tt)+] $(or [$($other:tt)+])?;)+) => {
         #[cfg(not(target_arch = "nvptx64"))]
         impl $Params {
             /// Hands the kernel of that key, with these parameters and its launch, to `run`.
             pub fn with_kernel<U: $crate::Use>(self, key: $Key, run: U) -> U::Output {
                 match key {
-                    $( $($key)+ => run.of($Kernel(self), $Kernel(self).launch()), )+
+                    $( $($key)+ $(| $($other)+)? => run.of($Kernel(self), $Kernel(self).launch()), )+
                 }
             }
         }
     };
-    (@choose some $Params:ident, $Key:ty, $($Kernel:ident [$($key:tt)+])+) => {
+    (@choose some $Params:ident, $Key:ty, $($Kernel:ident [$($key:tt)+];)+) => {
         impl $Params {
             /// The keys that have a kernel: those of every module before those of one for later GPUs.
             pub const KEYS: &'static [$Key] = &[$( $($key)+ ),+];

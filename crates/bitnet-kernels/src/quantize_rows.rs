@@ -19,7 +19,7 @@ kernels! {
     ///
     /// # Safety
     /// Lengths as above; `x` and `norm` 16-byte aligned, `k` a multiple of 4.
-    quantize_rows, block = [640, 1, 1], min_blocks = 1, body = device::run;
+    quantize_rows, block = [MAX_WARPS * 32, 1, 1], min_blocks = 1, body = device::run;
     pub struct QuantizeRows {
         /// Rows to quantize, (rows, k).
         pub x: Global<f32>,
@@ -49,9 +49,12 @@ pub fn launch(rows: usize, k: usize, order: CodeOrder) -> Launch {
     Launch {
         grid: [mma_tile::padded_rows(order, rows) as u32, 1, 1],
         block: [warps * 32, 1, 1],
-        shared_bytes: warps * 12,
+        shared_bytes: MAX_WARPS * 12,
     }
 }
+
+/// Most warps of a block, a multiple of 4.
+const MAX_WARPS: u32 = 20;
 
 /// Words of a row of codes.
 #[must_use]
@@ -61,7 +64,7 @@ pub const fn words_per_row(k: usize) -> usize {
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
-    use super::QuantizeRows;
+    use super::{MAX_WARPS, QuantizeRows};
     use crate::decode_linear::device::{Scale, add_squares, codes, tile_column, unit};
     use crate::intrinsics::*;
     use crate::reduce::warp_sum;
@@ -114,8 +117,8 @@ mod device {
         };
         let q = p.q.offset(first + place as usize);
         let maxima = Shared::<u32>::at(0);
-        let squares = Shared::<f32>::at(warps * 4);
-        let sums = Shared::<i32>::at(warps * 8);
+        let squares = Shared::<f32>::at(MAX_WARPS * 4);
+        let sums = Shared::<i32>::at(MAX_WARPS * 8);
         // The first of this lane's columns of tile i of its warp.
         let column = |i: u32| (warp + i * warps) * 128 + tile_column();
         // SAFETY: columns are compared with k, tiles with their number; every branch around a warp or block operation is
@@ -173,13 +176,14 @@ mod device {
                 i += 1;
             }
             // Bits of floats that are not negative order as the floats do.
-            let (max, square) = (warp_reduce_max_u32(FULL_MASK, max.to_bits()), warp_sum(square));
+            let max = warp_reduce_max_u32(FULL_MASK, max.to_bits());
             if lane == 0 {
                 maxima.store(warp, max);
-                squares.store(warp, square);
             }
-            // Orders every warp's maximum and squares before the loads below.
+            // Orders every warp's maximum before the loads below.
             sync_threads();
+            // The codes wait for the maximum alone.
+            let square = warp_sum(square);
             let max = maxima.load(if lane < warps { lane } else { 0 });
             let scale = Scale::new(f32::from_bits(warp_reduce_max_u32(FULL_MASK, max)));
             let mut sum = 0;
@@ -203,20 +207,33 @@ mod device {
             let sum = warp_reduce_add(FULL_MASK, sum);
             if lane == 0 {
                 sums.store(warp, sum);
+                squares.store(warp, square);
             }
-            // Orders every warp's sum before the loads below.
+            if warp == 0 && lane >= warps && lane < MAX_WARPS {
+                squares.store(lane, 0.0);
+            }
+            // Orders every warp's sum and squares before the loads below.
             sync_threads();
             if warp == 0 {
                 let total = warp_reduce_add(FULL_MASK, if lane < warps { sums.load(lane) } else { 0 });
-                let mut square = 0.0;
+                if lane == 0 {
+                    p.sum.store(row, total);
+                }
+            } else if warp == 1 {
+                // All loads are under way before the first addition; zeros at the end change nothing.
+                let mut parts = [[0.0; 4]; MAX_WARPS as usize / 4];
                 let mut i = 0;
-                while i < warps {
-                    square += squares.load(i);
+                while i < parts.len() {
+                    parts[i] = squares.load_x4(4 * i as u32);
+                    i += 1;
+                }
+                let (mut square, mut i) = (0.0, 0);
+                while i < MAX_WARPS as usize {
+                    square += parts[i / 4][i % 4];
                     i += 1;
                 }
                 if lane == 0 {
                     p.unit.store(row, unit(scale.worth, square, p.k, p.eps));
-                    p.sum.store(row, total);
                 }
             }
         }

@@ -668,6 +668,22 @@ fn slim_blocks() {
     }
 }
 
+/// Parts of k that are not whole, and as many as there may be; rows of tiles that fill no block.
+#[test]
+fn long_flat_blocks() {
+    for (n, k) in [(18, 25 * 128 - 16), (34, 6912)] {
+        check_layer(
+            n,
+            k,
+            Epilogue::Add,
+            1e-5,
+            RELU2,
+            &[(GemmShape::FlatLong16, 11)],
+            66,
+        );
+    }
+}
+
 /// A product of which only the launch is asked for.
 fn nothing(emulator: &mut Emulator) -> BitGemm {
     let (word, one) = (emulator.constant(&[0u32]), emulator.constant(&[1.0f32]));
@@ -715,6 +731,9 @@ fn plans() {
     assert_eq!(shape(13824, 16), GemmShape::Flat16);
     assert_eq!(shape(13824, 17), GemmShape::Slim32);
     assert_eq!(shape(13824, 64), GemmShape::Slim64);
+    let down = |k| GemmShape::new(Epilogue::Add, 2560, k, 16, true);
+    assert_eq!(down(6912), GemmShape::FlatLong16);
+    assert_eq!(down(57 * 128), GemmShape::Mid16);
     let deep = |kind, k, cols| GemmShape::new(kind, 4096, k, cols, true);
     assert_eq!(deep(Epilogue::Gated, 24 * 128, 64), GemmShape::Slim64);
     assert_eq!(deep(Epilogue::Gated, 25 * 128, 64), GemmShape::Mid32);

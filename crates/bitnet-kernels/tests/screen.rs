@@ -8,7 +8,7 @@ use bitnet_kernels::emulator::{Emulator, Fault};
 use bitnet_kernels::int8_gemm::Int8Gemm;
 use bitnet_kernels::int8_head::{Int8Columns, Int8Rows, RowBounds};
 use bitnet_kernels::sample::Settings;
-use bitnet_kernels::screen::{self, CertifiedGemv, ScreenThreshold};
+use bitnet_kernels::screen::{self, CertifiedGemv, ScreenGroups};
 use common::Random;
 
 /// Two blocks, so that they take several bands.
@@ -44,7 +44,7 @@ struct Found {
     mixed: Vec<u32>,
     row_bounds: Vec<u32>,
     column_bounds: Vec<u32>,
-    threshold: Vec<u32>,
+    ends: [Vec<u32>; 2],
     products: u32,
     published: u32,
 }
@@ -163,21 +163,20 @@ impl Case {
                 counts[col * n + id] += 1;
             }
         }
-        let threshold = ScreenThreshold {
+        let groups = ScreenGroups {
             scores: gemv.y,
             row_bounds: bounds.bounds,
             column_bounds: columns.bounds,
             settings: emulator.constant(&settings),
             counts: emulator.constant(&counts),
-            maxima: emulator.uninit(cols * screen::groups(n)),
-            done: emulator.buffer(&vec![0u32; cols]),
-            threshold: emulator.uninit(cols),
+            lowers: emulator.uninit(cols * screen::groups(n)),
+            uppers: emulator.uninit(cols * screen::groups(n)),
             products: emulator.buffer(&[7u32]),
             published: emulator.buffer(&[0u32]),
             vocab: n as u32,
+            cols: cols as u32,
         };
-        emulator.launch(&threshold.launch(cols as u32), &threshold)?;
-        assert_eq!(emulator.read(threshold.done)?, vec![0; cols]);
+        emulator.launch(&groups.launch(MACHINE), &groups)?;
         let some = CertifiedGemv {
             w,
             x: columns.x,
@@ -185,10 +184,11 @@ impl Case {
             y: gemv.y,
             row_bounds: bounds.bounds,
             column_bounds: columns.bounds,
-            threshold: threshold.threshold,
-            settings: threshold.settings,
-            counts: threshold.counts,
-            products: threshold.products,
+            lowers: groups.lowers,
+            uppers: groups.uppers,
+            settings: groups.settings,
+            counts: groups.counts,
+            products: groups.products,
             n: n as u32,
             k: k as u32,
             eps: self.eps,
@@ -215,9 +215,12 @@ impl Case {
             mixed: bits(emulator.read(some.y)?),
             row_bounds: bits(emulator.read(bounds.bounds)?),
             column_bounds: bits(emulator.read(columns.bounds)?),
-            threshold: bits(emulator.read(threshold.threshold)?),
+            ends: [
+                bits(emulator.read(groups.lowers)?),
+                bits(emulator.read(groups.uppers)?),
+            ],
             products: emulator.read(some.products)?[0],
-            published: emulator.read(threshold.published)?[0],
+            published: emulator.read(groups.published)?[0],
         })
     }
 
@@ -279,7 +282,7 @@ impl Case {
 
 #[test]
 fn the_largest_logits_are_those_of_the_whole_head() {
-    // One band, rows off a band and off a block of the threshold, several turns of a warp, many columns.
+    // One group, rows off a group and off a block of groups, several turns of a warp, many columns.
     for (n, k, ks) in [
         (1, 32, &[1][..]),
         (13, 64, &[1, 2]),

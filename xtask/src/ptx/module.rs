@@ -40,8 +40,8 @@ impl Header {
 /// What the compiler writes before a symbol that others may see; its name follows.
 const SYMBOL: &str = "\t// .globl\t";
 
-/// The compiler's output made ready to store, a text for each list of kernels: no header of its own, launch bounds on every entry, and
-/// names that do not depend on where the compiler found its files.
+/// The compiler's output made ready to store, a text for each list of kernels: no header of its own, launch bounds on every entry, no
+/// indentation, and names that do not depend on where the compiler found its files.
 ///
 /// Every kernel of `modules` must be an entry of `ptx` and the other way round. Entries must stand alone: what the compiler put
 /// between them would be missing in one of the modules.
@@ -73,7 +73,14 @@ pub(crate) fn finish(ptx: &str, modules: &[Vec<KernelInfo>]) -> Result<Vec<Strin
             missing.join(", ")
         );
     }
-    Ok(texts)
+    Ok(texts.iter().map(|text| without_indentation(text)).collect())
+}
+
+/// The text without what the compiler indents lines and operands by, a twentieth of it.
+fn without_indentation(ptx: &str) -> String {
+    ptx.split_inclusive('\n')
+        .map(|line| line.trim_start_matches('\t').replace(" \t", " "))
+        .collect()
 }
 
 /// The text without the comments that the compiler puts around each piece of inline assembly, a twelfth of it, and without those that
@@ -177,7 +184,7 @@ mod tests {
         let [f, g] = finished();
         for text in [&f, &g] {
             assert!(
-                text.starts_with(".version 7.8\n.target sm_80\n\t// .globl"),
+                text.starts_with(".version 7.8\n.target sm_80\n// .globl"),
                 "{text}"
             );
         }
@@ -212,7 +219,7 @@ mod tests {
     fn hashes_in_names_become_numbers() {
         let [f, _] = finished();
         assert!(f.contains(
-            "\t_ZN1a1b17h0000000000000000E, _ZN1a1c17h0000000000000001E, _ZN1a1b17h0000000000000000E, 17h;"
+            "\n_ZN1a1b17h0000000000000000E, _ZN1a1c17h0000000000000001E, _ZN1a1b17h0000000000000000E, 17h;"
         ));
     }
 

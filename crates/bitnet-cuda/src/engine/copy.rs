@@ -83,12 +83,9 @@ pub(super) struct Certified {
     pub(super) copy: Int8Copy,
     /// Of the rows, (vocab, 2).
     pub(super) row_bounds: DeviceBuffer<f32>,
-    /// Largest lower ends, (seats, groups).
-    pub(super) maxima: DeviceBuffer<f32>,
-    /// Blocks that are done, (seats).
-    pub(super) done: DeviceBuffer<u32>,
-    /// (seats).
-    pub(super) threshold: DeviceBuffer<f32>,
+    /// Largest lower and upper ends of groups of rows, (seats, groups) each.
+    pub(super) lowers: DeviceBuffer<f32>,
+    pub(super) uppers: DeviceBuffer<f32>,
     /// Logits that were computed, 1; and what the host knows of it.
     pub(super) products: DeviceBuffer<u32>,
     pub(super) published: SharedWords,
@@ -98,13 +95,12 @@ impl Certified {
     pub(super) fn new(space: &Space<'_>, model: &Architecture, limits: Limits) -> Result<Self> {
         const COPY: &str = "an 8-bit copy of the output head";
         const SCREEN: &str = "the screening of logits";
-        let seats = limits.seats();
+        let groups = limits.seats() * screen::groups(model.dims.vocab);
         Ok(Self {
             copy: Int8Copy::new(space, model, COPY)?,
             row_bounds: space.alloc(Use::Weights, COPY, 2 * model.dims.vocab)?,
-            maxima: space.alloc(Use::Scratch, SCREEN, seats * screen::groups(model.dims.vocab))?,
-            done: space.alloc(Use::Scratch, SCREEN, seats)?,
-            threshold: space.alloc(Use::Scratch, SCREEN, seats)?,
+            lowers: space.alloc(Use::Scratch, SCREEN, groups)?,
+            uppers: space.alloc(Use::Scratch, SCREEN, groups)?,
             products: space.alloc(Use::Scratch, SCREEN, 1)?,
             published: space.alloc_shared(1)?,
         })
@@ -112,7 +108,6 @@ impl Certified {
 
     /// The state before any step.
     pub(super) fn clear(&self, stream: &Stream) -> Result<()> {
-        stream.fill_bytes(&self.done, 0)?;
         stream.fill_bytes(&self.products, 0)
     }
 

@@ -3,7 +3,7 @@
 use super::{Engine, launch};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use bitnet_kernels::screen::{CertifiedGemv, ScreenThreshold};
+use bitnet_kernels::screen::{CertifiedGemv, ScreenGroups};
 use std::sync::atomic::Ordering;
 
 /// Where more than one logit in so many was computed, the whole head would have been less work.
@@ -72,22 +72,23 @@ impl Engine {
         };
         let x = s.residual.global();
         self.int8_product(x, rows, &certified.copy)?;
-        let threshold = ScreenThreshold {
+        let groups = ScreenGroups {
             scores: s.logits.global(),
             row_bounds: certified.row_bounds.global(),
             column_bounds: s.term_bounds.global(),
             settings: c.settings(),
             counts: c.counts(),
-            maxima: certified.maxima.global(),
-            done: certified.done.global(),
-            threshold: certified.threshold.global(),
+            lowers: certified.lowers.global(),
+            uppers: certified.uppers.global(),
             products: certified.products.global(),
             published: certified.published.global(),
             vocab: d.vocab as u32,
+            cols: rows as u32,
         };
+        let machine = self.gpu().machine();
         // SAFETY: there is a row of every buffer for each seat, and the buffers live as long as the engine, which drops its recordings
         // first.
-        unsafe { launch(&self.stream, &threshold, threshold.launch(rows as u32))? };
+        unsafe { launch(&self.stream, &groups, groups.launch(machine))? };
         let some = CertifiedGemv {
             w: self.head_rows(),
             x,
@@ -95,7 +96,8 @@ impl Engine {
             y: s.logits.global(),
             row_bounds: certified.row_bounds.global(),
             column_bounds: s.term_bounds.global(),
-            threshold: certified.threshold.global(),
+            lowers: certified.lowers.global(),
+            uppers: certified.uppers.global(),
             settings: c.settings(),
             counts: c.counts(),
             products: certified.products.global(),
@@ -103,7 +105,7 @@ impl Engine {
             k: d.d_model as u32,
             eps: self.model.eps,
         };
-        let grid = some.launch(rows as u32, self.gpu().machine());
+        let grid = some.launch(rows as u32, machine);
         // SAFETY: as above; that a block can have its shared memory was checked when the engine was made.
         unsafe { launch(&self.stream, &some, grid) }
     }

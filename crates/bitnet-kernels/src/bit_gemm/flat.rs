@@ -4,6 +4,9 @@ use super::device::{Block, before, column, finish, swizzled, unpack};
 use super::{BitGemm, FLAT_STRIDE, flat_bytes};
 use crate::intrinsics::*;
 
+/// Parts of a sum that are loaded together.
+const PARTS_AT_A_TIME: u32 = 5;
+
 /// `PAIRS` pairs of rows of tiles by `8 GROUPS` columns; a warp takes `TILES` tiles along k of one pair.
 pub(super) struct Flat<const PAIRS: u32, const TILES: usize, const GROUPS: usize>;
 
@@ -25,6 +28,11 @@ impl<const PAIRS: u32, const TILES: usize, const GROUPS: usize> Block for Flat<P
         let behind = flat_bytes(parts, PAIRS, TILES as u32, width);
         let units = Shared::<f32>::at(behind);
         let sums = Shared::<i32>::at(behind + width * 4);
+        // Two rows 8 apart of one column, 16 of a pair of rows of tiles.
+        let output = |at: u32| {
+            let (col, pair, two) = (at / (16 * PAIRS), at / 16 % PAIRS, at % 16);
+            (col, pair, two / 8 * 16 + two % 8)
+        };
         let mut acc = [[[0; 4]; GROUPS]; 2];
         // SAFETY: tiles and columns are clamped to what exists; every branch around a warp or block operation is uniform.
         unsafe {
@@ -59,7 +67,10 @@ impl<const PAIRS: u32, const TILES: usize, const GROUPS: usize> Block for Flat<P
                 piece += 32 * PAIRS;
             }
             async_copy_commit();
-            // While the copies are on their way; nothing is asked for when the sums are there.
+            // While the copies are on their way; little is asked for when the sums are there.
+            let (col, of_pair, row) = output(me);
+            let col = if col < width { first_col + col } else { p.cols };
+            let early = before::<EPILOGUE>(&p, (first + 2 * of_pair) * 16 + row, col);
             if me < width {
                 let (unit, sum) = column(&p, (first_col + me).min(p.cols - 1));
                 units.store(me, unit);
@@ -121,22 +132,30 @@ impl<const PAIRS: u32, const TILES: usize, const GROUPS: usize> Block for Flat<P
             }
             // Orders every warp's parts, the units and the sums before their loads below.
             sync_threads();
-            // Two rows 8 apart of one column at a time, 16 of a pair of rows of tiles.
             let mut at = me;
             while at < width * 16 * PAIRS {
-                let (col, pair, two) = (at / (16 * PAIRS), at / 16 % PAIRS, at % 16);
-                let row = two / 8 * 16 + two % 8;
+                let (col, pair, row) = output(at);
                 let (mut upper, mut lower) = (0, 0);
                 let mut part = 0;
                 while part < parts {
-                    let from = ((part * PAIRS + pair) * width + col) * FLAT_STRIDE + row;
-                    upper += sums_of_parts.load(from);
-                    lower += sums_of_parts.load(from + 8);
-                    part += 1;
+                    // Several at a time, so that the loads do not wait for each other.
+                    let mut i = 0;
+                    while i < PARTS_AT_A_TIME {
+                        let (from, keep) = if part + i < parts { (part + i, -1) } else { (0, 0) };
+                        let from = ((from * PAIRS + pair) * width + col) * FLAT_STRIDE + row;
+                        upper += sums_of_parts.load(from) & keep;
+                        lower += sums_of_parts.load(from + 8) & keep;
+                        i += 1;
+                    }
+                    part += PARTS_AT_A_TIME;
                 }
                 let of_column = (units.load(col), sums.load(col));
                 let (row, col) = ((first + 2 * pair) * 16 + row, first_col + col);
-                let before = before::<EPILOGUE>(&p, row, col);
+                let before = if at == me {
+                    early
+                } else {
+                    before::<EPILOGUE>(&p, row, col)
+                };
                 finish::<EPILOGUE>(&p, row, col, of_column, before, [upper, lower]);
                 at += block_dim_x();
             }

@@ -8,7 +8,7 @@
 //!   than 64 on GPUs of capability 9.0;
 //! - *slim*: 64 or 128 rows by 32 or 64 columns, by warpgroups, with all codes of a part of k in shared memory at once;
 //! - *flat*: 32 or 64 rows by 16 or 32 columns, the warps split k and load weights straight into registers, and the columns' codes
-//!   come to shared memory once for all rows, all at once, in two blocks a multiprocessor;
+//!   come to shared memory once for all rows, all at once, in two blocks a multiprocessor, or in one for more columns of the matrix;
 //! - *mid*: the same for any number of columns of the matrix, whose codes come tile by tile;
 //! - *narrow*: 32 rows by 8 columns, the warps split k and load weights and codes straight into registers, for batches too small to
 //!   fill the machine otherwise.
@@ -161,22 +161,46 @@ impl Hopper {
     }
 }
 
-/// Warps of a slim block.
-const SLIM_WARPS: u32 = 16;
 /// Most blocks of a cluster that divide k.
 const SLIM_CLUSTER: u32 = 8;
 
-/// Warpgroups of a slim block along the rows, 64 each: more of gate and up, of which there are more rows.
-const fn slim_warpgroups(epilogue: Epilogue) -> u32 {
-    match epilogue {
-        Epilogue::Gated => 2,
-        Epilogue::Store | Epilogue::Add => 1,
-    }
+/// What the sizes of slim blocks differ in.
+struct Slim {
+    /// Warpgroups along the rows, 64 each: more of gate and up, of which there are more rows.
+    warpgroups: u32,
+    /// Parts of k, with as many warpgroups each.
+    split: u32,
+    columns: u32,
+    /// Tiles along k whose weights a warp has asked for before it uses them: all of a part's in the 2B model.
+    #[cfg_attr(
+        not(any(target_arch = "nvptx64", feature = "emulator")),
+        expect(dead_code, reason = "the host launches without it")
+    )]
+    ahead: usize,
 }
 
-/// Parts of k of a slim block.
-const fn slim_split(epilogue: Epilogue) -> u32 {
-    SLIM_WARPS / 4 / slim_warpgroups(epilogue)
+impl Slim {
+    const fn new(epilogue: Epilogue, shape: Shape) -> Self {
+        let is_gated = matches!(epilogue, Epilogue::Gated);
+        let warpgroups = if is_gated { 2 } else { 1 };
+        Self {
+            warpgroups,
+            split: 4 / warpgroups,
+            columns: match shape {
+                Shape::Slim32 => 32,
+                _ => 64,
+            },
+            ahead: match (shape, epilogue) {
+                (_, Epilogue::Gated) => 10,
+                (Shape::Slim32, Epilogue::Add) => 7,
+                _ => 5,
+            },
+        }
+    }
+
+    const fn warps(&self) -> u32 {
+        4 * self.warpgroups * self.split
+    }
 }
 
 /// Blocks of the clusters that divide k of a product in slim blocks: as few as have room for all codes.
@@ -239,6 +263,11 @@ const NARROW_GATED_TILES: usize = 2;
 /// Columns of a narrow block.
 const NARROW_COLUMNS: u32 = 8;
 
+/// Words of a column's sums of so many rows of tiles in shared memory: columns that lanes write together lie in different banks.
+const fn narrow_stride(bands: u32) -> u32 {
+    16 * bands + 4
+}
+
 /// Most warps of a flat block.
 const FLAT_WARPS: u32 = 10;
 /// Most tiles along k that a flat block takes: what its warps have registers for where two blocks share a multiprocessor.
@@ -248,6 +277,9 @@ const FLAT_STRIDE: u32 = 36;
 /// The flat block, and that of gate and up, of which there are more rows.
 const FLAT: Flat = Flat { pairs: 1, tiles: 2 };
 const FLAT_GATED: Flat = Flat { pairs: 2, tiles: 4 };
+/// The long flat block, one a multiprocessor, and its most warps.
+const FLAT_LONG: Flat = Flat { pairs: 1, tiles: 4 };
+const FLAT_LONG_WARPS: u32 = 14;
 
 /// What flat blocks differ in.
 struct Flat {
@@ -361,16 +393,21 @@ macro_rules! block {
     ($hopper:ident) => {
         hopper::Hopper<{ $hopper.warpgroups }, { $hopper.split }, { $hopper.stages }, { $hopper.columns as usize / 2 }>
     };
-    (Slim64 $epilogue:ident) => {
-        slim::Slim<{ slim_warpgroups(Epilogue::$epilogue) }, { slim_split(Epilogue::$epilogue) }, 32>
+    (Slim64 $epilogue:ident) => { block!(slim Epilogue::$epilogue, Shape::Slim64) };
+    (Slim32 $epilogue:ident) => { block!(slim Epilogue::$epilogue, Shape::Slim32) };
+    (slim $epilogue:expr, $shape:expr) => {
+        slim::Slim<
+            { Slim::new($epilogue, $shape).warpgroups },
+            { Slim::new($epilogue, $shape).split },
+            { Slim::new($epilogue, $shape).columns as usize / 2 },
+            { Slim::new($epilogue, $shape).ahead },
+        >
     };
-    (Slim32 $epilogue:ident) => {
-        slim::Slim<{ slim_warpgroups(Epilogue::$epilogue) }, { slim_split(Epilogue::$epilogue) }, 16>
-    };
-    (Narrow8 Gated) => { narrow::Narrow<NARROW_GATED_BANDS, NARROW_GATED_TILES> };
-    (Narrow8 $epilogue:ident) => { narrow::Narrow<NARROW_BANDS, NARROW_TILES> };
+    (Narrow8 Gated) => { narrow::Narrow<NARROW_GATED_BANDS, NARROW_GATED_TILES, 1> };
+    (Narrow8 $epilogue:ident) => { narrow::Narrow<NARROW_BANDS, NARROW_TILES, 2> };
     (Flat16 Gated) => { flat::Flat<{ FLAT_GATED.pairs }, { FLAT_GATED.tiles }, 2> };
     (Flat16 $epilogue:ident) => { flat::Flat<{ FLAT.pairs }, { FLAT.tiles }, 2> };
+    (FlatLong16 $epilogue:ident) => { flat::Flat<{ FLAT_LONG.pairs }, { FLAT_LONG.tiles }, 2> };
     (Flat32 Gated) => { flat::Flat<{ FLAT_GATED.pairs }, { FLAT_GATED.tiles }, 4> };
     (Flat32 $epilogue:ident) => { flat::Flat<{ FLAT.pairs }, { FLAT.tiles }, 4> };
     (Mid16 $epilogue:ident) => { mid::Mid<{ mid_pairs(Epilogue::$epilogue) }, { mid_tiles(Epilogue::$epilogue) }, 2> };
@@ -382,7 +419,7 @@ macro_rules! products {
     (
         $(#[$meta:meta])*
         pub struct $Params:ident $fields:tt
-        $( [$($options:tt)*] $($name:ident, $Kernel:ident, $epilogue:ident, $shape:ident;)+ )+
+        $( [$($options:tt)*] $($name:ident, $Kernel:ident, $epilogue:ident, $shape:ident $(or $other:ident)?;)+ )+
     ) => {
         family! {
             $(#[$meta])*
@@ -393,7 +430,7 @@ macro_rules! products {
                 $(
                     $name, $Kernel, concat!("products that end in `", stringify!($epilogue), "`"),
                     [block!($shape $epilogue), { Epilogue::$epilogue as u32 }],
-                    [(Epilogue::$epilogue, Shape::$shape)];
+                    [(Epilogue::$epilogue, Shape::$shape)] $(or [(Epilogue::$epilogue, Shape::$other)])?;
                 )+
             )+
         }
@@ -454,9 +491,9 @@ products! {
     wide_store_128, WideStore128, Store, Wide128;
     wide_add_128, WideAdd128, Add, Wide128;
     wide_gated_128, WideGated128, Gated, Wide128;
-    flat_store_16, FlatStore16, Store, Flat16;
+    flat_store_16, FlatStore16, Store, Flat16 or FlatLong16;
     flat_add_16, FlatAdd16, Add, Flat16;
-    flat_gated_16, FlatGated16, Gated, Flat16;
+    flat_gated_16, FlatGated16, Gated, Flat16 or FlatLong16;
     flat_store_32, FlatStore32, Store, Flat32;
     flat_add_32, FlatAdd32, Add, Flat32;
     flat_gated_32, FlatGated32, Gated, Flat32;
@@ -487,6 +524,7 @@ products! {
     slim_store_64, SlimStore64, Store, Slim64;
     slim_add_64, SlimAdd64, Add, Slim64;
     slim_gated_64, SlimGated64, Gated, Slim64;
+    flat_add_long_16, FlatAddLong16, Add, FlatLong16;
     hopper_store_64x4, HopperStore64x4, Store, Hopper64x4;
     hopper_add_64x4, HopperAdd64x4, Add, Hopper64x4;
     hopper_gated_64x4, HopperGated64x4, Gated, Hopper64x4;
@@ -519,6 +557,8 @@ pub enum Shape {
     Flat32,
     /// 32 rows (gated: 64) by 16 columns; of as many.
     Flat16,
+    /// The same, of products that are added of up to 56 tiles along k: capability 9.0 alone, whose blocks have the shared memory.
+    FlatLong16,
     /// 32 rows (gated: 64) by 8 columns.
     Narrow8,
 }
@@ -559,10 +599,13 @@ impl Shape {
             }
         }
         let (rows, columns) = (padded_rows(n), cols as u32);
-        let is_flat = mma_tile::tiles_k(k) <= FLAT_TILES_K;
+        let tiles_k = mma_tile::tiles_k(k);
+        let is_flat = tiles_k <= FLAT_TILES_K;
+        let is_long = tiles_k <= FLAT_LONG_WARPS as usize * FLAT_LONG.tiles;
         match (cols, epilogue) {
             (0..=8, _) => Self::Narrow8,
             (9..=16, _) if is_flat => Self::Flat16,
+            (9..=16, Epilogue::Add) if has_warpgroups && is_long => Self::FlatLong16,
             (9..=16, _) => Self::Mid16,
             (17..=32, Epilogue::Gated) | (33..=64, _) if is_flat => Self::Flat32,
             (17..=64, _) => Self::Mid32,
@@ -623,10 +666,11 @@ const fn threads((epilogue, shape): (Epilogue, Shape)) -> u32 {
         (Shape::Hopper64x2, _) => HOPPER_64_X2.warps(),
         (Shape::Hopper64x4, _) => HOPPER_64_X4.warps(),
         (Shape::Wide128 | Shape::Wide64, _) => WIDE_WARPS,
-        (Shape::Slim64 | Shape::Slim32, _) => SLIM_WARPS,
+        (Shape::Slim64 | Shape::Slim32, _) => Slim::new(epilogue, shape).warps(),
         (Shape::Narrow8, Epilogue::Gated) => NARROW_GATED_WARPS,
         (Shape::Narrow8, _) => NARROW_WARPS,
         (Shape::Flat32 | Shape::Flat16, _) => FLAT_WARPS,
+        (Shape::FlatLong16, _) => FLAT_LONG_WARPS,
         (Shape::Mid32 | Shape::Mid16, Epilogue::Gated) => MID_GATED_WARPS,
         (Shape::Mid32 | Shape::Mid16, _) => MID_WARPS,
     }
@@ -655,20 +699,23 @@ fn launch((epilogue, shape): (Epilogue, Shape), p: &BitGemm) -> Launch {
         Launch {
             grid: [rows.div_ceil(height), p.cols.div_ceil(NARROW_COLUMNS), 1],
             block: [warps * 32, 1, 1],
-            shared_bytes: (warps * height + 2) * NARROW_COLUMNS * 4,
+            shared_bytes: (warps * narrow_stride(bands as u32) + 2) * NARROW_COLUMNS * 4,
         }
     };
-    let slim = |columns: u32| {
-        let (warpgroups, split) = (slim_warpgroups(epilogue), slim_split(epilogue));
+    let slim = || {
+        let slim = Slim::new(epilogue, shape);
         Launch {
-            grid: [rows.div_ceil(64 * warpgroups) * p.slots, 1, 1],
-            block: [SLIM_WARPS * 32, 1, 1],
-            shared_bytes: SlimPlan::new(warpgroups, split, columns, tiles_k, p.slots).end,
+            grid: [rows.div_ceil(64 * slim.warpgroups) * p.slots, 1, 1],
+            block: [slim.warps() * 32, 1, 1],
+            shared_bytes: SlimPlan::new(slim.warpgroups, slim.split, slim.columns, tiles_k, p.slots).end,
         }
     };
     let flat = |width: u32| {
-        let is_gated = matches!(epilogue, Epilogue::Gated);
-        let Flat { pairs, tiles } = if is_gated { FLAT_GATED } else { FLAT };
+        let Flat { pairs, tiles } = match (shape, epilogue) {
+            (Shape::FlatLong16, _) => FLAT_LONG,
+            (_, Epilogue::Gated) => FLAT_GATED,
+            _ => FLAT,
+        };
         let parts = tiles_k.div_ceil(tiles as u32);
         Launch {
             grid: [rows.div_ceil(32 * pairs), p.cols.div_ceil(width), 1],
@@ -682,10 +729,9 @@ fn launch((epilogue, shape): (Epilogue, Shape), p: &BitGemm) -> Launch {
         Shape::Hopper64x2 => HOPPER_64_X2.launch(rows, p.cols),
         Shape::Hopper64x4 => HOPPER_64_X4.launch(rows, p.cols),
         Shape::Flat32 => flat(32),
-        Shape::Flat16 => flat(16),
+        Shape::Flat16 | Shape::FlatLong16 => flat(16),
         Shape::Narrow8 => narrow(),
-        Shape::Slim64 => slim(64),
-        Shape::Slim32 => slim(32),
+        Shape::Slim64 | Shape::Slim32 => slim(),
         Shape::Wide128 => WIDE_128.launch(rows, p.cols),
         Shape::Wide64 => WIDE_64.launch(rows, p.cols),
         Shape::Mid32 => mid(32),

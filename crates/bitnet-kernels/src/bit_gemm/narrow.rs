@@ -1,8 +1,11 @@
 //! Narrow blocks: the warps split k and load weights straight into registers.
 
 use super::device::{Block, before, column, finish, unpack};
-use super::{BitGemm, NARROW_COLUMNS};
+use super::{BitGemm, NARROW_COLUMNS, narrow_stride};
 use crate::intrinsics::*;
+
+/// Parts of a sum that are loaded together.
+const PARTS_AT_A_TIME: u32 = 9;
 
 /// This lane's words of tile `tile` along k of the rows of tiles from `first`; zeros past the end of k.
 ///
@@ -31,9 +34,9 @@ unsafe fn narrow_weights<const BANDS: usize>(p: &BitGemm, first: u32, tile: u32)
 /// # Safety
 /// The whole warp calls this, after the activations were written.
 #[inline(always)]
-unsafe fn multiply<const BANDS: usize>(
+unsafe fn multiply<const BANDS: usize, const CHAINS: usize>(
     p: &BitGemm,
-    acc: &mut [[i32; 4]; BANDS],
+    acc: &mut [[[i32; 4]; CHAINS]; BANDS],
     w: [[u32; 4]; BANDS],
     first_col: u32,
     tile: u32,
@@ -50,18 +53,20 @@ unsafe fn multiply<const BANDS: usize>(
         let b = [x[2 * (plane % 2)], x[2 * (plane % 2) + 1]];
         let mut m = 0;
         while m < BANDS {
+            let chain = &mut acc[m][plane % CHAINS];
             // SAFETY: the caller's promise.
-            acc[m] = unsafe { mma_m16n8k32_u8_s8(unpack(w[m], plane as u32), b, acc[m]) };
+            *chain = unsafe { mma_m16n8k32_u8_s8(unpack(w[m], plane as u32), b, *chain) };
             m += 1;
         }
         plane += 1;
     }
 }
 
-/// A block of `BANDS` rows of tiles and 8 columns, whose warps ask for `TILES` tiles along k before they wait.
-pub(super) struct Narrow<const BANDS: usize, const TILES: usize>;
+/// A block of `BANDS` rows of tiles and 8 columns, whose warps ask for `TILES` tiles along k before they wait. A sum is `CHAINS` sums until
+/// all products are added: those of a chain wait for each other.
+pub(super) struct Narrow<const BANDS: usize, const TILES: usize, const CHAINS: usize>;
 
-impl<const BANDS: usize, const TILES: usize> Block for Narrow<BANDS, TILES> {
+impl<const BANDS: usize, const TILES: usize, const CHAINS: usize> Block for Narrow<BANDS, TILES, CHAINS> {
     #[inline(always)]
     unsafe fn run<const EPILOGUE: u32>(p: BitGemm) {
         let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
@@ -69,11 +74,17 @@ impl<const BANDS: usize, const TILES: usize> Block for Narrow<BANDS, TILES> {
         let tiles_k = p.k.div_ceil(128);
         let (width, rows) = (NARROW_COLUMNS, 16 * BANDS as u32);
         let (first, first_col) = (block_idx_x() * BANDS as u32, block_idx_y() * width);
-        let mut acc = [[0; 4]; BANDS];
+        let stride = narrow_stride(BANDS as u32);
+        let mut acc = [[[0; 4]; CHAINS]; BANDS];
         // (warp, column, row of the block), then (column) twice.
         let parts = Shared::<i32>::at(0);
-        let units = Shared::<f32>::at(warps * width * rows * 4);
-        let sums = Shared::<i32>::at((warps * rows + 1) * width * 4);
+        let units = Shared::<f32>::at(warps * width * stride * 4);
+        let sums = Shared::<i32>::at((warps * stride + 1) * width * 4);
+        // A pair of rows 8 apart of one column.
+        let output = |at: u32| {
+            let (col, pair) = (at / (rows / 2), at % (rows / 2));
+            (col, pair / 8 * 16 + pair % 8)
+        };
         // SAFETY: tiles and columns are clamped to what exists; every branch around a warp or block operation is uniform.
         unsafe {
             // Weights do not depend on the kernel before this one.
@@ -91,6 +102,9 @@ impl<const BANDS: usize, const TILES: usize> Block for Narrow<BANDS, TILES> {
             if me < width {
                 of_column = column(&p, (first_col + me).min(p.cols - 1));
             }
+            let (col, row) = output(me);
+            let col = if col < width { first_col + col } else { p.cols };
+            let early = before::<EPILOGUE>(&p, first * 16 + row, col);
             let mut i = 0;
             while i < TILES {
                 multiply(&p, &mut acc, w[i], first_col, warp + i as u32 * warps);
@@ -108,36 +122,50 @@ impl<const BANDS: usize, const TILES: usize> Block for Narrow<BANDS, TILES> {
             }
             let mut m = 0;
             while m < BANDS {
+                let mut chain = 1;
+                while chain < CHAINS {
+                    let mut j = 0;
+                    while j < 4 {
+                        acc[m][0][j] += acc[m][chain][j];
+                        j += 1;
+                    }
+                    chain += 1;
+                }
                 let mut j = 0;
                 while j < 4 {
                     let col = 2 * t + j as u32 % 2;
                     let row = m as u32 * 16 + g + j as u32 / 2 * 8;
-                    parts.store((warp * width + col) * rows + row, acc[m][j]);
+                    parts.store((warp * width + col) * stride + row, acc[m][0][j]);
                     j += 1;
                 }
                 m += 1;
             }
             // Orders every warp's parts, the units and the sums before their loads below.
             sync_threads();
-            // A pair of rows 8 apart of one column at a time.
-            let mut at = thread_idx_x();
+            let mut at = me;
             while at < width * rows / 2 {
-                let (col, pair) = (at / (rows / 2), at % (rows / 2));
-                let row = pair / 8 * 16 + pair % 8;
+                let (col, row) = output(at);
                 let (mut upper, mut lower) = (0, 0);
-                let mut i = 0;
-                while i < warps {
-                    let part = (i * width + col) * rows + row;
-                    upper += parts.load(part);
-                    lower += parts.load(part + 8);
-                    i += 1;
+                let mut part = 0;
+                while part < warps {
+                    // Several at a time, so that the loads do not wait for each other.
+                    let mut i = 0;
+                    while i < PARTS_AT_A_TIME {
+                        let (from, keep) = if part + i < warps { (part + i, -1) } else { (0, 0) };
+                        let from = (from * width + col) * stride + row;
+                        upper += parts.load(from) & keep;
+                        lower += parts.load(from + 8) & keep;
+                        i += 1;
+                    }
+                    part += PARTS_AT_A_TIME;
                 }
-                let (row, col, of_column) = (
-                    first * 16 + row,
-                    first_col + col,
-                    (units.load(col), sums.load(col)),
-                );
-                let before = before::<EPILOGUE>(&p, row, col);
+                let of_column = (units.load(col), sums.load(col));
+                let (row, col) = (first * 16 + row, first_col + col);
+                let before = if at == me {
+                    early
+                } else {
+                    before::<EPILOGUE>(&p, row, col)
+                };
                 finish::<EPILOGUE>(&p, row, col, of_column, before, [upper, lower]);
                 at += block_dim_x();
             }

@@ -6,18 +6,18 @@ use super::{BitGemm, SlimPlan};
 use crate::decode_linear::device::GATED;
 use crate::intrinsics::*;
 
-/// Tiles along k whose weights a warp has asked for before it uses them.
-const AHEAD: usize = 4;
 /// Columns of a thread of which it loads before the products what it adds to.
 const EARLY: usize = 4;
 /// Most columns of a thread.
 const MOST_EACH: usize = 8;
 
 /// A block of `WARPGROUPS` times 64 rows by `2 SUMS` columns, which so many warpgroups multiply for each of `SPLIT` parts of k. Blocks of a
-/// cluster have parts of k of the same rows; each finishes a share of the columns.
-pub(super) struct Slim<const WARPGROUPS: u32, const SPLIT: u32, const SUMS: usize>;
+/// cluster have parts of k of the same rows; each finishes a share of the columns. A warp has asked for the weights of `AHEAD` tiles along k
+/// before it uses them.
+pub(super) struct Slim<const WARPGROUPS: u32, const SPLIT: u32, const SUMS: usize, const AHEAD: usize>;
 
-impl<const WARPGROUPS: u32, const SPLIT: u32, const SUMS: usize> Block for Slim<WARPGROUPS, SPLIT, SUMS>
+impl<const WARPGROUPS: u32, const SPLIT: u32, const SUMS: usize, const AHEAD: usize> Block
+    for Slim<WARPGROUPS, SPLIT, SUMS, AHEAD>
 where
     [i32; SUMS]: Sums,
 {

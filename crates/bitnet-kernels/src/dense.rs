@@ -54,23 +54,27 @@ kernels! {
         pub len: u32,
     }
 
-    /// `y[r][i] = activation(z[r][i]) z[r][width + i]`: gate and up become one.
+    /// `y[r][i] = activation(gate[r][i]) up[r][i]`: gate and up become one.
     ///
-    /// - Shapes: `z` (rows, 2 width); `y` (rows, width).
+    /// - Shapes: `gate` and `up` rows `stride` apart; `y` (rows, width).
     /// - Launch: [`GateRows::launch`]; a thread owns an element. Bound: latency.
     ///
     /// # Safety
     /// Lengths as above.
     gate_rows, block = [THREADS, 1, 1], body = device::gate;
     pub struct GateRows {
-        /// Gates, then ups, of every row.
-        pub z: Global<f32>,
+        /// Gates.
+        pub gate: Global<f32>,
+        /// Ups.
+        pub up: Global<f32>,
         /// Output.
         pub y: Global<f32>,
         /// Rows.
         pub rows: u32,
-        /// Elements of a row of the output.
+        /// Elements of a row.
         pub width: u32,
+        /// Elements from one row of gates, and of ups, to the next.
+        pub stride: u32,
         /// [`crate::decode_linear::RELU2`] or [`crate::decode_linear::SILU`].
         pub activation: u32,
     }
@@ -160,10 +164,10 @@ mod device {
         grid_dependency_launch();
         grid_dependency_wait();
         if row < p.rows {
-            let z = p.z.offset(row as usize * 2 * width as usize + i as usize);
+            let from = row as usize * p.stride as usize + i as usize;
             // SAFETY: the row was compared with the rows, the element is inside it.
             unsafe {
-                let (gate, up) = (z.load_l2(0)[0], z.load_l2(width as usize)[0]);
+                let (gate, up) = (p.gate.load_l2(from)[0], p.up.load_l2(from)[0]);
                 p.y.store(at as usize, gated(gate, up, p.activation));
             }
         }

@@ -6,15 +6,16 @@ use crate::{Global, Launch};
 const THREADS: u32 = 256;
 
 kernels! {
-    /// `x[b] = table[tokens[b]]` from bfloat16.
+    /// `x[b] = table[tokens[b]]`, each element the sum of `terms` of bfloat16.
     ///
-    /// - Shapes: `tokens` (batch); `table` (vocab, d), two elements a word; `x` (batch, d).
+    /// - Shapes: `tokens` (batch); `table` rows of `stride` words, two elements each, in which lie d first terms, then d second ones, and so
+    ///   on; `x` (batch, d).
     /// - Launch: [`Self::launch`]; a thread owns two elements.
     /// - Bound: latency; a row is read once. Nothing of the next kernel starts before this one's wait is over, so kernels
     ///   further down may read what steps before this one wrote without waiting for it.
     ///
     /// # Safety
-    /// Lengths as above; `d` even; every token below the vocabulary; `table` and `x` 8-byte aligned.
+    /// Lengths as above; `d` even; `terms` at least 1; every token below the vocabulary; `table` and `x` 8-byte aligned.
     embed_bf16, block = [THREADS, 1, 1], body = device::embed_bf16;
     pub struct EmbedBf16 {
         /// Token ids.
@@ -27,6 +28,10 @@ kernels! {
         pub batch: u32,
         /// Width of a row.
         pub d: u32,
+        /// Terms of an element.
+        pub terms: u32,
+        /// Words from one row of the table to the next.
+        pub stride: u32,
     }
 }
 
@@ -57,8 +62,14 @@ mod device {
             // SAFETY: the row is below the batch, the pair inside the row.
             unsafe {
                 let token = p.tokens.load_l2(row)[0] as usize;
-                let at = token * (p.d / 2) as usize + pair as usize;
-                let values = bf16x2_to_f32(p.table.load_constant(at)[0]);
+                let at = token * p.stride as usize + pair as usize;
+                let mut values = bf16x2_to_f32(p.table.load_constant(at)[0]);
+                let mut term = 1;
+                while term < p.terms {
+                    let more = bf16x2_to_f32(p.table.load_constant(at + (term * (p.d / 2)) as usize)[0]);
+                    values = [values[0] + more[0], values[1] + more[1]];
+                    term += 1;
+                }
                 p.x.store_x2(row * p.d as usize + 2 * pair as usize, values);
             }
         }

@@ -44,6 +44,7 @@ pub mod int8_hopper;
 
 pub mod int8_head;
 pub mod quantize_rows;
+pub mod rows;
 
 pub mod dense_gemv;
 
@@ -77,6 +78,7 @@ pub const MODEL: &[KernelInfo] = kernels_of![
     int8_head::INFOS,
     int8_hopper::Int8Hopper::INFOS,
     quantize_rows::INFOS,
+    rows::INFOS,
     dense_gemv::INFOS,
     bf16_gemm::INFOS,
     embed::INFOS,

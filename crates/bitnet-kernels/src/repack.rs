@@ -23,7 +23,7 @@ kernels! {
         pub tiles: Global<u32>,
         /// Rows.
         pub n: u32,
-        /// Columns.
+        /// Columns, those that fill the last word up included.
         pub k: u32,
         /// 1 for [`mma_tile::RowOrder::Paired`], 0 for [`mma_tile::RowOrder::Plain`].
         pub paired: u32,

@@ -46,8 +46,11 @@ fn epilogues() {
         let mut numbers = |n: usize| -> Vec<f32> { (0..n).map(|_| random.float()).collect() };
         let (z, before) = (numbers(rows * 2 * width), numbers(rows * width));
         let mut emulator = Emulator::new(width as u64);
+        let both = emulator.constant(&z);
         let gate = GateRows {
-            z: emulator.constant(&z),
+            gate: both,
+            up: both.offset(width),
+            stride: 2 * width as u32,
             y: emulator.uninit(rows * width),
             rows: rows as u32,
             width: width as u32,

@@ -38,19 +38,22 @@ impl Random {
 }
 
 struct Matrix {
+    /// With columns of zeros to whole words.
     shape: Shape,
+    k: usize,
     words: Vec<u32>,
 }
 
 impl Matrix {
     fn random(n: usize, k: usize, random: &mut Random) -> Self {
-        let shape = Shape::new(n, k).unwrap();
+        let shape = Shape::new(n, k.next_multiple_of(16)).unwrap();
         let mut words = vec![0; shape.words()];
         for row in words.chunks_exact_mut(shape.words_per_row()) {
-            let t: Vec<i8> = (0..k).map(|_| (random.next() % 3) as i8 - 1).collect();
+            let mut t: Vec<i8> = (0..k).map(|_| (random.next() % 3) as i8 - 1).collect();
+            t.resize(shape.k(), 0);
             pack_row(&t, row);
         }
-        Self { shape, words }
+        Self { shape, k, words }
     }
 
     fn tiles(&self, order: RowOrder) -> Vec<u32> {
@@ -60,8 +63,17 @@ impl Matrix {
     }
 
     fn product(&self, x: &[i8]) -> Vec<i32> {
-        let mut y = vec![0; x.len() / self.shape.k() * self.shape.n()];
-        reference::linear(self.shape, &self.words, x, &mut y);
+        let mut y = vec![0; x.len() / self.k * self.shape.n()];
+        let widened: Vec<i8> = x
+            .chunks_exact(self.k)
+            .flat_map(|row| {
+                row.iter()
+                    .copied()
+                    .chain(std::iter::repeat(0))
+                    .take(self.shape.k())
+            })
+            .collect();
+        reference::linear(self.shape, &self.words, &widened, &mut y);
         y
     }
 }
@@ -526,7 +538,8 @@ fn a_row_alone_and_in_a_batch() {
         (GemmShape::Mid16, 3),
         (GemmShape::Mid32, 3),
     ];
-    for (n, k) in [(16, 128), (34, 272), (48, 96)] {
+    // Widths of whole words and others.
+    for (n, k) in [(16, 128), (34, 272), (48, 96), (20, 276)] {
         check_layer(n, k, Epilogue::Store, 1e-5, RELU2, &all, 1);
         check_layer(n, k, Epilogue::Add, 1e-5, RELU2, &all, 2);
         check_layer(n, k, Epilogue::Gated, 1e-5, RELU2, &all, 3);

@@ -3,8 +3,8 @@
 mod dense;
 
 use bitnet_cuda::engine::{
-    self, Architecture, Choice, Engine, Grids, HeadKind, Intermediate, LayerParts, Limits, MAX_BATCH,
-    MAX_TOP_K, PAGE_POSITIONS, Profile, Settings, TernaryParts,
+    self, Architecture, Choice, Engine, Grids, HeadKind, Inputs, Intermediate, LayerParts, Limits, MAX_BATCH,
+    MAX_TOP_K, PAGE_POSITIONS, Profile, SegmentParts, Settings, TableForm, TernaryParts,
 };
 use bitnet_cuda::{Gpu, Reporting};
 use bitnet_layout::Token;
@@ -84,31 +84,22 @@ impl CudaBackend {
                 "the GPU kernels do not support {what}; use the processor"
             )))
         };
-        if config.act_quant == ActQuant::None {
-            return refuse("models whose activations are not quantized");
-        }
-        if config.linear_norm_eps.is_some() {
-            return refuse("models with a norm of its own before every linear layer (use_rms_norm)");
-        }
-        if config.qk_norms || !config.has_head {
-            return refuse("embedding models");
-        }
-        if config.ternary_head {
-            return refuse("a ternary output head");
-        }
-        if !config.d_ffn.is_multiple_of(16) {
-            return refuse(&format!(
-                "a feed-forward width of {}, which is no multiple of 16",
-                config.d_ffn
-            ));
-        }
         let kv_type = match options.kv_type {
             KvType::Bf16 => engine::KvType::Bf16,
             KvType::Int8 => engine::KvType::Int8,
             KvType::F32 => return refuse("keys and values in f32"),
         };
         let embedding = source.embedding()?;
-        let head = source.head()?;
+        let ternary_head = source.ternary_head()?;
+        let head = match &ternary_head {
+            Some(_) => None,
+            None => source.head()?,
+        };
+        let mut table = dense::form_of(embedding.as_ref())?;
+        if let Some(head) = &head {
+            table.terms = table.terms.max(dense::form_of(head.as_ref())?.terms);
+        }
+        let is_plain = table.is_plain(config.d_model);
         let reporting = if options.sync {
             Reporting::EachLaunch
         } else {
@@ -120,21 +111,35 @@ impl CudaBackend {
         let asked = match (options.lm_head, options.weights) {
             // What ternary weights are compared with reads what the checkpoint has.
             (LmHead::Auto, WeightForm::Bf16) => LmHead::Stored,
-            (LmHead::Auto, WeightForm::Ternary) if !Engine::certifies(&gpu, config.d_model) => LmHead::Stored,
+            (LmHead::Auto, WeightForm::Ternary) if !(is_plain && Engine::certifies(&gpu, config.d_model)) => {
+                LmHead::Stored
+            }
             (asked, _) => asked,
         };
         let lm_head = head_of(&config, asked, Some(free_bytes));
+        let head_kind = match (lm_head, &head) {
+            _ if !config.has_head => HeadKind::None,
+            // It is smaller than one of 8-bit integers.
+            _ if ternary_head.is_some() => HeadKind::Ternary,
+            (LmHead::Int8, _) => HeadKind::Int8,
+            (_, None) => HeadKind::Embedding,
+            (_, Some(_)) => HeadKind::Own,
+        };
         let model = Architecture {
             dims: config.dims(),
             eps: config.rms_eps,
             weights: options.weights,
-            head: match (lm_head, &head) {
-                (LmHead::Int8, _) => HeadKind::Int8,
-                (_, None) => HeadKind::Embedding,
-                (_, Some(_)) => HeadKind::Own,
+            inputs: match config.act_quant {
+                ActQuant::Int8 => Inputs::Int8,
+                ActQuant::None => Inputs::F32,
             },
-            is_certified: lm_head == LmHead::Certified,
+            linear_norm_eps: config.linear_norm_eps,
+            head: head_kind,
+            table,
+            is_certified: lm_head == LmHead::Certified
+                && matches!(head_kind, HeadKind::Embedding | HeadKind::Own),
             sub_norms: config.sub_norms,
+            qk_norms: config.qk_norms,
             frequencies: config.rope_frequencies(),
             activation: config.activation,
             kv_type,
@@ -159,8 +164,8 @@ impl CudaBackend {
             ..limits
         };
         let mut engine = Engine::new(&gpu, model, limits).map_err(device)?;
-        let rounds_embedding = lm_head == LmHead::Int8 && head.is_none();
-        upload(embedding.as_ref(), |start, words| {
+        let rounds_embedding = head_kind == HeadKind::Int8 && head.is_none();
+        upload(embedding.as_ref(), table, |start, words| {
             engine.set_embedding(start, words)?;
             if rounds_embedding {
                 engine.set_head(start, words)?;
@@ -174,6 +179,8 @@ impl CudaBackend {
             let parts = LayerParts {
                 attn_norm: &layer.attn_norm,
                 ffn_norm: &layer.ffn_norm,
+                q_norm: layer.q_norm.as_deref(),
+                k_norm: layer.k_norm.as_deref(),
                 attn_sub_norm: layer.attn_sub_norm.as_deref(),
                 ffn_sub_norm: layer.ffn_sub_norm.as_deref(),
                 qkv: parts(&layer.qkv, &segments[0]),
@@ -185,8 +192,13 @@ impl CudaBackend {
         }
         let final_norm = source.final_norm()?;
         engine.set_final_norm(&final_norm).map_err(device)?;
+        if let Some(head) = ternary_head {
+            let segments = segments(&head);
+            let parts = parts(&head, &segments);
+            engine.set_ternary_head(&parts, &staging).map_err(device)?;
+        }
         if let Some(head) = head {
-            upload(head.as_ref(), |start, words| engine.set_head(start, words))?;
+            upload(head.as_ref(), table, |start, words| engine.set_head(start, words))?;
         }
         let spec = Spec {
             config,
@@ -315,15 +327,17 @@ fn device(error: bitnet_cuda::Error) -> Error {
     }
 }
 
-fn segments(tensor: &TernaryTensor) -> Vec<(usize, f32)> {
-    tensor
-        .segments
-        .iter()
-        .map(|segment| (segment.rows, segment.scale))
+fn segments(tensor: &TernaryTensor) -> Vec<SegmentParts<'_>> {
+    (tensor.segments.iter())
+        .map(|segment| SegmentParts {
+            rows: segment.rows,
+            scale: segment.scale,
+            input_norm: segment.input_norm.as_deref(),
+        })
         .collect()
 }
 
-fn parts<'a>(tensor: &'a TernaryTensor, segments: &'a [(usize, f32)]) -> TernaryParts<'a> {
+fn parts<'a>(tensor: &'a TernaryTensor, segments: &'a [SegmentParts<'a>]) -> TernaryParts<'a> {
     TernaryParts {
         n: tensor.n,
         k: tensor.k,
@@ -332,29 +346,19 @@ fn parts<'a>(tensor: &'a TernaryTensor, segments: &'a [(usize, f32)]) -> Ternary
     }
 }
 
-/// Reads a matrix in pieces and hands them on as words of two bfloat16 values, with the word each begins at.
-fn upload(dense: &dyn Dense, mut to: impl FnMut(usize, &[u32]) -> bitnet_cuda::Result<()>) -> Result<()> {
-    const PIECE_BYTES: usize = 32 << 20;
-    let (rows, cols) = dense.shape();
-    let row_bytes = cols * dense.dtype().size();
-    let rows_per_piece = (PIECE_BYTES / row_bytes).max(1);
-    let mut bytes = Vec::new();
+/// Reads a matrix in pieces and hands them on as words of two bfloat16 values in rows of that form, with the word each begins at.
+fn upload(
+    dense: &dyn Dense,
+    table: TableForm,
+    mut to: impl FnMut(usize, &[u32]) -> bitnet_cuda::Result<()>,
+) -> Result<()> {
+    let cols = dense.shape().1;
+    let row_words = table.stride(cols) / 2;
     let mut words = Vec::new();
-    for first in (0..rows).step_by(rows_per_piece) {
-        let n = rows_per_piece.min(rows - first);
-        bytes.resize(n * row_bytes, 0);
-        dense.read_rows(first, &mut bytes)?;
-        dense::to_bf16(dense.dtype(), &bytes, &mut words).map_err(|(at, value)| {
-            Error::Request(format!(
-                "the GPU keeps embeddings and output heads in bfloat16, and this one, stored as {:?}, has {value:e} in row {}, \
-                 which bfloat16 does not hold exactly; use the processor",
-                dense.dtype(),
-                first + at / cols
-            ))
-        })?;
-        to(first * cols / 2, &words).map_err(device)?;
-    }
-    Ok(())
+    dense::pieces(dense, |first, bytes| {
+        dense::to_words(dense.dtype(), bytes, cols, table, &mut words);
+        to(first * row_words, &words).map_err(device)
+    })
 }
 
 impl Backend for CudaBackend {
@@ -368,7 +372,7 @@ impl Backend for CudaBackend {
     }
 
     fn decoder(&mut self) -> Option<&mut dyn Decoder> {
-        Some(self)
+        self.spec.config.has_head.then_some(self)
     }
 
     fn verbs(&mut self) -> Option<&mut dyn Verbs> {

@@ -24,13 +24,21 @@ pub struct Architecture {
     pub eps: f32,
     /// How the weights of linear layers are kept.
     pub weights: WeightForm,
+    /// What the inputs of linear layers are.
+    pub inputs: Inputs,
+    /// Epsilon of a norm of its own before every linear layer, whose projections then stand apart; where there is one.
+    pub linear_norm_eps: Option<f32>,
     /// What the output head is.
     pub head: HeadKind,
+    /// How the elements of the embedding, and of a head of its own, are kept.
+    pub table: TableForm,
     /// Whether decode steps find what they choose from in an 8-bit copy of the head, and compute of the head those logits alone: see
     /// [`bitnet_kernels::screen`]. Not of a head of 8 bits.
     pub is_certified: bool,
     /// Whether there are norms before the projections back to the residual stream.
     pub sub_norms: bool,
+    /// Whether there is a norm of each head of queries and keys before its rotation.
+    pub qk_norms: bool,
     /// Rotation of each pair of a head's elements, in radians a position, (head_dim / 2).
     pub frequencies: Vec<f32>,
     /// Gate of the feed-forward block.
@@ -39,9 +47,43 @@ pub struct Architecture {
     pub kv_type: KvType,
 }
 
+/// What the inputs of linear layers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inputs {
+    /// Rounded to 8 bits, with one scale a token.
+    Int8,
+    /// f32: ternary weights are then kept as -1, 0 and 1 in bfloat16, eight times their size, and products get the scale.
+    F32,
+}
+
+/// How rows of the embedding, and of an output head of its own, are kept: in bfloat16, as the sum of so many of them where one does not hold
+/// an element exactly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableForm {
+    /// Terms of an element: 1, 2 (f16) or 3 (f32).
+    pub terms: usize,
+}
+
+impl TableForm {
+    /// Elements from one row of `d_model` to the next: all first terms, all second ones, and so on, filled up with zeros for the products
+    /// of bfloat16.
+    #[must_use]
+    pub const fn stride(self, d_model: usize) -> usize {
+        (self.terms * d_model).next_multiple_of(32)
+    }
+
+    /// Whether a row is nothing but its elements in bfloat16.
+    #[must_use]
+    pub const fn is_plain(self, d_model: usize) -> bool {
+        self.stride(d_model) == d_model
+    }
+}
+
 /// What the output head of a model is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadKind {
+    /// None: the model gives no logits.
+    None,
     /// The embedding.
     Embedding,
     /// A matrix of its own, bfloat16.
@@ -49,6 +91,8 @@ pub enum HeadKind {
     /// A matrix that is rounded to 8 bits when it is loaded, see [`bitnet_kernels::int8_head`]. The embedding, of which a
     /// token needs one row, then stays in the host's memory.
     Int8,
+    /// One more ternary projection.
+    Ternary,
 }
 
 /// How much an engine can hold.
@@ -111,28 +155,40 @@ pub(super) fn check_model(model: &Architecture, gpu: &Gpu) -> Result<Heads> {
             "the GPU kernels do not support a {what} of {found}: {needed}"
         )))
     };
+    let is_dense = model.weights == WeightForm::Bf16 || model.inputs == Inputs::F32;
+    let (step, needed) = if is_dense {
+        (
+            32,
+            "it must be a multiple of 32 where weights are kept in bfloat16",
+        )
+    } else {
+        (4, "it must be a multiple of 4")
+    };
     for (what, found) in [
         ("hidden size", model.dims.d_model),
         ("feed-forward size", model.dims.d_ffn),
+        ("width of all heads", model.dims.d_q()),
     ] {
-        if !found.is_multiple_of(32) {
-            return refuse(what, found, "it must be a multiple of 32");
+        if !found.is_multiple_of(step) {
+            return refuse(what, found, needed);
         }
     }
     if model.dims.widest() > bit_gemm::MAX_K {
         let most = format!("sums would leave 32 bits beyond {}", bit_gemm::MAX_K);
         return refuse("layer width", model.dims.widest(), &most);
     }
-    if model.weights == WeightForm::Bf16 && !model.dims.d_q().is_multiple_of(32) {
-        return refuse(
-            "width of all heads",
-            model.dims.d_q(),
-            "it must be a multiple of 32",
-        );
-    }
-    if model.is_certified && (model.head == HeadKind::Int8 || !Engine::certifies(gpu, model.dims.d_model)) {
+    let is_plain = model.table.is_plain(model.dims.d_model);
+    let has_copy = matches!(model.head, HeadKind::Embedding | HeadKind::Own) && is_plain;
+    if model.is_certified && !(has_copy && Engine::certifies(gpu, model.dims.d_model)) {
         return Err(Error::Request(
-            "the GPU kernels do not support a certified output head of 8 bits or of a hidden size that shared memory has no room for"
+            "the GPU kernels do not support a certified output head but of bfloat16, with a hidden size that is a multiple of 32 and that \
+             shared memory has room for"
+                .to_owned(),
+        ));
+    }
+    if model.head == HeadKind::Int8 && !is_plain {
+        return Err(Error::Request(
+            "the GPU kernels do not support an output head of 8 bits but of a bfloat16 one with a hidden size that is a multiple of 32"
                 .to_owned(),
         ));
     }
@@ -144,7 +200,7 @@ pub(super) fn check_model(model: &Architecture, gpu: &Gpu) -> Result<Heads> {
         );
     }
     match padded_head_dim(model.dims.head_dim as u32) {
-        Some(padded) if model.dims.head_dim.is_multiple_of(8) => match Heads::new(padded, model.kv_type) {
+        Some(padded) => match Heads::new(padded, model.kv_type) {
             Some(heads) => Ok(heads),
             None => refuse(
                 "head size",
@@ -152,10 +208,10 @@ pub(super) fn check_model(model: &Architecture, gpu: &Gpu) -> Result<Heads> {
                 "8-bit keys and values are of up to 128",
             ),
         },
-        _ => refuse(
+        None => refuse(
             "head size",
             model.dims.head_dim,
-            "it must be a multiple of 8 up to 256",
+            "it must be a multiple of 4 up to 256",
         ),
     }
 }

@@ -1,12 +1,13 @@
 //! Products of bfloat16 matrices: the output head, and all linear layers of a model that was loaded that way.
 
 use super::linear::Linear;
+use super::weights::{Form, Matrix};
 use super::{Engine, launch};
 use crate::error::Result;
 use bitnet_kernels::Global;
 use bitnet_kernels::bf16_gemm::{self, Bf16Gemm, SplitColumns};
 use bitnet_kernels::decode_linear::Epilogue;
-use bitnet_kernels::dense::{AddRows, GateRows};
+use bitnet_kernels::dense::AddRows;
 use bitnet_kernels::dense_gemv::{self, Bf16Gemv};
 
 /// `y[c] = W norm(x[c])` for rows c.
@@ -73,10 +74,10 @@ impl Engine {
         unsafe { launch(&self.stream, &product, Bf16Gemm::launch(p.n)) }
     }
 
-    /// A linear layer of the whole batch.
-    pub(super) fn linear_dense(&self, linear: &Linear<'_>) -> Result<()> {
-        let (s, rows) = (&self.buffers.scratch, self.batch);
-        let (n, k) = (linear.matrix.n, linear.matrix.k);
+    /// A product of a linear layer.
+    pub(super) fn linear_dense(&self, linear: &Linear<'_, Matrix>) -> Result<()> {
+        let (s, rows) = (&self.buffers.scratch, linear.rows);
+        let (n, k) = (linear.weights.n, linear.weights.k);
         let to = match linear.epilogue {
             Epilogue::Store => linear.y,
             Epilogue::Add | Epilogue::Gated => s.product.global(),
@@ -88,7 +89,7 @@ impl Engine {
         };
         for first in (0..rows).step_by(at_once) {
             let product = Product {
-                w: linear.matrix.values.global(),
+                w: linear.weights.values.global(),
                 x: linear.x.offset(first * k),
                 norm: linear.norm,
                 eps: linear.eps,
@@ -98,6 +99,12 @@ impl Engine {
             };
             // SAFETY: input and output have a row for each token of the batch.
             unsafe { self.product(&product, at_once.min(rows - first))? };
+        }
+        if linear.weights.form == Form::Units {
+            for (first, width, scale) in linear.weights.segments() {
+                let columns = to.offset(first);
+                self.scale(columns, n, columns, n, (rows, width), scale)?;
+            }
         }
         match linear.epilogue {
             Epilogue::Store => Ok(()),
@@ -110,17 +117,7 @@ impl Engine {
                 // SAFETY: as above; a row of the residual stream is a multiple of 32.
                 unsafe { launch(&self.stream, &add, add.launch()) }
             }
-            Epilogue::Gated => {
-                let gate = GateRows {
-                    z: to,
-                    y: linear.y,
-                    rows: rows as u32,
-                    width: n as u32 / 2,
-                    activation: self.model.activation as u32,
-                };
-                // SAFETY: as above.
-                unsafe { launch(&self.stream, &gate, gate.launch()) }
-            }
+            Epilogue::Gated => self.gate(to, to.offset(n / 2), n, linear.y, rows, n / 2),
         }
     }
 }

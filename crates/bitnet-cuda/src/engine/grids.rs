@@ -5,9 +5,9 @@
 //! measuring whole steps: `bitnet bench grids` prints the table that [`Engine::default_grids`] is made from.
 
 use super::batch::Attention;
+use super::weights::Form;
 use super::{Engine, PAGE_POSITIONS};
 use bitnet_kernels::decode_linear::{DecodeGatedT8K2, Epilogue};
-use bitnet_layout::WeightForm;
 use bitnet_layout::mma_tile;
 
 /// Rows of tiles of a block, layer by layer.
@@ -60,7 +60,7 @@ impl Engine {
 
     /// Rows of tiles that this GPU has kernels for, layer by layer, that of every GPU first.
     fn choices(&self) -> [Vec<u32>; 4] {
-        let is_free = self.model.weights == WeightForm::Ternary
+        let is_free = Form::of(&self.model) == Form::Tiles
             && self.gpu().multiplies_bits()
             && self.gpu().has::<DecodeGatedT8K2>();
         let most = if is_free { usize::MAX } else { 1 };

@@ -1,15 +1,16 @@
 //! Linear layers: of one token or a few, with norm and quantization in the kernel; of many, with a kernel for those before it.
 
-use super::weights::Matrix;
+use super::weights::{Form, Matrix, Projection, Weights};
 use super::{Engine, launch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layer::{launch_layer, takes_few};
 use crate::stream::Dependent;
 use bitnet_kernels::bit_gemm::{self, BitGemm};
 use bitnet_kernels::decode_linear::{DecodeLinear, Epilogue};
+use bitnet_kernels::dense::GateRows;
 use bitnet_kernels::quantize_rows::{self, QuantizeRows};
+use bitnet_kernels::rows::{NormRows, ScaleRows};
 use bitnet_kernels::{Global, Kernel, Launch, Use};
-use bitnet_layout::WeightForm;
 
 /// Launches the kernel that is found for the parameters in clusters of so many blocks.
 struct InClusters<'a>(Dependent<'a>, u32);
@@ -22,33 +23,158 @@ impl Use for InClusters<'_> {
     }
 }
 
-/// The input and output of a linear layer.
-pub(super) struct Linear<'a> {
-    pub(super) matrix: &'a Matrix,
+/// A linear layer, or the product of one of its matrices: input and output.
+pub(super) struct Linear<'a, W = Weights> {
+    pub(super) weights: &'a W,
     pub(super) epilogue: Epilogue,
+    /// (rows, k).
     pub(super) x: Global<f32>,
     pub(super) norm: Global<f32>,
     /// Negative where there is no norm.
     pub(super) eps: f32,
+    /// (rows, n); gated, (rows, n / 2).
     pub(super) y: Global<f32>,
+    pub(super) rows: usize,
     /// Rows of tiles of a block, of a single token.
     pub(super) tile_rows: u32,
 }
 
+impl<W> Linear<'_, W> {
+    /// The same of a matrix.
+    const fn of<'m>(&self, weights: &'m Matrix) -> Linear<'m, Matrix> {
+        Linear {
+            weights,
+            epilogue: self.epilogue,
+            x: self.x,
+            norm: self.norm,
+            eps: self.eps,
+            y: self.y,
+            rows: self.rows,
+            tile_rows: self.tile_rows,
+        }
+    }
+}
+
 impl Engine {
     pub(super) fn linear(&self, linear: &Linear<'_>) -> Result<()> {
-        let is_few = || {
-            let k = linear.matrix.k;
-            self.batch == 1 || takes_few(self.gpu(), linear.epilogue, k, self.batch)
-        };
-        match linear.matrix.kind {
-            WeightForm::Bf16 => self.linear_dense(linear),
-            WeightForm::Ternary if is_few() => self.linear_of_few(linear),
-            WeightForm::Ternary => self.linear_of_many(linear),
+        match linear.weights {
+            Weights::Together(matrix) => self.linear_together(&linear.of(matrix)),
+            Weights::Apart(projections) => self.linear_apart(linear, projections),
         }
     }
 
-    fn linear_of_few(&self, linear: &Linear<'_>) -> Result<()> {
+    fn linear_together(&self, linear: &Linear<'_, Matrix>) -> Result<()> {
+        let Linear { weights, rows, .. } = *linear;
+        let is_few = || rows == 1 || takes_few(self.gpu(), linear.epilogue, weights.k, rows);
+        match weights.form {
+            Form::Scaled | Form::Units => self.linear_dense(linear),
+            Form::Tiles if is_few() => self.linear_of_few(linear),
+            Form::Tiles => self.linear_of_many(linear),
+        }
+    }
+
+    /// A layer whose projections norm its input each in its own way, after the layer's norm where there is one.
+    fn linear_apart(&self, linear: &Linear<'_>, projections: &[Projection]) -> Result<()> {
+        let (s, rows) = (&self.buffers.scratch, linear.rows);
+        let (n, k) = (linear.weights.n(), linear.weights.k());
+        let mut x = linear.x;
+        if linear.eps >= 0.0 {
+            let norm = NormRows {
+                x,
+                norm: linear.norm,
+                y: s.normed.global(),
+                rows: rows as u32,
+                groups: 1,
+                width: k as u32,
+                x_stride: k as u32,
+                y_stride: k as u32,
+                eps: linear.eps,
+            };
+            // SAFETY: there is room for the widest input of every row.
+            unsafe { launch(&self.stream, &norm, norm.launch())? };
+            x = s.normed.global();
+        }
+        let part = |projection: &Projection, epilogue, y| {
+            self.linear_together(&Linear {
+                epilogue,
+                x,
+                norm: projection.norm.global(),
+                eps: self.model.linear_norm_eps.unwrap_or(-1.0),
+                y,
+                ..linear.of(&projection.matrix)
+            })
+        };
+        match (projections, linear.epilogue) {
+            ([only], epilogue @ (Epilogue::Store | Epilogue::Add)) => part(only, epilogue, linear.y),
+            ([gate, up], Epilogue::Gated) => {
+                let width = gate.matrix.n;
+                let (of_gate, of_up) = (s.apart.global(), s.apart.global().offset(rows * width));
+                part(gate, Epilogue::Store, of_gate)?;
+                part(up, Epilogue::Store, of_up)?;
+                self.gate(of_gate, of_up, width, linear.y, rows, width)
+            }
+            (_, Epilogue::Store) => projections.iter().try_for_each(|projection| {
+                let (to, width) = (linear.y.offset(projection.first), projection.matrix.n);
+                if rows == 1 {
+                    return part(projection, Epilogue::Store, to);
+                }
+                part(projection, Epilogue::Store, s.apart.global())?;
+                self.scale(s.apart.global(), width, to, n, (rows, width), 1.0)
+            }),
+            (_, epilogue) => Err(Error::Request(format!(
+                "{} projections apart, of a layer of {epilogue:?}",
+                projections.len()
+            ))),
+        }
+    }
+
+    /// `y = activation(gate) up` in rows of `width`, those of gate and up `stride` apart.
+    pub(super) fn gate(
+        &self,
+        gate: Global<f32>,
+        up: Global<f32>,
+        stride: usize,
+        y: Global<f32>,
+        rows: usize,
+        width: usize,
+    ) -> Result<()> {
+        let gate = GateRows {
+            gate,
+            up,
+            y,
+            rows: rows as u32,
+            width: width as u32,
+            stride: stride as u32,
+            activation: self.model.activation as u32,
+        };
+        // SAFETY: A1 of `engine`: the buffers have a row for each token of the batch.
+        unsafe { launch(&self.stream, &gate, gate.launch()) }
+    }
+
+    /// `y = scale x` in `rows` rows of `width`.
+    pub(super) fn scale(
+        &self,
+        x: Global<f32>,
+        x_stride: usize,
+        y: Global<f32>,
+        y_stride: usize,
+        (rows, width): (usize, usize),
+        scale: f32,
+    ) -> Result<()> {
+        let scale = ScaleRows {
+            x,
+            y,
+            rows: rows as u32,
+            width: width as u32,
+            x_stride: x_stride as u32,
+            y_stride: y_stride as u32,
+            scale,
+        };
+        // SAFETY: A1 of `engine`: the buffers have a row for each token of the batch.
+        unsafe { launch(&self.stream, &scale, scale.launch()) }
+    }
+
+    fn linear_of_few(&self, linear: &Linear<'_, Matrix>) -> Result<()> {
         let Matrix {
             values,
             n,
@@ -56,7 +182,7 @@ impl Engine {
             scales,
             starts,
             ..
-        } = linear.matrix;
+        } = linear.weights;
         let layer = DecodeLinear {
             w: values.global(),
             x: linear.x,
@@ -64,7 +190,7 @@ impl Engine {
             y: linear.y,
             n: *n as u32,
             k: *k as u32,
-            cols: self.batch as u32,
+            cols: linear.rows as u32,
             eps: linear.eps,
             activation: self.model.activation as u32,
             row_b: starts[0],
@@ -77,7 +203,7 @@ impl Engine {
         unsafe { launch_layer(&self.stream, layer, linear.epilogue, linear.tile_rows) }
     }
 
-    fn linear_of_many(&self, linear: &Linear<'_>) -> Result<()> {
+    fn linear_of_many(&self, linear: &Linear<'_, Matrix>) -> Result<()> {
         let (
             Matrix {
                 values,
@@ -88,9 +214,9 @@ impl Engine {
                 ..
             },
             s,
-        ) = (linear.matrix, &self.buffers.scratch);
+        ) = (linear.weights, &self.buffers.scratch);
         let has_warpgroups = self.gpu().multiplies_by_warpgroups();
-        let shape = bit_gemm::Shape::new(linear.epilogue, *n, *k, self.batch, has_warpgroups);
+        let shape = bit_gemm::Shape::new(linear.epilogue, *n, *k, linear.rows, has_warpgroups);
         let quantize = QuantizeRows {
             x: linear.x,
             norm: linear.norm,
@@ -99,7 +225,7 @@ impl Engine {
             sum: s.sum.global(),
             k: *k as u32,
             eps: linear.eps,
-            rows: self.batch as u32,
+            rows: linear.rows as u32,
             order: shape.order() as u32,
         };
         // SAFETY: the buffers have a row for each token of the batch, as wide as the widest input.
@@ -107,7 +233,7 @@ impl Engine {
             launch(
                 &self.stream,
                 &quantize,
-                quantize_rows::launch(self.batch, *k, shape.order()),
+                quantize_rows::launch(linear.rows, *k, shape.order()),
             )?
         };
         let room = self.gpu().machine().shared_limit;
@@ -119,7 +245,7 @@ impl Engine {
             y: linear.y,
             n: *n as u32,
             k: *k as u32,
-            cols: self.batch as u32,
+            cols: linear.rows as u32,
             activation: self.model.activation as u32,
             row_b: starts[0],
             row_c: starts[1],

@@ -48,7 +48,7 @@ mod screen;
 mod decode;
 mod profile;
 
-pub use architecture::{Architecture, HeadKind, Limits, MAX_BATCH};
+pub use architecture::{Architecture, HeadKind, Inputs, Limits, MAX_BATCH, TableForm};
 pub use batch::Batch;
 pub use bitnet_kernels::sample::{MAX_TOP_K, Settings};
 pub use choice::Choice;
@@ -56,7 +56,7 @@ pub use decode::Part;
 pub use grids::Grids;
 pub use profile::{PartTime, Profile};
 pub use verbs::Intermediate;
-pub use weights::{LayerParts, TernaryParts};
+pub use weights::{LayerParts, SegmentParts, TernaryParts};
 
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -165,7 +165,11 @@ impl Buffers {
                 false => None,
             },
             final_norm: space.alloc(Use::Weights, "the final norm", model.dims.d_model)?,
-            ones: space.alloc(Use::Scratch, "norms", model.dims.widest())?,
+            ones: space.alloc(
+                Use::Scratch,
+                "norms",
+                model.dims.widest().max(model.table.stride(model.dims.d_model)),
+            )?,
             cos: space.alloc(Use::Scratch, "rotary angles", angles)?,
             sin: space.alloc(Use::Scratch, "rotary angles", angles)?,
             cache: Cache::new(space, model, padded, limits.n_pages)?,
@@ -228,7 +232,9 @@ impl Engine {
         };
         stream.upload(&buffers.cos, 0, &table(f64::cos))?;
         stream.upload(&buffers.sin, 0, &table(f64::sin))?;
-        stream.upload(&buffers.ones, 0, &vec![1.0; model.dims.widest()])?;
+        stream.upload(&buffers.ones, 0, &vec![1.0; buffers.ones.len()])?;
+        // What fills rows up is never written.
+        stream.fill_bytes(&buffers.scratch.repeated, 0)?;
         buffers.cache.clear(&stream)?;
         buffers.chooser.clear(&stream)?;
         if let Some(certified) = &buffers.certified {

@@ -193,10 +193,10 @@ impl Engine {
     fn bytes_of(&self, part: Part) -> u64 {
         let of_layers = |of: fn(&super::weights::Layer) -> u64| self.buffers.layers.iter().map(of).sum();
         match part {
-            Part::Qkv => of_layers(|l| l.qkv.values.size_bytes()),
-            Part::OutProj => of_layers(|l| l.o.values.size_bytes()),
-            Part::UpGate => of_layers(|l| l.gate_up.values.size_bytes()),
-            Part::Down => of_layers(|l| l.down.values.size_bytes()),
+            Part::Qkv => of_layers(|l| l.qkv.size_bytes()),
+            Part::OutProj => of_layers(|l| l.o.size_bytes()),
+            Part::UpGate => of_layers(|l| l.gate_up.size_bytes()),
+            Part::Down => of_layers(|l| l.down.size_bytes()),
             Part::Head => self.head_bytes(),
             Part::Attention => {
                 // In the middle of what is measured.

@@ -2,11 +2,11 @@
 
 use super::attention::ROWS_AT_ONCE;
 use super::space::{Space, Use};
+use super::weights::Form;
 use super::{Architecture, HeadKind, Limits};
 use crate::error::Result;
 use crate::memory::DeviceBuffer;
 use bitnet_kernels::{bf16_gemm, dense_gemv, int8_hopper, quantize_rows};
-use bitnet_layout::WeightForm;
 use bitnet_layout::mma_tile::{self, CodeOrder};
 
 /// Buffers of a step.
@@ -35,6 +35,12 @@ pub(super) struct Scratch {
     pub(super) sums: DeviceBuffer<f32>,
     /// Products of bfloat16 layers before their epilogue, (batch, widest output).
     pub(super) product: DeviceBuffer<f32>,
+    /// Rows that were normed before projections norm them once more, (batch, widest input).
+    pub(super) normed: DeviceBuffer<f32>,
+    /// Products of projections that stand apart, (batch, widest output).
+    pub(super) apart: DeviceBuffer<f32>,
+    /// Rows before an output head of several terms, once for each: (rows at once, `TableForm::stride`).
+    pub(super) repeated: DeviceBuffer<f32>,
     /// Terms of the rows before the output head, and what their sums are multiplied by: see [`bf16_gemm::SplitColumns`] and
     /// [`bitnet_kernels::int8_head::Int8Columns`].
     pub(super) terms: DeviceBuffer<u32>,
@@ -71,14 +77,30 @@ impl Scratch {
             HeadKind::Embedding | HeadKind::Own if model.is_certified => {
                 bf16_gemm::term_words(model.dims.d_model).max(of_int8)
             }
-            HeadKind::Embedding | HeadKind::Own => bf16_gemm::term_words(model.dims.d_model),
+            HeadKind::Embedding | HeadKind::Own => {
+                bf16_gemm::term_words(model.table.stride(model.dims.d_model))
+            }
+            HeadKind::None | HeadKind::Ternary => 0,
         };
-        let (of_layers, product) = match model.weights {
-            WeightForm::Ternary => (0, 0),
-            WeightForm::Bf16 => (
+        let (of_layers, product) = match Form::of(model) {
+            Form::Tiles => (0, 0),
+            Form::Scaled | Form::Units => (
                 bf16_gemm::term_words(model.dims.widest()),
                 max_batch * model.dims.d_model.max(2 * model.dims.d_ffn),
             ),
+        };
+        let (normed, apart) = match model.linear_norm_eps {
+            Some(_) => (
+                max_batch * model.dims.widest(),
+                max_batch * (d_q.max(d_kv)).max(2 * model.dims.d_ffn),
+            ),
+            None => (0, 0),
+        };
+        let head_row = match model.head {
+            HeadKind::Embedding | HeadKind::Own if !model.table.is_plain(model.dims.d_model) => {
+                model.table.stride(model.dims.d_model)
+            }
+            _ => 0,
         };
         let term_words = of_head.max(of_layers);
         let words = |what: &str, len: usize| space.alloc(Use::Scratch, what, len);
@@ -100,6 +122,9 @@ impl Scratch {
             values: floats("partial attention", attention_rows * padded)?,
             sums: floats("partial attention", attention_rows * 2)?,
             product: floats("products", product)?,
+            normed: floats("normed rows", normed)?,
+            apart: floats("products", apart)?,
+            repeated: floats("the head's input", head_row * bf16_gemm::MAX_COLS as usize)?,
             terms: words("the head's input", term_words)?,
             term_unit: floats("the head's input", logit_rows)?,
             term_bounds: floats("the head's input", 2 * logit_rows)?,

@@ -7,6 +7,7 @@ use super::{Engine, Rows, launch};
 use crate::error::{Error, Result};
 use bitnet_kernels::decode_linear::Epilogue;
 use bitnet_kernels::embed::EmbedBf16;
+use bitnet_kernels::rows::NormRows;
 
 impl Engine {
     /// Takes a batch: checks it, uploads it in one piece without waiting, copies the pages that it says, and writes the tokens'
@@ -70,26 +71,48 @@ impl Engine {
             x: s.residual.global(),
             batch: self.batch as u32,
             d,
+            terms: self.model.table.terms as u32,
+            stride: self.model.table.stride(d as usize) as u32 / 2,
         };
         // SAFETY: A1 and A3 of `engine`; the kernel waits before it reads the tokens.
         unsafe { launch(&self.stream, &embed, embed.launch()) }
     }
 
-    /// Norm, quantization and projection to queries, keys and values of layer `layer`.
+    /// Norm, quantization and projection to queries, keys and values of layer `layer`, and the norms of their heads.
     ///
     /// # Errors
     /// When there is no such layer or the device fails. This goes for the other verbs too.
     pub fn qkv(&self, layer: usize) -> Result<()> {
         let l = self.layer(layer)?;
         self.linear(&Linear {
-            matrix: &l.qkv,
+            weights: &l.qkv,
             epilogue: Epilogue::Store,
             x: self.buffers.scratch.residual.global(),
             norm: l.attn_norm.global(),
             eps: self.model.eps,
             y: self.buffers.scratch.qkv.global(),
+            rows: self.batch,
             tile_rows: self.grids().qkv,
-        })
+        })?;
+        let (d, qkv) = (&self.model.dims, self.buffers.scratch.qkv.global());
+        for (norm, first, heads) in [(&l.q_norm, 0, d.n_heads), (&l.k_norm, d.d_q(), d.n_kv_heads)] {
+            let Some(norm) = norm else { continue };
+            let stride = (d.d_q() + 2 * d.d_kv()) as u32;
+            let norm = NormRows {
+                x: qkv.offset(first),
+                norm: norm.global(),
+                y: qkv.offset(first),
+                rows: self.batch as u32,
+                groups: heads as u32,
+                width: d.head_dim as u32,
+                x_stride: stride,
+                y_stride: stride,
+                eps: self.model.eps,
+            };
+            // SAFETY: A1 of `engine`; a head is its own place.
+            unsafe { launch(&self.stream, &norm, norm.launch())? };
+        }
+        Ok(())
     }
 
     /// Rotation, append to the cache, and attention of layer `layer`.
@@ -111,7 +134,7 @@ impl Engine {
     pub fn out_proj(&self, layer: usize) -> Result<()> {
         let l = self.layer(layer)?;
         self.linear(&Linear {
-            matrix: &l.o,
+            weights: &l.o,
             epilogue: Epilogue::Add,
             x: self.buffers.scratch.attention.global(),
             norm: l.attn_sub_norm.as_ref().unwrap_or(&self.buffers.ones).global(),
@@ -121,6 +144,7 @@ impl Engine {
                 -1.0
             },
             y: self.buffers.scratch.residual.global(),
+            rows: self.batch,
             tile_rows: self.grids().out_proj,
         })
     }
@@ -132,12 +156,13 @@ impl Engine {
     pub fn up_gate(&self, layer: usize) -> Result<()> {
         let l = self.layer(layer)?;
         self.linear(&Linear {
-            matrix: &l.gate_up,
+            weights: &l.gate_up,
             epilogue: Epilogue::Gated,
             x: self.buffers.scratch.residual.global(),
             norm: l.ffn_norm.global(),
             eps: self.model.eps,
             y: self.buffers.scratch.gated.global(),
+            rows: self.batch,
             tile_rows: self.grids().up_gate,
         })
     }
@@ -149,7 +174,7 @@ impl Engine {
     pub fn down(&self, layer: usize) -> Result<()> {
         let l = self.layer(layer)?;
         self.linear(&Linear {
-            matrix: &l.down,
+            weights: &l.down,
             epilogue: Epilogue::Add,
             x: self.buffers.scratch.gated.global(),
             norm: l.ffn_sub_norm.as_ref().unwrap_or(&self.buffers.ones).global(),
@@ -159,6 +184,7 @@ impl Engine {
                 -1.0
             },
             y: self.buffers.scratch.residual.global(),
+            rows: self.batch,
             tile_rows: self.grids().down,
         })
     }

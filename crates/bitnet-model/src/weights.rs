@@ -111,7 +111,7 @@ pub enum SkipZeros {
     /// the weights.
     #[default]
     Auto,
-    /// Wherever there are such zeros.
+    /// The copies are made wherever there are such zeros; what is read is still decided for each token, by how many there are.
     On,
     /// All is read.
     Off,

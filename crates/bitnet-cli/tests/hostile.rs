@@ -197,9 +197,11 @@ fn outputs_replace_files_alone() {
 
 #[test]
 fn a_signal_leaves_nothing_of_a_file() {
-    // Under nohup a hang-up is ignored, by what is started here too.
-    // SAFETY: no handler is installed.
-    unsafe { signal(Signal::SIGHUP, SigHandler::SigDfl) }.unwrap();
+    // Under nohup a hang-up is ignored, and in the background of a shell an interrupt, by what is started here too.
+    for ignored in [Signal::SIGHUP, Signal::SIGINT] {
+        // SAFETY: no handler is installed.
+        unsafe { signal(ignored, SigHandler::SigDfl) }.unwrap();
+    }
     let dir = tempfile::tempdir().unwrap();
     for (signal, status) in [
         (Signal::SIGINT, 130),

@@ -87,8 +87,8 @@ impl Head {
 }
 
 impl Engine {
-    /// Writes words of the embedding, two bfloat16 each, from word `start`, rows being as [`TableForm`] says; whole rows of one that is a
-    /// certified head.
+    /// Writes words of the embedding, two bfloat16 each, from word `start`, rows being as [`super::TableForm`] says; whole rows of
+    /// one that is a certified head.
     ///
     /// # Errors
     /// When they do not fit, or the device fails.

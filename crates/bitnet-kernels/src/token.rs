@@ -7,7 +7,10 @@ const ARG_MAX_THREADS: u32 = 256;
 /// Blocks of [`ArgMax`] a row.
 const ARG_MAX_BLOCKS: u32 = 64;
 
-/// What [`ArgMax`] writes to the ring for logits with a NaN among them.
+/// Threads of a block of [`TakeBest`].
+const TAKE_BEST_THREADS: u32 = 32;
+
+/// What [`ArgMax`] and [`TakeBest`] write to the ring for logits with a NaN among them.
 pub const NO_TOKEN: u32 = u32::MAX;
 
 kernels! {
@@ -27,7 +30,7 @@ kernels! {
     pub struct ArgMax {
         /// Logits, (rows, vocab).
         pub logits: Global<f32>,
-        /// Ordered bits of the largest logit, then its inverted index, (rows).
+        /// Ordered bits of the largest logit, NaN above all, then its inverted index, (rows).
         pub best: Global<u64>,
         /// Blocks that are done, (rows).
         pub done: Global<u32>,
@@ -46,6 +49,49 @@ kernels! {
         /// Rows that a step has in the ring.
         pub ring_rows: u32,
     }
+
+    /// Makes the largest logit of every row, which [`crate::screen::CertifiedGemv`] has found, the next token of the row's sequence, as
+    /// [`ArgMax`] does.
+    ///
+    /// - Shapes: as of [`ArgMax`].
+    /// - Launch: [`TakeBest::launch`]; a thread a row.
+    /// - Bound: latency.
+    ///
+    /// Where nothing was found, as for a NaN.
+    ///
+    /// # Safety
+    /// As for [`ArgMax`].
+    take_best, block = [TAKE_BEST_THREADS, 1, 1], body = device::take_best;
+    pub struct TakeBest {
+        /// What [`ArgMax::best`] holds, or 0 where nothing was found; 0 afterwards, (rows).
+        pub best: Global<u64>,
+        /// As [`ArgMax::tokens`].
+        pub tokens: Global<u32>,
+        /// As [`ArgMax::positions`].
+        pub positions: Global<u32>,
+        /// As [`ArgMax::steps`].
+        pub steps: Global<u32>,
+        /// As [`ArgMax::ring`].
+        pub ring: Global<u32>,
+        /// Rows of the step.
+        pub rows: u32,
+        /// Steps that the ring holds.
+        pub ring_len: u32,
+        /// Rows that a step has in the ring.
+        pub ring_rows: u32,
+    }
+}
+
+impl TakeBest {
+    /// The launch.
+    #[must_use]
+    pub const fn launch(&self) -> Launch {
+        Launch {
+            grid: [self.rows.div_ceil(TAKE_BEST_THREADS), 1, 1],
+            block: [TAKE_BEST_THREADS, 1, 1],
+            shared_bytes: 0,
+        }
+    }
 }
 
 impl ArgMax {
@@ -61,8 +107,9 @@ impl ArgMax {
 }
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
-mod device {
-    use super::{ARG_MAX_BLOCKS, ARG_MAX_THREADS, ArgMax, NO_TOKEN};
+pub(crate) mod device {
+    use super::{ARG_MAX_BLOCKS, ARG_MAX_THREADS, ArgMax, NO_TOKEN, TAKE_BEST_THREADS, TakeBest};
+    use crate::Global;
     use crate::intrinsics::*;
 
     /// Bits that order as the floats do, NaN above all.
@@ -75,6 +122,92 @@ mod device {
             bits | 1 << 31
         } else {
             !bits
+        }
+    }
+
+    /// The key of the largest of a warp's values, the first of equals: what [`ArgMax::best`] holds. `ordered` is 0 where a lane has none.
+    ///
+    /// # Safety
+    /// The whole warp calls this.
+    #[inline(always)]
+    unsafe fn key_of_warp(ordered: u32, index: u32) -> u64 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let top = warp_reduce_max_u32(FULL_MASK, ordered);
+            let first = warp_reduce_min_u32(FULL_MASK, if ordered == top { index } else { u32::MAX });
+            // Inverted, so that of equal logits the first has the larger key.
+            (top as u64) << 32 | !first as u64
+        }
+    }
+
+    /// Leaves the largest of a warp's logits for [`TakeBest`], each with its index; `u32::MAX` where a lane has none.
+    ///
+    /// # Safety
+    /// The whole warp calls this; there is an element `row` of `best`.
+    #[inline(always)]
+    pub(crate) unsafe fn offer(best: Global<u64>, row: usize, logit: f32, index: u32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let key = key_of_warp(if index == u32::MAX { 0 } else { ordered(logit) }, index);
+            if lane_id() == 0 {
+                best.fetch_max(row, key);
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn take_best(p: TakeBest) {
+        let row = block_idx_x() * TAKE_BEST_THREADS + thread_idx_x();
+        grid_dependency_launch();
+        grid_dependency_wait();
+        if row < p.rows {
+            // SAFETY: the row is one of the step's, which this thread alone has.
+            unsafe {
+                let state = State {
+                    tokens: p.tokens,
+                    positions: p.positions,
+                    steps: p.steps,
+                    ring: p.ring,
+                    ring_len: p.ring_len,
+                    ring_rows: p.ring_rows,
+                };
+                state.advance(row as usize, p.best.load_relaxed(row as usize));
+                p.best.store_relaxed(row as usize, 0);
+            }
+        }
+    }
+
+    /// What a step leaves of each row's sequence.
+    struct State {
+        tokens: Global<u32>,
+        positions: Global<u32>,
+        steps: Global<u32>,
+        ring: Global<u32>,
+        ring_len: u32,
+        ring_rows: u32,
+    }
+
+    impl State {
+        /// Makes the token of a key the next one of a row.
+        ///
+        /// # Safety
+        /// There is such a row, which no other thread has.
+        #[inline(always)]
+        unsafe fn advance(&self, row: usize, key: u64) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let step = self.steps.load_l2(row)[0];
+                let valid = key != 0 && key >> 32 != u32::MAX as u64;
+                let token = !(key as u32);
+                let place = (step & (self.ring_len - 1)) * self.ring_rows;
+                self.ring
+                    .store_relaxed(place as usize + row, if valid { token + 1 } else { NO_TOKEN });
+                if valid {
+                    self.tokens.store(row, token);
+                }
+                self.positions.store(row, self.positions.load_l2(row)[0] + 1);
+                self.steps.store(row, step + 1);
+            }
         }
     }
 
@@ -113,11 +246,9 @@ mod device {
                 }
                 one += ARG_MAX_BLOCKS * ARG_MAX_THREADS;
             }
-            let top = warp_reduce_max_u32(FULL_MASK, best);
-            let first = warp_reduce_min_u32(FULL_MASK, if best == top { index } else { u32::MAX });
+            let key = key_of_warp(best, index);
             if lane_id() == 0 {
-                // Inverted, so that of equal logits the first has the larger key.
-                keys.store(warp_id(), (top as u64) << 32 | !first as u64);
+                keys.store(warp_id(), key);
             }
             // Orders every warp's key before the loads below.
             sync_threads();
@@ -130,18 +261,15 @@ mod device {
                 }
                 p.best.fetch_max(row, key);
                 if p.done.fetch_add_acq_rel(row, 1) == ARG_MAX_BLOCKS - 1 {
-                    let key = p.best.load_relaxed(row);
-                    let step = p.steps.load_l2(row)[0];
-                    let valid = key >> 32 != u32::MAX as u64;
-                    let token = !(key as u32);
-                    let place = (step & (p.ring_len - 1)) * p.ring_rows;
-                    p.ring
-                        .store_relaxed(place as usize + row, if valid { token + 1 } else { NO_TOKEN });
-                    if valid {
-                        p.tokens.store(row, token);
-                    }
-                    p.positions.store(row, p.positions.load_l2(row)[0] + 1);
-                    p.steps.store(row, step + 1);
+                    let state = State {
+                        tokens: p.tokens,
+                        positions: p.positions,
+                        steps: p.steps,
+                        ring: p.ring,
+                        ring_len: p.ring_len,
+                        ring_rows: p.ring_rows,
+                    };
+                    state.advance(row, p.best.load_relaxed(row));
                     p.best.store_relaxed(row, 0);
                     p.done.store_relaxed(row, 0);
                 }

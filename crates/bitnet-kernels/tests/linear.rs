@@ -671,6 +671,11 @@ fn slim_blocks() {
         check_layer(80, 272, kind, 1e-5, SILU, &[many], 62);
         check_layer(34, 21 * 128, kind, 1e-5, SILU, &[some], 63);
     }
+    // Two blocks along the columns.
+    for kind in [Epilogue::Store, Epilogue::Add] {
+        check_layer(80, 272, kind, 1e-5, SILU, &[(GemmShape::Slim32, 49)], 65);
+        check_layer(34, 33 * 128, kind, 1e-5, SILU, &[(GemmShape::Slim32, 33)], 66);
+    }
     for (kind, k) in [(Epilogue::Add, 25 * 128), (Epilogue::Store, 33 * 128 - 16)] {
         assert_eq!(GemmShape::Slim64.slots(kind, k, 227 << 10), 2);
         assert_eq!(
@@ -744,14 +749,18 @@ fn plans() {
     assert_eq!(shape(13824, 16), GemmShape::Flat16);
     assert_eq!(shape(13824, 17), GemmShape::Slim32);
     assert_eq!(shape(13824, 64), GemmShape::Slim64);
-    let down = |k| GemmShape::new(Epilogue::Add, 2560, k, 16, true);
+    let add = |k, cols| GemmShape::new(Epilogue::Add, 2560, k, cols, true);
+    assert_eq!(add(2560, 64), GemmShape::Slim32);
+    let down = |k| add(k, 16);
     assert_eq!(down(6912), GemmShape::FlatLong16);
     assert_eq!(down(57 * 128), GemmShape::Mid16);
     let deep = |kind, k, cols| GemmShape::new(kind, 4096, k, cols, true);
     assert_eq!(deep(Epilogue::Gated, 24 * 128, 64), GemmShape::Slim64);
     assert_eq!(deep(Epilogue::Gated, 25 * 128, 64), GemmShape::Mid32);
-    assert_eq!(deep(Epilogue::Add, 192 * 128, 64), GemmShape::Slim64);
-    assert_eq!(deep(Epilogue::Add, 193 * 128, 64), GemmShape::Mid32);
+    assert_eq!(deep(Epilogue::Store, 192 * 128, 64), GemmShape::Slim64);
+    assert_eq!(deep(Epilogue::Store, 193 * 128, 64), GemmShape::Mid32);
+    assert_eq!(deep(Epilogue::Add, 256 * 128, 64), GemmShape::Slim32);
+    assert_eq!(deep(Epilogue::Add, 257 * 128, 64), GemmShape::Mid32);
     assert_eq!(shape(3840, 65), GemmShape::Hopper64x4);
     assert_eq!(shape(3840, 512), GemmShape::Hopper64x2);
     assert_eq!(shape(2560, 2048), GemmShape::Hopper160);
@@ -800,16 +809,17 @@ fn slim_plans() {
     let mut emulator = Emulator::new(0);
     let nothing = nothing(&mut emulator);
     for (kind, n, k, cols, grid) in [
-        (Epilogue::Store, 3840, 2560, 32, 60),
-        (Epilogue::Add, 2560, 2560, 64, 40),
-        (Epilogue::Gated, 13824, 2560, 32, 108),
-        (Epilogue::Gated, 13824, 2560, 64, 108),
-        (Epilogue::Add, 2560, 6912, 32, 80),
-        (Epilogue::Add, 2560, 6912, 64, 120),
-        (Epilogue::Gated, 64, 24 * 128, 64, 1),
-        (Epilogue::Gated, 64, 32 * 128, 32, 1),
-        (Epilogue::Add, 64, 192 * 128, 64, 8),
-        (Epilogue::Add, 64, 256 * 128, 32, 8),
+        (Epilogue::Store, 3840, 2560, 32, [60, 1]),
+        (Epilogue::Store, 3840, 2560, 64, [60, 1]),
+        (Epilogue::Add, 2560, 2560, 64, [40, 2]),
+        (Epilogue::Gated, 13824, 2560, 32, [108, 1]),
+        (Epilogue::Gated, 13824, 2560, 64, [108, 1]),
+        (Epilogue::Add, 2560, 6912, 32, [80, 1]),
+        (Epilogue::Add, 2560, 6912, 64, [80, 2]),
+        (Epilogue::Gated, 64, 24 * 128, 64, [1, 1]),
+        (Epilogue::Gated, 64, 32 * 128, 32, [1, 1]),
+        (Epilogue::Store, 64, 192 * 128, 64, [8, 1]),
+        (Epilogue::Add, 64, 256 * 128, 32, [8, 1]),
     ] {
         let shape = GemmShape::new(kind, n, k, cols, true);
         let product = BitGemm {
@@ -820,7 +830,7 @@ fn slim_plans() {
             ..nothing
         };
         let (info, launch) = product.with_kernel((kind, shape), Which);
-        assert_eq!(launch.grid, [grid, 1, 1], "{kind:?} ({n}, {k})");
+        assert_eq!(launch.grid, [grid[0], grid[1], 1], "{kind:?} ({n}, {k})");
         assert!(launch.block[0] <= info.block[0] && launch.grid[0].is_multiple_of(product.slots));
         assert!(
             launch.shared_bytes <= 227 << 10,

@@ -9,6 +9,7 @@ use bitnet_kernels::int8_gemm::Int8Gemm;
 use bitnet_kernels::int8_head::{Int8Columns, Int8Rows, RowBounds};
 use bitnet_kernels::sample::Settings;
 use bitnet_kernels::screen::{self, CertifiedGemv, ScreenGroups};
+use bitnet_kernels::token::{NO_TOKEN, TakeBest};
 use common::Random;
 
 /// Two blocks, so that they take several bands.
@@ -47,6 +48,8 @@ struct Found {
     ends: [Vec<u32>; 2],
     products: u32,
     published: u32,
+    /// What goes to the host's ring, (cols).
+    taken: Vec<u32>,
 }
 
 fn bf16(x: f32) -> u16 {
@@ -189,11 +192,25 @@ impl Case {
             settings: groups.settings,
             counts: groups.counts,
             products: groups.products,
+            best: emulator.buffer(&vec![0u64; cols]),
             n: n as u32,
             k: k as u32,
+            keeps_best: 1,
             eps: self.eps,
         };
         emulator.launch(&some.launch(cols as u32, MACHINE), &some)?;
+        let take = TakeBest {
+            best: some.best,
+            tokens: emulator.buffer(&vec![u32::MAX; cols]),
+            positions: emulator.buffer(&vec![0u32; cols]),
+            steps: emulator.buffer(&vec![0u32; cols]),
+            ring: emulator.buffer(&vec![0u32; cols]),
+            rows: cols as u32,
+            ring_len: 1,
+            ring_rows: cols as u32,
+        };
+        emulator.launch(&take.launch(), &take)?;
+        assert_eq!(emulator.read(take.best)?, vec![0; cols]);
         let mut exact = Vec::new();
         for col in 0..cols {
             let product = Bf16Gemv {
@@ -221,6 +238,7 @@ impl Case {
             ],
             products: emulator.read(some.products)?[0],
             published: emulator.read(groups.published)?[0],
+            taken: emulator.read(take.ring)?,
         })
     }
 
@@ -262,6 +280,14 @@ impl Case {
             let kth = others
                 .get(choice.k as usize - 1)
                 .map_or(f32::NEG_INFINITY, |&row| exact[row]);
+            let is_damaged = exact.iter().any(|logit| logit.is_nan());
+            let first = (0..n).rev().max_by(|&a, &b| exact[a].total_cmp(&exact[b]));
+            let token = if is_damaged {
+                NO_TOKEN
+            } else {
+                first.unwrap() as u32 + 1
+            };
+            assert_eq!(found.taken[col], token, "{what}: column {col}");
             let is_exact = |row: usize| mixed[row].to_bits() == exact[row].to_bits();
             for row in 0..n {
                 let is_wanted = is_recent(&row) || exact[row] >= kth || exact[row].is_nan();

@@ -11,7 +11,7 @@ use bitnet_kernels::sample::{
     BestKey, CHUNK, CutWhole, DrawToken, DrawWhole, MAX_TOP_K, SelectKeys, SelectLogits, Settings,
     WeighWhole, Whole, keep,
 };
-use bitnet_kernels::token::ArgMax;
+use bitnet_kernels::token::{ArgMax, TakeBest};
 use bitnet_layout::Token;
 use bitnet_layout::draw::MAX_TOKENS;
 
@@ -88,8 +88,8 @@ pub(super) struct Chooser {
     /// Tokens, positions, steps (rows) each, settings (rows, [`Settings::WORDS`]), progress (rows, 2), tables
     /// (rows, table_len).
     state: DeviceBuffer<u32>,
-    /// Of [`ArgMax`], (rows).
-    best: DeviceBuffer<u64>,
+    /// Of [`ArgMax`] and [`TakeBest`], (rows).
+    pub(super) best: DeviceBuffer<u64>,
     /// Of [`ArgMax`] and [`CutWhole`], (rows).
     done: DeviceBuffer<u32>,
     /// Of [`Whole`]: (rows, [`Whole::WORDS`]), (rows, [`Whole::BINS`]) and (rows, chunks, 2).
@@ -265,14 +265,29 @@ impl Engine {
         Ok(())
     }
 
-    /// Chooses the next token of every row of the batch, on the device, by `kernels`.
-    pub(super) fn choose(&self, kernels: Kernels) -> Result<()> {
+    /// Chooses the next token of every row of the batch, on the device, by `kernels`, behind a head that screened or not.
+    pub(super) fn choose(&self, kernels: Kernels, screens: bool) -> Result<()> {
         let (c, s, rows) = (&self.buffers.chooser, &self.buffers.scratch, self.batch as u32);
         let vocab = self.model.dims.vocab as u32;
         let at = |start: usize| c.state.global().offset(start);
         let (tokens, positions, steps) = (at(0), at(c.rows), at(2 * c.rows));
         let (settings, progress) = (c.settings(), at(c.progress_at()));
         let ring_rows = c.rows as u32;
+        if self.keeps_best(kernels, screens) {
+            let take = TakeBest {
+                best: c.best.global(),
+                tokens,
+                positions,
+                steps,
+                ring: self.ring.global(),
+                rows,
+                ring_len: RING as u32,
+                ring_rows,
+            };
+            // SAFETY: the buffers have the lengths that the kernel wants, and live as long as the engine, which drops its
+            // recordings first.
+            return unsafe { launch(&self.stream, &take, take.launch()) };
+        }
         if kernels == Kernels::default() {
             let choose = ArgMax {
                 logits: s.logits.global(),
@@ -286,8 +301,7 @@ impl Engine {
                 ring_len: RING as u32,
                 ring_rows,
             };
-            // SAFETY: the buffers have the lengths that the kernel wants, and live as long as the engine, which drops its
-            // recordings first.
+            // SAFETY: as above.
             return unsafe { launch(&self.stream, &choose, ArgMax::launch(rows)) };
         }
         // Greedy and idle rows are sorted with others, and chosen with the rest where nothing is sorted.

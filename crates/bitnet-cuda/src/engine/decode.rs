@@ -334,8 +334,8 @@ impl Engine {
             run(Part::UpGate, &|| self.up_gate(layer))?;
             run(Part::Down, &|| self.down(layer))?;
         }
-        run(Part::Head, &|| self.head_of_step(screens))?;
-        run(Part::Choose, &|| self.choose(kernels))
+        run(Part::Head, &|| self.head_of_step(kernels, screens))?;
+        run(Part::Choose, &|| self.choose(kernels, screens))
     }
 
     /// Brings the device what has changed of the rows, before `steps` more steps.

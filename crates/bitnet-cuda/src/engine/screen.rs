@@ -1,5 +1,6 @@
 //! The certified output head of decode steps: of each row the logits that its choice can depend on.
 
+use super::choice::Kernels;
 use super::{Engine, launch};
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -62,9 +63,14 @@ impl Engine {
         }
     }
 
+    /// Whether the head of a step leaves the most likely tokens, which are all that these kernels choose.
+    pub(super) fn keeps_best(&self, kernels: Kernels, screens: bool) -> bool {
+        screens && self.buffers.certified.is_some() && kernels == Kernels::default()
+    }
+
     /// The head of a decode step: of every row those logits, as [`Engine::head`] computes them, that can be among as many of the
     /// largest as the row's choice keeps, or that penalties can change; of the others what is less than any of these.
-    pub(super) fn head_of_step(&self, screens: bool) -> Result<()> {
+    pub(super) fn head_of_step(&self, kernels: Kernels, screens: bool) -> Result<()> {
         let rows = self.batch;
         let (d, s, c) = (&self.model.dims, &self.buffers.scratch, &self.buffers.chooser);
         let Some(certified) = self.buffers.certified.as_ref().filter(|_| screens) else {
@@ -101,8 +107,10 @@ impl Engine {
             settings: c.settings(),
             counts: c.counts(),
             products: certified.products.global(),
+            best: c.best.global(),
             n: d.vocab as u32,
             k: d.d_model as u32,
+            keeps_best: u32::from(self.keeps_best(kernels, screens)),
             eps: self.model.eps,
         };
         let grid = some.launch(rows as u32, machine);

@@ -451,7 +451,7 @@ products! {
     ///
     /// # Safety
     /// Lengths as above; `w` and `x` 16-byte aligned; sizes at least 1; `slots` as [`Shape::slots`] gives them; of slim blocks `cols` more
-    /// than half of theirs; the launch is that of the parameters.
+    /// than half of theirs, and at most 64; the launch is that of the parameters.
     pub struct BitGemm {
         /// Weights in tiles; in pairs of rows for the gated kernels.
         pub w: Global<u32>,
@@ -589,7 +589,8 @@ impl Shape {
             };
         }
         if has_warpgroups && cols > 16 {
-            let (columns, shape) = if cols > 32 {
+            // Few rows that are added to are too few blocks for all multiprocessors: there are two of them for 64 columns.
+            let (columns, shape) = if cols > 32 && epilogue != Epilogue::Add {
                 (64, Self::Slim64)
             } else {
                 (32, Self::Slim32)
@@ -705,7 +706,11 @@ fn launch((epilogue, shape): (Epilogue, Shape), p: &BitGemm) -> Launch {
     let slim = || {
         let slim = Slim::new(epilogue, shape);
         Launch {
-            grid: [rows.div_ceil(64 * slim.warpgroups) * p.slots, 1, 1],
+            grid: [
+                rows.div_ceil(64 * slim.warpgroups) * p.slots,
+                p.cols.div_ceil(slim.columns),
+                1,
+            ],
             block: [slim.warps() * 32, 1, 1],
             shared_bytes: SlimPlan::new(slim.warpgroups, slim.split, slim.columns, tiles_k, p.slots).end,
         }

@@ -2,6 +2,7 @@
 
 use super::device::{Block, before, column, finish, unpack};
 use super::{BitGemm, NARROW_COLUMNS, narrow_stride};
+use crate::decode_linear::device::GATED;
 use crate::intrinsics::*;
 
 /// Parts of a sum that are loaded together.
@@ -94,7 +95,9 @@ impl<const BANDS: usize, const TILES: usize, const CHAINS: usize> Block for Narr
                 w[i] = narrow_weights(&p, first, warp + i as u32 * warps);
                 i += 1;
             }
-            grid_dependency_launch();
+            if EPILOGUE != GATED {
+                grid_dependency_launch();
+            }
             grid_dependency_wait();
             // Asked for with the first codes, so that nothing is when the sums are there.
             let me = thread_idx_x();
@@ -139,6 +142,11 @@ impl<const BANDS: usize, const TILES: usize, const CHAINS: usize> Block for Narr
                     j += 1;
                 }
                 m += 1;
+            }
+            if EPILOGUE == GATED {
+                // Earlier, blocks of the kernels behind would be resident and ask for their weights while some of these blocks, which are
+                // more than those of any other product, still wait for theirs.
+                grid_dependency_launch();
             }
             // Orders every warp's parts, the units and the sums before their loads below.
             sync_threads();

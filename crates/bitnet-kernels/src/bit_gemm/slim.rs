@@ -5,6 +5,7 @@ use super::hopper::{SIGNED_CODE_BITS, unpack};
 use super::{BitGemm, SlimPlan};
 use crate::decode_linear::device::GATED;
 use crate::intrinsics::*;
+use bitnet_layout::mma_tile::{self, CodeOrder};
 
 /// Columns of a thread of which it loads before the products what it adds to.
 const EARLY: usize = 4;
@@ -37,6 +38,9 @@ where
         // Rows past the end are copies of the last.
         let tile_row = (band * WARPGROUPS * 4 + within).min(p.n.div_ceil(16) - 1);
         let own = tile_row * tiles_k * 128 + lane * 4;
+        // The block's first column, and how many columns a tile of codes has.
+        let start = block_idx_y() * columns;
+        let code_columns = mma_tile::padded_rows(CodeOrder::WarpgroupFew, p.cols as usize) as u32;
         let codes = |i: u32| Shared::<u32>::at(part * plan.part_bytes + i * columns * 128);
         let full = |i: u32| Mbarrier::at(plan.barriers + (part * plan.tiles + i) * 8);
         let exchange = Mbarrier::at(plan.barriers + SPLIT * plan.tiles * 8);
@@ -62,7 +66,6 @@ where
                 w[i] = weights(i as u32);
                 i += 1;
             }
-            grid_dependency_launch();
             if within == 0 {
                 let mut i = lane;
                 while i < count {
@@ -89,11 +92,14 @@ where
             if blocks > 1 {
                 cluster_arrive_relaxed();
             }
+            // Behind the weights and the barriers: earlier, the kernels behind begin to ask for theirs too soon.
+            grid_dependency_launch();
             grid_dependency_wait();
             if within == 0 {
                 let mut i = lane;
                 while i < count {
-                    let from = p.x.offset(((first_tile + i) * columns * 32) as usize);
+                    let from =
+                        p.x.offset((((first_tile + i) * code_columns + start) * 32) as usize);
                     bulk_copy(codes(i), from, columns * 128, full(i));
                     i += WARP_SIZE;
                 }
@@ -102,11 +108,11 @@ where
             let mut y = [[0.0; 2]; MOST_EACH];
             let mut e = 0;
             while e < each && e < EARLY {
-                y[e] = before::<EPILOGUE>(&p, out_row, first_col + at_once * e as u32);
+                y[e] = before::<EPILOGUE>(&p, out_row, start + first_col + at_once * e as u32);
                 e += 1;
             }
             if me < columns {
-                let (unit, sum) = column(&p, me.min(p.cols - 1));
+                let (unit, sum) = column(&p, (start + me).min(p.cols - 1));
                 units.store(me, unit);
                 code_sums.store(me, sum);
             }
@@ -157,7 +163,7 @@ where
             }
             let mut e = EARLY;
             while e < each {
-                y[e] = before::<EPILOGUE>(&p, out_row, first_col + at_once * e as u32);
+                y[e] = before::<EPILOGUE>(&p, out_row, start + first_col + at_once * e as u32);
                 e += 1;
             }
             if blocks > 1 {
@@ -199,7 +205,7 @@ where
                     // The scale of the codes that `finish` expects.
                     let products = totals[e].map(|sum| sum << (CODE_BITS - SIGNED_CODE_BITS));
                     let of_column = (units.load(col), code_sums.load(col));
-                    finish::<EPILOGUE>(&p, out_row, col, of_column, y[e], products);
+                    finish::<EPILOGUE>(&p, out_row, start + col, of_column, y[e], products);
                 }
                 e += 1;
             }

@@ -6,6 +6,7 @@ use crate::dense_gemv::device::{Format, Pieces, Room};
 use crate::dense_gemv::{BF16_WORDS, Bf16Gemv, GROUP_BYTES, MAX_COLS, MAX_WARPS, ROWS};
 use crate::intrinsics::*;
 use crate::sample::row::{penalizes, settings};
+use crate::token::device::offer;
 use bitnet_layout::draw::{ordered, unordered};
 
 /// Rows of a lane of [`ScreenGroups`].
@@ -387,15 +388,22 @@ pub(super) unsafe fn recompute(p: CertifiedGemv) {
                     Bf16Gemv::store(sums, parts.offset(warp * ROWS), 1);
                     // Orders every warp's parts before the additions.
                     sync_threads();
-                    if warp == adder && lane < ROWS && first + lane < found {
-                        let mut total = 0.0;
-                        let mut from = 0;
-                        while from < warps {
-                            total += parts.load(from * ROWS + lane);
-                            from += 1;
+                    if warp == adder {
+                        let (mut logit, mut index) = (0.0, u32::MAX);
+                        if lane < ROWS && first + lane < found {
+                            let mut total = 0.0;
+                            let mut from = 0;
+                            while from < warps {
+                                total += parts.load(from * ROWS + lane);
+                                from += 1;
+                            }
+                            index = row_at(first + lane);
+                            logit = product.result(total, index, room.worth.load(0));
+                            y.store(index as usize, logit);
                         }
-                        let row = row_at(first + lane);
-                        y.store(row as usize, product.result(total, row, room.worth.load(0)));
+                        if p.keeps_best != 0 {
+                            offer(p.best, col, logit, index);
+                        }
                     }
                     if next >= found {
                         break;

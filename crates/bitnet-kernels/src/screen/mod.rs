@@ -123,10 +123,14 @@ kernels! {
         pub counts: Global<u32>,
         /// Products computed so far, wrapping, 1.
         pub products: Global<u32>,
+        /// For [`crate::token::TakeBest`], (cols), where `keeps_best`.
+        pub best: Global<u64>,
         /// Rows of the matrix.
         pub n: u32,
         /// Columns of the matrix.
         pub k: u32,
+        /// Whether the largest logit of each column is left in `best`.
+        pub keeps_best: u32,
         /// Epsilon of the norm; negative where there is no norm.
         pub eps: f32,
     }

@@ -100,15 +100,10 @@ impl Activations {
     /// Of some rows of 8-bit values, at most [`TOKEN_STEP`], the columns in which one at least is not zero.
     pub(crate) fn n_nonzero(&self) -> usize {
         if self.n_tokens == 1 {
-            let row = self.q[..steps(self.k)].as_flattened();
-            return row.iter().filter(|&&x| x != 0).count();
+            return n_nonzero(&self.q[..steps(self.k)], |&columns| columns);
         }
         let pieces = &self.q.as_chunks::<TOKEN_STEP>().0[..steps(self.k)];
-        let count = |rows: &[Columns; TOKEN_STEP]| {
-            let any = any(&rows[..self.n_tokens]);
-            any.into_iter().filter(|&x| x != 0).count()
-        };
-        pieces.iter().map(count).sum()
+        n_nonzero(pieces, |rows| any(&rows[..self.n_tokens]))
     }
 
     /// How much products left out so far, because it was zero.
@@ -121,6 +116,22 @@ impl Activations {
 /// Steps of columns of a row of `k`.
 pub(crate) fn steps(k: usize) -> usize {
     k.div_ceil(COLUMN_STEP)
+}
+
+/// Columns in which what `columns` gives for the steps is not zero. They are counted side by side, in bytes, which compilers turn into
+/// vector code: other threads wait.
+fn n_nonzero<T>(steps: &[T], columns: impl Fn(&T) -> Columns) -> usize {
+    let count = |steps: &[T]| {
+        let mut n = [0_u8; COLUMN_STEP];
+        for step in steps {
+            let columns = columns(step);
+            n.iter_mut()
+                .zip(columns)
+                .for_each(|(n, x)| *n += u8::from(x != 0));
+        }
+        n.into_iter().map(usize::from).sum::<usize>()
+    };
+    steps.chunks(usize::from(u8::MAX)).map(count).sum()
 }
 
 /// For each column, something that is zero only where all rows are.

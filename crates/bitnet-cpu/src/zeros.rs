@@ -36,8 +36,11 @@ const MOST_TOKENS: usize = 8;
 /// Rows that are asked for before the first is multiplied, where nothing else is to be done until they come.
 const ROWS_AHEAD: usize = 16;
 
-/// Products in a row that are made with all rows after one for which too many were needed.
+/// Products in a row that are made with all rows after one for which too many were needed; after each further such one about twice as many.
 const REST: u32 = 31;
+
+/// Most of them: where leaving rows out never pays, what trials cost must not be seen, and where it begins to, an answer has more tokens.
+const MOST_REST: u32 = 255;
 
 /// Tiles that are gated, between their gates and what these gate.
 struct Unit {
@@ -59,6 +62,8 @@ pub struct TernaryRows {
     lines: Buffer<Line>,
     /// Products that are to be made with all rows, because the last that was not needed too many.
     rest: AtomicU32,
+    /// How many they were the last time, unless leaving out rows has paid since.
+    last_rest: AtomicU32,
 }
 
 impl TernaryRows {
@@ -80,6 +85,7 @@ impl TernaryRows {
             width,
             lines,
             rest: AtomicU32::new(0),
+            last_rest: AtomicU32::new(0),
         })
     }
 
@@ -213,9 +219,12 @@ impl Cpu {
         let before = a.zeros.counts.rows;
         self.some_rows(w, up, a, out);
         let needed = a.zeros.counts.rows - before;
+        let mut rest = 0;
         if 100 * needed > self.most_rows() * up.n as u64 {
-            up.rest.store(REST, Ordering::Relaxed);
+            rest = (2 * up.last_rest.load(Ordering::Relaxed) + 1).clamp(REST, MOST_REST);
         }
+        up.rest.store(rest, Ordering::Relaxed);
+        up.last_rest.store(rest, Ordering::Relaxed);
     }
 
     /// The same, whatever is less work.
@@ -350,7 +359,8 @@ impl Cpu {
         output: Output<'_>,
     ) {
         assert!((1..=MOST_TOKENS).contains(&a.n_tokens) && a.precision == Precision::Int8);
-        if 100 * a.n_nonzero() > self.most_columns(a.n_tokens) * a.k {
+        let most = self.most_columns(a.n_tokens);
+        if most == 0 || 100 * a.n_nonzero() > most * a.k {
             self.matmul(w, a, output);
             a.zeros.counts.columns += a.k as u64;
             a.zeros.counts.of_columns += a.k as u64;

@@ -183,6 +183,63 @@ fn rows_are_left_out_while_few_gates_are_positive() {
 }
 
 #[test]
+fn rows_are_tried_less_often_while_that_does_not_pay() {
+    let (n, k) = (16, 64);
+    let mut words = [0; 4];
+    words::pack_row(&[1; 64], &mut words);
+    let packed = words.repeat(2 * n);
+    let w = TernaryMatrix::new(2 * n, k, &packed, &[(2 * n, 1.0)]).unwrap();
+    let up = TernaryRows::new(n, k, &packed[..n * k / CODES_PER_WORD]).unwrap();
+    let cpu = Cpu::new(None, Some(1)).unwrap();
+    let mut a = Activations::new(Precision::Int8, 1, 1, k).unwrap();
+    let mut out = vec![0.0; n];
+    let mut rests = |x: f32, n_products: usize| {
+        cpu.prepare(&vec![x; k], k, &[], &mut a);
+        let mut rests = Vec::new();
+        for _ in 0..n_products {
+            let is_trial = up.rest.load(Ordering::Relaxed) == 0;
+            cpu.matmul_gated_some(&w, &up, &mut a, &mut out);
+            if is_trial {
+                rests.push(up.rest.load(Ordering::Relaxed));
+            }
+        }
+        rests
+    };
+    // All gates are positive, then none, then all again.
+    assert_eq!(rests(1.0, 32 + 64 + 128 + 256 + 256), [31, 63, 127, 255, 255]);
+    assert_eq!(rests(-1.0, 3), [0; 3]);
+    assert_eq!(rests(1.0, 33), [31, 63]);
+}
+
+#[test]
+fn columns_are_counted() {
+    let mut random = Random::new(10);
+    // More steps than a byte counts.
+    for (n_tokens, k) in [1, 3, 8]
+        .into_iter()
+        .flat_map(|t| [64, 80, 6912, 40 * 1024].map(|k| (t, k)))
+    {
+        for one_in in [0, 1, 3] {
+            let x = activations(&mut random, n_tokens, k, one_in);
+            let cpu = Cpu::new(None, Some(1)).unwrap();
+            let mut a = Activations::new(Precision::Int8, 1, n_tokens, k).unwrap();
+            cpu.prepare(&x, k, &[], &mut a);
+            // A row alone lies as it is, several lie together step by step.
+            let stride = if n_tokens == 1 { 1 } else { TOKEN_STEP };
+            let code = |token: usize, c: usize| a.q[c / COLUMN_STEP * stride + token][c % COLUMN_STEP];
+            let n = (0..k)
+                .filter(|&c| (0..n_tokens).any(|token| code(token, c) != 0))
+                .count();
+            assert_eq!(
+                a.n_nonzero(),
+                n,
+                "{n_tokens} rows of {k} columns, one in {one_in}"
+            );
+        }
+    }
+}
+
+#[test]
 fn sizes_that_do_not_fit_are_errors() {
     let cpu = Cpu::new(None, Some(1)).unwrap();
     for (n, k, len) in [(2, 24, 3), (2, 32, 3), (2, 32, 5), (usize::MAX / 2, 32, 4)] {

@@ -317,9 +317,9 @@ macro_rules! kernels {
 /// kernel: `[what kernel! takes of min_blocks and arch] name, Kernel, "what it is for", [generics], [key];`. Where generics and key
 /// say the same, a macro of the family's own writes them both.
 ///
-/// `each Key` is for keys that all have a kernel, which the compiler checks (a row may end in `or [another key]`), `some Key` for others. Either gives the struct a
-/// `with_kernel`, the only place that chooses, and lists the kernels for the crate. The module has their `threads(key)`,
-/// `launch(key, &struct)` and `device::run::<generics>`.
+/// `each Key` is for keys that all have a kernel, which the compiler checks (a row may end in `or [another key]`), `some Key` for
+/// others. Either gives the struct a `with_kernel`, the only place that chooses, and lists the kernels for the crate. The module has
+/// their `threads(key)`, `launch(key, &struct)` and `device::run::<generics>`.
 macro_rules! family {
     (
         $(#[$meta:meta])*

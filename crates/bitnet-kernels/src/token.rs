@@ -57,7 +57,7 @@ kernels! {
     /// - Launch: [`TakeBest::launch`]; a thread a row.
     /// - Bound: latency.
     ///
-    /// Where nothing was found, as for a NaN.
+    /// Where nothing was found there is no token, as where a logit is a NaN.
     ///
     /// # Safety
     /// As for [`ArgMax`].
@@ -163,48 +163,69 @@ pub(crate) mod device {
         if row < p.rows {
             // SAFETY: the row is one of the step's, which this thread alone has.
             unsafe {
-                let state = State {
-                    tokens: p.tokens,
-                    positions: p.positions,
-                    steps: p.steps,
-                    ring: p.ring,
-                    ring_len: p.ring_len,
-                    ring_rows: p.ring_rows,
-                };
-                state.advance(row as usize, p.best.load_relaxed(row as usize));
+                p.state()
+                    .advance(row as usize, token_of(p.best.load_relaxed(row as usize)));
                 p.best.store_relaxed(row as usize, 0);
             }
         }
     }
 
-    /// What a step leaves of each row's sequence.
-    struct State {
-        tokens: Global<u32>,
-        positions: Global<u32>,
-        steps: Global<u32>,
-        ring: Global<u32>,
-        ring_len: u32,
-        ring_rows: u32,
+    /// The token of a key, or what the ring gets where there is none.
+    #[inline(always)]
+    fn token_of(key: u64) -> Result<u32, u32> {
+        if key != 0 && key >> 32 != u32::MAX as u64 {
+            Ok(!(key as u32))
+        } else {
+            Err(NO_TOKEN)
+        }
     }
 
+    /// What a step leaves of each row's sequence: fields of every kernel that ends one.
+    #[derive(Clone, Copy)]
+    pub(crate) struct State {
+        pub(crate) tokens: Global<u32>,
+        pub(crate) positions: Global<u32>,
+        pub(crate) steps: Global<u32>,
+        pub(crate) ring: Global<u32>,
+        pub(crate) ring_len: u32,
+        pub(crate) ring_rows: u32,
+    }
+
+    macro_rules! state {
+        ($($Params:ty)*) => {$(
+            impl $Params {
+                #[inline(always)]
+                fn state(&self) -> State {
+                    let Self { tokens, positions, steps, ring, ring_len, ring_rows, .. } = *self;
+                    State { tokens, positions, steps, ring, ring_len, ring_rows }
+                }
+            }
+        )*};
+    }
+
+    state! { ArgMax TakeBest }
+
     impl State {
-        /// Makes the token of a key the next one of a row.
+        /// Ends the step of a row: `next` is the token to embed next, or what the ring gets where there is none.
         ///
         /// # Safety
         /// There is such a row, which no other thread has.
         #[inline(always)]
-        unsafe fn advance(&self, row: usize, key: u64) {
+        #[cfg_attr(feature = "emulator", track_caller)]
+        pub(crate) unsafe fn advance(&self, row: usize, next: Result<u32, u32>) {
             // SAFETY: the caller's promise.
             unsafe {
-                let step = self.steps.load_l2(row)[0];
-                let valid = key != 0 && key >> 32 != u32::MAX as u64;
-                let token = !(key as u32);
-                let place = (step & (self.ring_len - 1)) * self.ring_rows;
-                self.ring
-                    .store_relaxed(place as usize + row, if valid { token + 1 } else { NO_TOKEN });
-                if valid {
+                // The next step must find a row of the embedding whatever happened here.
+                if let Ok(token) = next {
                     self.tokens.store(row, token);
                 }
+                let step = self.steps.load_l2(row)[0];
+                let place = (step & (self.ring_len - 1)) * self.ring_rows;
+                let word = match next {
+                    Ok(token) => token + 1,
+                    Err(word) => word,
+                };
+                self.ring.store_relaxed(place as usize + row, word);
                 self.positions.store(row, self.positions.load_l2(row)[0] + 1);
                 self.steps.store(row, step + 1);
             }
@@ -261,15 +282,7 @@ pub(crate) mod device {
                 }
                 p.best.fetch_max(row, key);
                 if p.done.fetch_add_acq_rel(row, 1) == ARG_MAX_BLOCKS - 1 {
-                    let state = State {
-                        tokens: p.tokens,
-                        positions: p.positions,
-                        steps: p.steps,
-                        ring: p.ring,
-                        ring_len: p.ring_len,
-                        ring_rows: p.ring_rows,
-                    };
-                    state.advance(row, p.best.load_relaxed(row));
+                    p.state().advance(row, token_of(p.best.load_relaxed(row)));
                     p.best.store_relaxed(row, 0);
                     p.done.store_relaxed(row, 0);
                 }

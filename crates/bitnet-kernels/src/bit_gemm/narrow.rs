@@ -2,7 +2,7 @@
 
 use super::device::{Block, before, column, finish, unpack};
 use super::{BitGemm, NARROW_COLUMNS, narrow_stride};
-use crate::decode_linear::device::GATED;
+use crate::decode_linear::device::{ADD, GATED};
 use crate::intrinsics::*;
 
 /// Parts of a sum that are loaded together.
@@ -95,8 +95,10 @@ impl<const BANDS: usize, const TILES: usize, const CHAINS: usize> Block for Narr
                 w[i] = narrow_weights(&p, first, warp + i as u32 * warps);
                 i += 1;
             }
-            if EPILOGUE != GATED {
-                grid_dependency_launch();
+            // Where a product lets the next kernel go was found in whole steps, for each: see docs/kernels.md.
+            let last = w[TILES - 1][BANDS - 1][0];
+            if EPILOGUE == ADD || EPILOGUE != GATED && warp == 0 {
+                grid_dependency_launch_behind(last);
             }
             grid_dependency_wait();
             // Asked for with the first codes, so that nothing is when the sums are there.

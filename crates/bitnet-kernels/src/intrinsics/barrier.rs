@@ -119,6 +119,22 @@ pub fn grid_dependency_launch() {
     }
 }
 
+/// [`grid_dependency_launch`] once `word`, which was loaded before, has arrived.
+#[inline(always)]
+pub fn grid_dependency_launch_behind(word: u32) {
+    #[cfg(all(target_arch = "nvptx64", sm_90))]
+    // SAFETY: a hint, with no precondition. Whatever the word is, it is given once; what it depends on has to be there first.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p; setp.eq.u32 p, {}, 0; @p griddepcontrol.launch_dependents; @!p griddepcontrol.launch_dependents; }}",
+            in(reg32) word,
+            options(nostack, preserves_flags)
+        );
+    }
+    #[cfg(not(all(target_arch = "nvptx64", sm_90)))]
+    let _ = word;
+}
+
 /// Suspends the lane for about `nanoseconds`, for polite spinning. `nanosleep.u32`, PTX ISA 9.7.19.
 #[inline(always)]
 pub fn nanosleep(nanoseconds: u32) {

@@ -215,20 +215,3 @@ pub unsafe fn bulk_copy<T>(destination: Shared<T>, source: Global<T>, bytes: u32
     #[cfg(not(target_arch = "nvptx64"))]
     lane::bulk_copy(destination.address(), source.address(), bytes, barrier.address());
 }
-
-/// Asks for `bytes` to be brought into L2. `cp.async.bulk.prefetch.L2.global`, PTX ISA 9.7.9.25.4.3; sm_90.
-///
-/// # Safety
-/// `bytes` and the address are multiples of 16, and the source is readable.
-#[inline(always)]
-#[cfg_attr(feature = "emulator", track_caller)]
-pub unsafe fn bulk_prefetch_l2<T>(source: Global<T>, bytes: u32) {
-    #[cfg(target_arch = "nvptx64")]
-    // SAFETY: a hint about readable memory.
-    unsafe {
-        asm!("cp.async.bulk.prefetch.L2.global [{}], {};", in(reg64) source.address(), in(reg32) bytes,
-            options(readonly, nostack, preserves_flags));
-    }
-    #[cfg(not(target_arch = "nvptx64"))]
-    lane::check_readable(source.address(), bytes as usize);
-}

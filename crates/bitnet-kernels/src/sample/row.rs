@@ -3,6 +3,7 @@
 use super::{DrawToken, DrawWhole, Settings};
 use crate::Global;
 use crate::intrinsics::*;
+use crate::token::device::State;
 use bitnet_layout::draw::{ordered, unordered};
 
 /// Key of no token.
@@ -155,14 +156,9 @@ pub(super) struct End {
     pub(super) counts: Global<u32>,
     pub(super) history: Global<u32>,
     pub(super) progress: Global<u32>,
-    pub(super) positions: Global<u32>,
-    pub(super) tokens: Global<u32>,
-    pub(super) steps: Global<u32>,
-    pub(super) ring: Global<u32>,
     pub(super) vocab: u32,
     pub(super) history_len: u32,
-    pub(super) ring_len: u32,
-    pub(super) ring_rows: u32,
+    pub(super) state: State,
 }
 
 macro_rules! end {
@@ -172,7 +168,8 @@ macro_rules! end {
             pub(super) fn end(&self) -> End {
                 let Self { counts, history, progress, positions, tokens, steps, ring, .. } = *self;
                 let Self { vocab, history_len, ring_len, ring_rows, .. } = *self;
-                End { counts, history, progress, positions, tokens, steps, ring, vocab, history_len, ring_len, ring_rows }
+                let state = State { tokens, positions, steps, ring, ring_len, ring_rows };
+                End { counts, history, progress, vocab, history_len, state }
             }
         }
     )*};
@@ -189,17 +186,9 @@ end! { DrawToken DrawWhole }
 pub(super) unsafe fn finish(p: &End, row: usize, s: &Settings, token: u32) {
     // SAFETY: the token is compared with the vocabulary; lengths are the promise of the kernel's caller.
     unsafe {
-        // The next step must find a row of the embedding whatever happened here.
         let is_token = token < p.vocab;
-        if is_token {
-            p.tokens.store(row, token);
-        }
-        let step = p.steps.load_l2(row)[0];
-        let place = (step & (p.ring_len - 1)) * p.ring_rows;
-        let word = if is_token { token + 1 } else { token };
-        p.ring.store_relaxed(place as usize + row, word);
-        p.steps.store(row, step + 1);
-        p.positions.store(row, p.positions.load_l2(row)[0] + 1);
+        p.state
+            .advance(row, if is_token { Ok(token) } else { Err(token) });
         if is_token && penalizes(s) {
             let n = p.progress.load_l2(row * 2)[0];
             p.progress.store(row * 2, n + 1);

@@ -57,7 +57,11 @@ pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: AttentionClus
             Mbarrier::fence_init();
         }
         cluster_arrive_relaxed();
-        grid_dependency_launch();
+        // By the grid, which is there at once: a parameter would be a load before the next kernel may start.
+        let lets_go_late = AttentionCluster::lets_go_late(grid_dim_z());
+        if !lets_go_late {
+            grid_dependency_launch();
+        }
         let attention = Step::<CHUNKS, INT8>::new(p.inputs(), token, kv_head, rank);
         let steps = attention.position / PAGE + 1;
         if thread_idx_x() == 0 {
@@ -70,8 +74,14 @@ pub(super) unsafe fn run<const CHUNKS: usize, const INT8: bool>(p: AttentionClus
         if attention.has_keys() {
             // What does not depend on the kernel before is requested first.
             let mut fragments = attention.request_old();
+            if lets_go_late {
+                grid_dependency_launch();
+            }
             attention.attend(&mut fragments, &Parts::new(padded, kv), &exchange);
         } else {
+            if lets_go_late {
+                grid_dependency_launch();
+            }
             grid_dependency_wait();
         }
         // The lane's place, before the wait: it may take a while.

@@ -54,6 +54,13 @@ impl AttentionCluster {
             None
         }
     }
+
+    /// Whether the kernel lets the next one start right before it waits instead of at once: of a few tokens that leaves the product
+    /// before this one alone with its weights (docs/kernels.md).
+    #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
+    const fn lets_go_late(batch: u32) -> bool {
+        3 <= batch && batch <= 8
+    }
 }
 
 /// Threads of a block.

@@ -393,6 +393,20 @@ impl Stream {
             .map_err(|e| Error::cuda("recording an event", e))
     }
 
+    /// Lets what is given to this stream from now on wait for what `other` was given so far, with `mark` between them. While `other` is
+    /// being recorded, what this stream is given is recorded with it, until `other` follows it in turn.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn follow(&self, other: &Self, mark: &Event) -> Result<()> {
+        self.gpu.enter()?;
+        (mark.inner.record(&other.inner))
+            .and_then(|()| self.inner.wait(&mark.inner))
+            .map_err(|e| Error::cuda("letting streams wait for each other", e))?;
+        self.capturing.set(other.capturing.get());
+        Ok(())
+    }
+
     /// Records what `work` gives to this stream, without running it.
     ///
     /// # Errors

@@ -152,6 +152,15 @@ impl Stream {
         Ok(Self(stream))
     }
 
+    /// Lets what is given to this stream from now on wait for what `event` marks.
+    ///
+    /// # Errors
+    /// When they are of different contexts, or the device failed.
+    pub fn wait(&self, event: &Event) -> Result<(), CUresult> {
+        // SAFETY: both handles live as long as the values; 0 are the default flags.
+        unsafe { sys::cuStreamWaitEvent(self.0, event.0, 0) }.result()
+    }
+
     /// The driver's handle.
     #[must_use]
     pub fn as_inner(&self) -> CUstream {

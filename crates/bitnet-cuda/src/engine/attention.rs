@@ -1,5 +1,6 @@
 //! Attention of a batch: which kernels, and their launches.
 
+use super::shares::Share;
 use super::{Engine, launch};
 use crate::error::{Error, Result};
 use crate::stream::Dependent;
@@ -33,32 +34,44 @@ impl Engine {
             .filter(|_| self.gpu().has::<AttentionCluster32>())
     }
 
-    /// Whether a block takes all steps of a token's key head: with a block for each multiprocessor that is faster than sharing the steps
-    /// out.
-    fn attends_serially(&self) -> bool {
+    /// Whether a block takes all steps of a token's key head, of so many rows: with a block for each multiprocessor that is faster than
+    /// sharing the steps out.
+    fn attends_serially(&self, rows: usize) -> bool {
         let d = &self.model.dims;
-        let blocks = self.batch * d.n_kv_heads;
+        let blocks = rows * d.n_kv_heads;
         AttentionSerial::KEYS.contains(&self.heads)
             && d.n_heads / d.n_kv_heads <= AttentionSerial::MOST_HEADS as usize
             && self.gpu().has::<AttentionSerial128>()
             && blocks >= self.gpu().properties().n_sms as usize
     }
 
-    /// Attention of one token of each sequence, over up to `steps` steps: the `wanted` of its two parts, steps and fold.
-    pub(super) fn attention_decode(&self, layer: usize, steps: usize, wanted: [bool; 2]) -> Result<()> {
-        let is_serial = self.attends_serially();
+    /// Whether one kernel attends so many rows over up to `steps` steps, without partial results.
+    pub(super) fn attends_at_once(&self, rows: usize, steps: usize) -> bool {
+        self.attends_serially(rows) || self.cluster_blocks(steps).is_some()
+    }
+
+    /// Attention of one token of each sequence of a share, over up to `steps` steps: the `wanted` of its two parts, steps and fold.
+    pub(super) fn attention_decode(
+        &self,
+        share: Share<'_>,
+        layer: usize,
+        steps: usize,
+        wanted: [bool; 2],
+    ) -> Result<()> {
+        let is_serial = self.attends_serially(share.rows);
         let blocks = self.cluster_blocks(steps).filter(|_| !is_serial);
         let (s, d) = (&self.buffers.scratch, &self.model.dims);
         let [k_cache, v_cache] = self.buffers.cache.layer(layer);
+        let out = share.of(s.attention.global(), d.d_q());
         let inputs = DecodeInputs {
-            qkv: s.qkv.global(),
-            positions: self.rows.positions,
-            tables: self.rows.tables,
+            qkv: share.of(s.qkv.global(), d.d_q() + 2 * d.d_kv()),
+            positions: share.of(self.rows.positions, 1),
+            tables: share.of(self.rows.tables, self.rows.table_len),
             cos: self.buffers.cos.global(),
             sin: self.buffers.sin.global(),
             k_cache,
             v_cache,
-            batch: self.batch as u32,
+            batch: share.rows as u32,
             n_heads: d.n_heads as u32,
             n_kv_heads: d.n_kv_heads as u32,
             heads_per_kv: (d.n_heads / d.n_kv_heads) as u32,
@@ -68,23 +81,24 @@ impl Engine {
             q_scale: rope::q_scale(d.head_dim as u32),
         };
         if is_serial {
-            let serial = AttentionSerial::new(inputs, s.attention.global());
+            let serial = AttentionSerial::new(inputs, out);
             return if wanted[0] {
-                self.attention_serial(serial)
+                self.attention_serial(share, serial)
             } else {
                 Ok(())
             };
         }
         if blocks.is_some() {
-            let cluster = AttentionCluster::new(inputs, s.attention.global());
+            let cluster = AttentionCluster::new(inputs, out);
             return if wanted[0] {
-                self.attention_cluster(cluster)
+                self.attention_cluster(share, cluster)
             } else {
                 Ok(())
             };
         }
-        for first in (0..self.batch).step_by(ROWS_AT_ONCE) {
-            let rows = ROWS_AT_ONCE.min(self.batch - first);
+        // Where there are partial results, there is one share.
+        for first in (0..share.rows).step_by(ROWS_AT_ONCE) {
+            let rows = ROWS_AT_ONCE.min(share.rows - first);
             let part = DecodeInputs {
                 qkv: inputs.qkv.offset(first * (d.d_q() + 2 * d.d_kv())),
                 positions: inputs.positions.offset(first),
@@ -97,7 +111,7 @@ impl Engine {
                 self.attention_steps(part)?;
             }
             if wanted[1] {
-                self.attention_combine(&part, s.attention.global().offset(first * d.d_q()))?;
+                self.attention_combine(&part, out.offset(first * d.d_q()))?;
             }
         }
         Ok(())
@@ -112,9 +126,9 @@ impl Engine {
     }
 
     /// Attention in a block for all steps of a key head.
-    fn attention_serial(&self, serial: AttentionSerial) -> Result<()> {
+    fn attention_serial(&self, share: Share<'_>, serial: AttentionSerial) -> Result<()> {
         // SAFETY: as in `attention_steps`; `attends_serially` compared the heads.
-        let run = unsafe { Dependent::on(&self.stream) };
+        let run = unsafe { Dependent::on(share.stream) };
         serial.with_kernel(self.heads, run).unwrap_or_else(|| {
             Err(Error::Request(format!(
                 "no kernel attends {:?} serially",
@@ -124,9 +138,9 @@ impl Engine {
     }
 
     /// Attention in clusters of a block for each step that there is room for.
-    fn attention_cluster(&self, cluster: AttentionCluster) -> Result<()> {
+    fn attention_cluster(&self, share: Share<'_>, cluster: AttentionCluster) -> Result<()> {
         // SAFETY: as in `attention_steps`; the steps are what `cluster_blocks` allows.
-        let run = unsafe { Dependent::on(&self.stream) };
+        let run = unsafe { Dependent::on(share.stream) };
         cluster.with_kernel(self.heads, InCluster(run))
     }
 

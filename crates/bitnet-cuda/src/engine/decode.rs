@@ -326,14 +326,20 @@ impl Engine {
             if wanted(part) { launches() } else { Ok(()) }
         };
         run(Part::Embed, &|| self.embed())?;
-        for layer in 0..self.buffers.layers.len() {
-            run(Part::Qkv, &|| self.qkv(layer))?;
-            let parts = [wanted(Part::Attention), wanted(Part::Combine)];
-            self.attention_decode(layer, steps, parts)?;
-            run(Part::OutProj, &|| self.out_proj(layer))?;
-            run(Part::UpGate, &|| self.up_gate(layer))?;
-            run(Part::Down, &|| self.down(layer))?;
-        }
+        let shares = self.shares(steps);
+        let attention = [wanted(Part::Attention), wanted(Part::Combine)];
+        self.beside(&shares, || {
+            for layer in 0..self.buffers.layers.len() {
+                for &share in &shares {
+                    run(Part::Qkv, &|| self.qkv_of(share, layer))?;
+                    self.attention_decode(share, layer, steps, attention)?;
+                    run(Part::OutProj, &|| self.out_proj_of(share, layer))?;
+                    run(Part::UpGate, &|| self.up_gate_of(share, layer))?;
+                    run(Part::Down, &|| self.down_of(share, layer))?;
+                }
+            }
+            Ok(())
+        })?;
         run(Part::Head, &|| self.head_of_step(kernels, screens))?;
         run(Part::Choose, &|| self.choose(kernels, screens))
     }

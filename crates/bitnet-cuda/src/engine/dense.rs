@@ -76,7 +76,7 @@ impl Engine {
 
     /// A product of a linear layer.
     pub(super) fn linear_dense(&self, linear: &Linear<'_, Matrix>) -> Result<()> {
-        let (s, rows) = (&self.buffers.scratch, linear.rows);
+        let (s, rows) = (&self.buffers.scratch, linear.share.rows);
         let (n, k) = (linear.weights.n, linear.weights.k);
         let to = match linear.epilogue {
             Epilogue::Store => linear.y,

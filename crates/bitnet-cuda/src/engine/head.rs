@@ -3,6 +3,7 @@
 use super::copy::Int8Copy;
 use super::dense::Product;
 use super::linear::Linear;
+use super::shares::Share;
 use super::space::{Space, Use};
 use super::weights::{TernaryParts, Weights};
 use super::{Architecture, Engine, HeadKind, launch};
@@ -199,7 +200,7 @@ impl Engine {
                     norm,
                     eps: self.model.eps,
                     y: s.logits.global(),
-                    rows,
+                    share: Share { rows, ..self.whole() },
                     tile_rows: self.grids().qkv,
                 });
             }

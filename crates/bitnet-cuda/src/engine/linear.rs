@@ -1,5 +1,6 @@
 //! Linear layers: of one token or a few, with norm and quantization in the kernel; of many, with a kernel for those before it.
 
+use super::shares::Share;
 use super::weights::{Form, Matrix, Projection, Weights};
 use super::{Engine, launch};
 use crate::error::{Error, Result};
@@ -34,14 +35,14 @@ pub(super) struct Linear<'a, W = Weights> {
     pub(super) eps: f32,
     /// (rows, n); gated, (rows, n / 2).
     pub(super) y: Global<f32>,
-    pub(super) rows: usize,
+    pub(super) share: Share<'a>,
     /// Rows of tiles of a block, of a single token.
     pub(super) tile_rows: u32,
 }
 
 impl<W> Linear<'_, W> {
     /// The same of a matrix.
-    const fn of<'m>(&self, weights: &'m Matrix) -> Linear<'m, Matrix> {
+    const fn of<'m>(&'m self, weights: &'m Matrix) -> Linear<'m, Matrix> {
         Linear {
             weights,
             epilogue: self.epilogue,
@@ -49,7 +50,7 @@ impl<W> Linear<'_, W> {
             norm: self.norm,
             eps: self.eps,
             y: self.y,
-            rows: self.rows,
+            share: self.share,
             tile_rows: self.tile_rows,
         }
     }
@@ -64,7 +65,7 @@ impl Engine {
     }
 
     fn linear_together(&self, linear: &Linear<'_, Matrix>) -> Result<()> {
-        let Linear { weights, rows, .. } = *linear;
+        let (weights, rows) = (linear.weights, linear.share.rows);
         let is_few = || rows == 1 || takes_few(self.gpu(), linear.epilogue, weights.k, rows);
         match weights.form {
             Form::Scaled | Form::Units => self.linear_dense(linear),
@@ -75,7 +76,7 @@ impl Engine {
 
     /// A layer whose projections norm its input each in its own way, after the layer's norm where there is one.
     fn linear_apart(&self, linear: &Linear<'_>, projections: &[Projection]) -> Result<()> {
-        let (s, rows) = (&self.buffers.scratch, linear.rows);
+        let (s, rows) = (&self.buffers.scratch, linear.share.rows);
         let (n, k) = (linear.weights.n(), linear.weights.k());
         let mut x = linear.x;
         if linear.eps >= 0.0 {
@@ -183,6 +184,7 @@ impl Engine {
             starts,
             ..
         } = linear.weights;
+        let share = linear.share;
         let layer = DecodeLinear {
             w: values.global(),
             x: linear.x,
@@ -190,7 +192,7 @@ impl Engine {
             y: linear.y,
             n: *n as u32,
             k: *k as u32,
-            cols: linear.rows as u32,
+            cols: share.rows as u32,
             eps: linear.eps,
             activation: self.model.activation as u32,
             row_b: starts[0],
@@ -200,7 +202,7 @@ impl Engine {
             scale_c: scales[2],
         };
         // SAFETY: A1 and A6 of `engine`: the buffers have the shapes of the model; the kernel waits before it reads what others wrote.
-        unsafe { launch_layer(&self.stream, layer, linear.epilogue, linear.tile_rows) }
+        unsafe { launch_layer(share.stream, layer, linear.epilogue, linear.tile_rows) }
     }
 
     fn linear_of_many(&self, linear: &Linear<'_, Matrix>) -> Result<()> {
@@ -214,38 +216,45 @@ impl Engine {
                 ..
             },
             s,
-        ) = (linear.weights, &self.buffers.scratch);
+            share,
+        ) = (linear.weights, &self.buffers.scratch, linear.share);
+        // Shares have their codes as far apart as the widest rows would be, and no share is padded but the last.
+        let codes = share.of(
+            s.codes.global(),
+            quantize_rows::words_per_row(self.model.dims.widest()),
+        );
+        let (unit, sum) = (share.of(s.unit.global(), 1), share.of(s.sum.global(), 1));
         let has_warpgroups = self.gpu().multiplies_by_warpgroups();
-        let shape = bit_gemm::Shape::new(linear.epilogue, *n, *k, linear.rows, has_warpgroups);
+        let shape = bit_gemm::Shape::new(linear.epilogue, *n, *k, share.rows, has_warpgroups);
         let quantize = QuantizeRows {
             x: linear.x,
             norm: linear.norm,
-            q: s.codes.global(),
-            unit: s.unit.global(),
-            sum: s.sum.global(),
+            q: codes,
+            unit,
+            sum,
             k: *k as u32,
             eps: linear.eps,
-            rows: linear.rows as u32,
+            rows: share.rows as u32,
             order: shape.order() as u32,
         };
         // SAFETY: the buffers have a row for each token of the batch, as wide as the widest input.
         unsafe {
             launch(
-                &self.stream,
+                share.stream,
                 &quantize,
-                quantize_rows::launch(linear.rows, *k, shape.order()),
+                quantize_rows::launch(share.rows, *k, shape.order()),
             )?
         };
         let room = self.gpu().machine().shared_limit;
         let product = BitGemm {
             w: values.global(),
-            x: s.codes.global(),
-            unit: s.unit.global(),
-            sum: s.sum.global(),
+            x: codes,
+            unit,
+            sum,
             y: linear.y,
             n: *n as u32,
             k: *k as u32,
-            cols: linear.rows as u32,
+            cols: share.rows as u32,
             activation: self.model.activation as u32,
             row_b: starts[0],
             row_c: starts[1],
@@ -255,7 +264,7 @@ impl Engine {
             slots: shape.slots(linear.epilogue, *k, room),
         };
         // SAFETY: as above.
-        let run = unsafe { Dependent::on(&self.stream) };
+        let run = unsafe { Dependent::on(share.stream) };
         product.with_kernel(
             (linear.epilogue, shape),
             InClusters(run, shape.cluster(product.slots)),

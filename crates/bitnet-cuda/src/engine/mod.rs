@@ -9,7 +9,8 @@
 //! - A1. Every buffer of [`Engine::new`] has the length that its field says, for the checked `Architecture` and `Limits`: as many rows as a
 //!   batch or the seats may have. Kernels get the same numbers.
 //! - A2. A step begins with a kernel that nothing passes, or with the host's upload: those after it may read positions, tables,
-//!   weights and old keys without waiting for their predecessors. All work goes to one stream.
+//!   weights and old keys without waiting for their predecessors. All work goes to one stream, but for that of shares of a step, which have
+//!   rows of their own: it begins after what that stream was given before and ends before what it is given next.
 //! - A3. What indexes memory is checked on the host before it is uploaded: `Bounds::plan` for batches, `Seats` for decoding. The
 //!   device itself moves positions on only within the pages that `Seats::owe` counted, and chooses tokens of the vocabulary.
 //! - A4. No two tokens of a launch have the same place in a page, and no page that one sequence writes to is seen by another: the
@@ -26,6 +27,8 @@ mod weights;
 mod batch;
 mod cache;
 mod uploads;
+
+mod shares;
 
 mod attention;
 mod scratch;
@@ -60,6 +63,7 @@ pub use weights::{LayerParts, SegmentParts, TernaryParts};
 
 use crate::error::Result;
 use crate::gpu::Gpu;
+use crate::graph::Event;
 use crate::memory::{DeviceBuffer, SharedWords};
 use crate::stream::{LaunchConfig, Stream};
 use architecture::{MAX_PAGES, check_limits, check_model};
@@ -114,6 +118,10 @@ pub struct Engine {
     /// The grids to take instead of [`Engine::default_grids`].
     forced: Option<Grids>,
     stream: Stream,
+    /// Streams of all [`Share`]s of a step but the first.
+    sides: Vec<Stream>,
+    /// What streams wait for each other by.
+    mark: Event,
 }
 
 /// Where the kernels find the tokens of a batch.
@@ -258,6 +266,8 @@ impl Engine {
             attention: Attention::Prefill { tiles: 0 },
             forced: None,
             stream,
+            sides: (1..shares::MOST).map(|_| gpu.stream()).collect::<Result<_>>()?,
+            mark: gpu.event()?,
             model,
             limits,
             heads,

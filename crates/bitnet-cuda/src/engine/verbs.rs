@@ -2,6 +2,7 @@
 
 use super::batch::{Attention, Batch, Bounds};
 use super::linear::Linear;
+use super::shares::Share;
 use super::weights::Layer;
 use super::{Engine, Rows, launch};
 use crate::error::{Error, Result};
@@ -83,34 +84,39 @@ impl Engine {
     /// # Errors
     /// When there is no such layer or the device fails. This goes for the other verbs too.
     pub fn qkv(&self, layer: usize) -> Result<()> {
-        let l = self.layer(layer)?;
+        self.qkv_of(self.whole(), layer)
+    }
+
+    /// [`Engine::qkv`] of some rows.
+    pub(super) fn qkv_of(&self, share: Share<'_>, layer: usize) -> Result<()> {
+        let (l, d, s) = (self.layer(layer)?, &self.model.dims, &self.buffers.scratch);
+        let width = d.d_q() + 2 * d.d_kv();
+        let qkv = share.of(s.qkv.global(), width);
         self.linear(&Linear {
             weights: &l.qkv,
             epilogue: Epilogue::Store,
-            x: self.buffers.scratch.residual.global(),
+            x: share.of(s.residual.global(), d.d_model),
             norm: l.attn_norm.global(),
             eps: self.model.eps,
-            y: self.buffers.scratch.qkv.global(),
-            rows: self.batch,
+            y: qkv,
+            share,
             tile_rows: self.grids().qkv,
         })?;
-        let (d, qkv) = (&self.model.dims, self.buffers.scratch.qkv.global());
         for (norm, first, heads) in [(&l.q_norm, 0, d.n_heads), (&l.k_norm, d.d_q(), d.n_kv_heads)] {
             let Some(norm) = norm else { continue };
-            let stride = (d.d_q() + 2 * d.d_kv()) as u32;
             let norm = NormRows {
                 x: qkv.offset(first),
                 norm: norm.global(),
                 y: qkv.offset(first),
-                rows: self.batch as u32,
+                rows: share.rows as u32,
                 groups: heads as u32,
                 width: d.head_dim as u32,
-                x_stride: stride,
-                y_stride: stride,
+                x_stride: width as u32,
+                y_stride: width as u32,
                 eps: self.model.eps,
             };
             // SAFETY: A1 of `engine`; a head is its own place.
-            unsafe { launch(&self.stream, &norm, norm.launch())? };
+            unsafe { launch(share.stream, &norm, norm.launch())? };
         }
         Ok(())
     }
@@ -122,7 +128,7 @@ impl Engine {
     pub fn attention(&self, layer: usize) -> Result<()> {
         self.layer(layer)?;
         match self.attention {
-            Attention::Decode { steps } => self.attention_decode(layer, steps, [true; 2]),
+            Attention::Decode { steps } => self.attention_decode(self.whole(), layer, steps, [true; 2]),
             Attention::Prefill { tiles } => self.attention_prefill(layer, tiles),
         }
     }
@@ -132,19 +138,20 @@ impl Engine {
     /// # Errors
     /// When the device fails.
     pub fn out_proj(&self, layer: usize) -> Result<()> {
-        let l = self.layer(layer)?;
+        self.out_proj_of(self.whole(), layer)
+    }
+
+    /// [`Engine::out_proj`] of some rows.
+    pub(super) fn out_proj_of(&self, share: Share<'_>, layer: usize) -> Result<()> {
+        let (l, d, s) = (self.layer(layer)?, &self.model.dims, &self.buffers.scratch);
         self.linear(&Linear {
             weights: &l.o,
             epilogue: Epilogue::Add,
-            x: self.buffers.scratch.attention.global(),
+            x: share.of(s.attention.global(), d.d_q()),
             norm: l.attn_sub_norm.as_ref().unwrap_or(&self.buffers.ones).global(),
-            eps: if self.model.sub_norms {
-                self.model.eps
-            } else {
-                -1.0
-            },
-            y: self.buffers.scratch.residual.global(),
-            rows: self.batch,
+            eps: self.sub_norm_eps(),
+            y: share.of(s.residual.global(), d.d_model),
+            share,
             tile_rows: self.grids().out_proj,
         })
     }
@@ -154,15 +161,20 @@ impl Engine {
     /// # Errors
     /// When the device fails.
     pub fn up_gate(&self, layer: usize) -> Result<()> {
-        let l = self.layer(layer)?;
+        self.up_gate_of(self.whole(), layer)
+    }
+
+    /// [`Engine::up_gate`] of some rows.
+    pub(super) fn up_gate_of(&self, share: Share<'_>, layer: usize) -> Result<()> {
+        let (l, d, s) = (self.layer(layer)?, &self.model.dims, &self.buffers.scratch);
         self.linear(&Linear {
             weights: &l.gate_up,
             epilogue: Epilogue::Gated,
-            x: self.buffers.scratch.residual.global(),
+            x: share.of(s.residual.global(), d.d_model),
             norm: l.ffn_norm.global(),
             eps: self.model.eps,
-            y: self.buffers.scratch.gated.global(),
-            rows: self.batch,
+            y: share.of(s.gated.global(), d.d_ffn),
+            share,
             tile_rows: self.grids().up_gate,
         })
     }
@@ -172,21 +184,31 @@ impl Engine {
     /// # Errors
     /// When the device fails.
     pub fn down(&self, layer: usize) -> Result<()> {
-        let l = self.layer(layer)?;
+        self.down_of(self.whole(), layer)
+    }
+
+    /// [`Engine::down`] of some rows.
+    pub(super) fn down_of(&self, share: Share<'_>, layer: usize) -> Result<()> {
+        let (l, d, s) = (self.layer(layer)?, &self.model.dims, &self.buffers.scratch);
         self.linear(&Linear {
             weights: &l.down,
             epilogue: Epilogue::Add,
-            x: self.buffers.scratch.gated.global(),
+            x: share.of(s.gated.global(), d.d_ffn),
             norm: l.ffn_sub_norm.as_ref().unwrap_or(&self.buffers.ones).global(),
-            eps: if self.model.sub_norms {
-                self.model.eps
-            } else {
-                -1.0
-            },
-            y: self.buffers.scratch.residual.global(),
-            rows: self.batch,
+            eps: self.sub_norm_eps(),
+            y: share.of(s.residual.global(), d.d_model),
+            share,
             tile_rows: self.grids().down,
         })
+    }
+
+    /// Epsilon of the norms before the projections back to the residual stream; negative where there are none.
+    const fn sub_norm_eps(&self) -> f32 {
+        if self.model.sub_norms {
+            self.model.eps
+        } else {
+            -1.0
+        }
     }
 
     /// Row `row` of the residual stream, (d_model), into `out`.

@@ -118,7 +118,7 @@ pub struct Engine {
     /// The grids to take instead of [`Engine::default_grids`].
     forced: Option<Grids>,
     stream: Stream,
-    /// Streams of all [`Share`]s of a step but the first.
+    /// Streams of all [`shares::Share`]s of a step but the first.
     sides: Vec<Stream>,
     /// What streams wait for each other by.
     mark: Event,

@@ -79,8 +79,9 @@ impl Engine {
         let others = || shares.iter().map(|share| share.stream).skip(1);
         others().try_for_each(|side| side.follow(&self.stream, &self.mark))?;
         let outcome = work();
-        others().try_for_each(|side| self.stream.follow(side, &self.mark))?;
-        outcome
+        // A recording that failed cannot be joined either, and that error would say nothing of the cause.
+        let joined = others().try_for_each(|side| self.stream.follow(side, &self.mark));
+        outcome.and(joined)
     }
 }
 

@@ -191,17 +191,19 @@ pub(crate) mod device {
         pub(crate) ring_rows: u32,
     }
 
+    /// Gives parameters that have its fields a method for it.
     macro_rules! state {
         ($($Params:ty)*) => {$(
             impl $Params {
                 #[inline(always)]
-                fn state(&self) -> State {
+                fn state(&self) -> $crate::token::device::State {
                     let Self { tokens, positions, steps, ring, ring_len, ring_rows, .. } = *self;
-                    State { tokens, positions, steps, ring, ring_len, ring_rows }
+                    $crate::token::device::State { tokens, positions, steps, ring, ring_len, ring_rows }
                 }
             }
         )*};
     }
+    pub(crate) use state;
 
     state! { ArgMax TakeBest }
 

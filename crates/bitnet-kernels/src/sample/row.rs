@@ -3,7 +3,7 @@
 use super::{DrawToken, DrawWhole, Settings};
 use crate::Global;
 use crate::intrinsics::*;
-use crate::token::device::State;
+use crate::token::device::{State, state};
 use bitnet_layout::draw::{ordered, unordered};
 
 /// Key of no token.
@@ -166,15 +166,14 @@ macro_rules! end {
         impl $Params {
             #[inline(always)]
             pub(super) fn end(&self) -> End {
-                let Self { counts, history, progress, positions, tokens, steps, ring, .. } = *self;
-                let Self { vocab, history_len, ring_len, ring_rows, .. } = *self;
-                let state = State { tokens, positions, steps, ring, ring_len, ring_rows };
-                End { counts, history, progress, vocab, history_len, state }
+                let Self { counts, history, progress, vocab, history_len, .. } = *self;
+                End { counts, history, progress, vocab, history_len, state: self.state() }
             }
         }
     )*};
 }
 
+state! { DrawToken DrawWhole }
 end! { DrawToken DrawWhole }
 
 /// Makes a token the row's next one.

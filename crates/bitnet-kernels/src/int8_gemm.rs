@@ -168,7 +168,10 @@ mod device {
                     let from = row.min(self.p.n - 1) as usize * words as usize + word as usize;
                     // SAFETY: row and word are those of the matrix, the place is the stage's. Lines so far apart lie alike.
                     unsafe {
-                        async_copy_16(Shared::<u32>::at(start + i * LINES * LINE), self.p.w.offset(from));
+                        async_copy_16_of_256(
+                            Shared::<u32>::at(start + i * LINES * LINE),
+                            self.p.w.offset(from),
+                        );
                     }
                 }
                 i += 1;

@@ -227,7 +227,7 @@ mod device {
                 let from = row as usize * words as usize + word as usize;
                 // SAFETY: row and word are those of the matrix, the place is the stage's. Lines so far apart lie alike.
                 unsafe {
-                    async_copy_16(Shared::<u32>::at(start + i * LINES * LINE), self.p.w.offset(from));
+                    async_copy_16_of_256(Shared::<u32>::at(start + i * LINES * LINE), self.p.w.offset(from));
                 }
                 i += 1;
             }

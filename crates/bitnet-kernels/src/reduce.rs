@@ -1,4 +1,4 @@
-//! Reductions over a warp and over a block, in a fixed order: the same bits whatever the batch.
+//! Sums over a warp and over a block, in a fixed order: the same bits whatever the batch.
 
 use crate::intrinsics::*;
 
@@ -14,23 +14,6 @@ pub unsafe fn warp_sum(mut value: f32) -> f32 {
     while step > 0 {
         // SAFETY: the caller's promise.
         value += unsafe { warp_shuffle_xor(FULL_MASK, value, step) };
-        step /= 2;
-    }
-    value
-}
-
-/// Maximum over the warp on every lane; no NaN.
-///
-/// # Safety
-/// As for [`warp_sum`].
-#[inline(always)]
-#[must_use]
-#[cfg_attr(feature = "emulator", track_caller)]
-pub unsafe fn warp_max(mut value: f32) -> f32 {
-    let mut step = WARP_SIZE / 2;
-    while step > 0 {
-        // SAFETY: the caller's promise.
-        value = value.max(unsafe { warp_shuffle_xor(FULL_MASK, value, step) });
         step /= 2;
     }
     value

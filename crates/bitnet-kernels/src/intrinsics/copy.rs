@@ -25,6 +25,24 @@ pub unsafe fn async_copy_16<T>(destination: Shared<T>, source: Global<T>) {
     lane::async_copy(destination.address(), source.address(), 16);
 }
 
+/// The same, and L2 brings the 256 bytes from memory among which these are: for rows that are copied piece by piece, as memory delivers
+/// neighbors faster together. `cp.async` with `.L2::256B`, PTX ISA 9.7.9.25.3.1.
+///
+/// # Safety
+/// As for [`async_copy_16`].
+#[inline(always)]
+#[cfg_attr(feature = "emulator", track_caller)]
+pub unsafe fn async_copy_16_of_256<T>(destination: Shared<T>, source: Global<T>) {
+    #[cfg(target_arch = "nvptx64")]
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("cp.async.cg.shared.global.L2::256B [{}], [{}], 16;", in(reg32) destination.address(), in(reg64) source.address(),
+            options(nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "nvptx64"))]
+    lane::async_copy(destination.address(), source.address(), 16);
+}
+
 /// Starts a copy of 8 bytes and returns at once. `cp.async.ca.shared.global`, PTX ISA 9.7.9.25.3.1.
 ///
 /// # Safety

@@ -11,6 +11,8 @@ use bitnet_layout::draw::{ordered, unordered};
 
 /// Rows of a lane of [`ScreenGroups`].
 const EACH: usize = (CHUNK / THREADS) as usize;
+/// Columns whose scores a lane of [`ScreenGroups`] loads together.
+const COLUMNS: usize = 2;
 /// Lanes of [`ScreenGroups`] that share a group.
 const LANES: u32 = THREADS / GROUPS;
 /// Most threads of a block of [`CertifiedGemv`].
@@ -45,10 +47,20 @@ pub(super) unsafe fn groups(p: ScreenGroups) {
     let each = p.cols.div_ceil(grid_dim_y().max(1));
     let end = p.cols.min((block_idx_y() + 1) * each);
     let mut col = block_idx_y() * each;
-    grid_dependency_launch();
-    grid_dependency_wait();
-    // SAFETY: rows are compared with the vocabulary, columns with their number; every branch around a warp operation is uniform.
+    // Of each column its bounds, and whether penalties are on.
+    let of_columns = Shared::<f32>::at(0);
+    let flags = Shared::<u32>::at(each * 8);
+    // SAFETY: rows are compared with the vocabulary, columns with their number; every branch around a warp or block operation is
+    // uniform.
     unsafe {
+        // Once for the block: L2 answers those who ask for the same line one after the other, and here that would be every warp.
+        let mut c = me;
+        while c < end - col {
+            flags.store(c, u32::from(penalizes(&settings(p.settings, (col + c) as usize))));
+            c += THREADS;
+        }
+        grid_dependency_launch();
+        grid_dependency_wait();
         if block_idx_x() + block_idx_y() + me == 0 {
             p.published.store_relaxed(0, p.products.load_relaxed(0));
         }
@@ -59,48 +71,67 @@ pub(super) unsafe fn groups(p: ScreenGroups) {
             row_bounds[i] = p.row_bounds.load_l2_x2(row as usize * 2);
             i += 1;
         }
+        let mut c = me;
+        while c < end - col {
+            of_columns.store_x2(2 * c, p.column_bounds.load_l2_x2((col + c) as usize * 2));
+            c += THREADS;
+        }
+        // Orders these before their loads.
+        sync_threads();
+        let first_col = col;
         while col < end {
-            let penalizes = penalizes(&settings(p.settings, col as usize));
-            let column = p.column_bounds.load_l2_x2(col as usize * 2);
-            // All loads are under way before the first is needed.
-            let mut scores = [0.0; EACH];
-            let mut i = 0;
-            while i < EACH {
-                let row = (first + i as u32 * THREADS).min(p.vocab - 1);
-                scores[i] = p.scores.load_l2(col as usize * p.vocab as usize + row as usize)[0];
-                i += 1;
-            }
-            let (mut lowest, mut highest) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
-            let mut i = 0;
-            while i < EACH {
-                let bound = bound(row_bounds[i], column);
-                let (lower, upper) = (scores[i] - bound, scores[i] + bound);
-                let row = first + i as u32 * THREADS;
-                if row < p.vocab {
-                    let at = col as usize * p.vocab as usize + row as usize;
-                    let recent = if penalizes { p.counts.load_l2(at)[0] } else { 0 };
-                    // A NaN is in no group's lower end.
-                    if recent == 0 && lower > lowest && lower < f32::INFINITY {
-                        lowest = lower;
-                    }
-                    // What is not a number may be anything.
-                    let is_anything = upper.is_nan() || recent > 0;
-                    highest = highest.max(if is_anything { f32::INFINITY } else { upper });
+            // The last column stands for one that is not there. All loads are under way before the first is needed.
+            let cols: [u32; COLUMNS] = core::array::from_fn(|c| (col + c as u32).min(end - 1));
+            let mut scores = [[0.0; EACH]; COLUMNS];
+            let mut c = 0;
+            while c < COLUMNS {
+                let mut i = 0;
+                while i < EACH {
+                    let row = (first + i as u32 * THREADS).min(p.vocab - 1);
+                    scores[c][i] = p
+                        .scores
+                        .load_l2(cols[c] as usize * p.vocab as usize + row as usize)[0];
+                    i += 1;
                 }
-                i += 1;
+                c += 1;
             }
-            let mut step = 1;
-            while step < LANES {
-                lowest = lowest.max(warp_shuffle_xor(FULL_MASK, lowest, step));
-                highest = highest.max(warp_shuffle_xor(FULL_MASK, highest, step));
-                step *= 2;
+            let mut c = 0;
+            while c < COLUMNS {
+                let column = of_columns.load_x2(2 * (cols[c] - first_col));
+                let penalizes = flags.load(cols[c] - first_col) != 0;
+                let (mut lowest, mut highest) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+                let mut i = 0;
+                while i < EACH {
+                    let bound = bound(row_bounds[i], column);
+                    let (lower, upper) = (scores[c][i] - bound, scores[c][i] + bound);
+                    let row = first + i as u32 * THREADS;
+                    if row < p.vocab {
+                        let at = cols[c] as usize * p.vocab as usize + row as usize;
+                        let recent = if penalizes { p.counts.load_l2(at)[0] } else { 0 };
+                        // A NaN is in no group's lower end.
+                        if recent == 0 && lower > lowest && lower < f32::INFINITY {
+                            lowest = lower;
+                        }
+                        // What is not a number may be anything.
+                        let is_anything = upper.is_nan() || recent > 0;
+                        highest = highest.max(if is_anything { f32::INFINITY } else { upper });
+                    }
+                    i += 1;
+                }
+                let mut step = 1;
+                while step < LANES {
+                    lowest = lowest.max(warp_shuffle_xor(FULL_MASK, lowest, step));
+                    highest = highest.max(warp_shuffle_xor(FULL_MASK, highest, step));
+                    step *= 2;
+                }
+                if me.is_multiple_of(LANES) {
+                    let at = (cols[c] * all + block_idx_x() * GROUPS + me / LANES) as usize;
+                    p.lowers.store(at, lowest);
+                    p.uppers.store(at, highest);
+                }
+                c += 1;
             }
-            if me.is_multiple_of(LANES) {
-                let at = (col * all + block_idx_x() * GROUPS + me / LANES) as usize;
-                p.lowers.store(at, lowest);
-                p.uppers.store(at, highest);
-            }
-            col += 1;
+            col += COLUMNS as u32;
         }
     }
 }
@@ -218,6 +249,8 @@ pub(super) unsafe fn recompute(p: CertifiedGemv) {
         found_groups.offset(warps * own(n_own, warps)),
         parts.offset(3 * warps),
     );
+    // Of one column `worth` takes one word.
+    let of_column = room.worth.offset(1);
     let y = p.y.offset(col * p.n as usize);
     let product = Bf16Gemv {
         w: p.w,
@@ -229,14 +262,20 @@ pub(super) unsafe fn recompute(p: CertifiedGemv) {
         cols: 1,
         eps: p.eps,
     };
-    grid_dependency_launch();
-    grid_dependency_wait();
     // SAFETY: rows and groups are compared with their numbers, shared indices are below the launch's size; every branch around a warp or
     // block operation is uniform.
     unsafe {
+        // No kernel of a step writes them.
         let s = settings(p.settings, col);
         let penalizes = penalizes(&s);
-        let column = p.column_bounds.load_l2_x2(col * 2);
+        grid_dependency_launch();
+        grid_dependency_wait();
+        // By one lane, for the reason that `groups` says.
+        if thread_idx_x() == 0 {
+            let [reach, slack] = p.column_bounds.load_l2_x2(col * 2);
+            of_column.store(0, reach);
+            of_column.store(1, slack);
+        }
         let upper = |i: u32| {
             let group = (block + i * blocks).min(groups - 1);
             p.uppers.load_l2(col * groups as usize + group as usize)[0]
@@ -263,8 +302,9 @@ pub(super) unsafe fn recompute(p: CertifiedGemv) {
         if lane == 0 {
             n_found.store(warp, n);
         }
-        // Orders all lists and their lengths before their loads.
+        // Orders all lists and their lengths, and the column's bounds, before their loads.
         sync_threads();
+        let column = [of_column.load(0), of_column.load(1)];
         let mut all = 0;
         let mut other = 0;
         while other < warps {

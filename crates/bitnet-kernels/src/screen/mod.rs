@@ -60,7 +60,7 @@ kernels! {
     /// - Moves: `(4 cols + 8) vocab` bytes, from L2. Bound: L2.
     ///
     /// # Safety
-    /// Lengths as above; `row_bounds` and `column_bounds` 8-byte aligned.
+    /// Lengths as above; `row_bounds` and `column_bounds` 8-byte aligned; nothing that this kernel may overlap writes `settings`.
     screen_groups, block = [THREADS, 1, 1], min_blocks = RESIDENT, body = device::groups;
     pub struct ScreenGroups {
         /// Logits as screened, (cols, vocab).
@@ -97,7 +97,8 @@ kernels! {
     /// - Bound: latency where products are few.
     ///
     /// # Safety
-    /// Lengths as above; `w`, `x` and `norm` 16-byte aligned, the bounds 8-byte aligned; `k` a multiple of 8; the launch is
+    /// Lengths as above; `w`, `x` and `norm` 16-byte aligned, the bounds 8-byte aligned; `k` a multiple of 8; nothing that this kernel may overlap
+    /// writes `settings`; the launch is
     /// [`CertifiedGemv::launch`]'s, and a block can have its shared memory.
     certified_gemv, block = [MAX_WARPS * 32, 1, 1], min_blocks = 2, body = device::recompute;
     pub struct CertifiedGemv {
@@ -146,7 +147,8 @@ impl ScreenGroups {
         Launch {
             grid: [chunks, self.cols.div_ceil(each), 1],
             block: [THREADS, 1, 1],
-            shared_bytes: 0,
+            // What belongs to its columns.
+            shared_bytes: each * 12,
         }
     }
 }

@@ -9,7 +9,7 @@ use bitnet_kernels::attention::{
     AttentionSerial, AttentionSerial128, DecodeInputs, Heads, Prefill,
 };
 use bitnet_kernels::rope::{self, RopeAppend};
-use bitnet_kernels::{Global, Kernel, Launch, Use};
+use bitnet_kernels::{Kernel, Launch, Use};
 
 /// Rows whose partial results fit the scratch: more are attended to in turns.
 pub(super) const ROWS_AT_ONCE: usize = 64;
@@ -60,10 +60,47 @@ impl Engine {
     ) -> Result<()> {
         let is_serial = self.attends_serially(share.rows);
         let blocks = self.cluster_blocks(steps).filter(|_| !is_serial);
+        let room = blocks.unwrap_or(steps as u32);
+        let (s, d) = (&self.buffers.scratch, &self.model.dims);
+        let [takes_steps, folds] = wanted;
+        if is_serial || blocks.is_some() {
+            if !takes_steps {
+                return Ok(());
+            }
+            let (inputs, out) = (
+                self.decode_inputs(share, layer, room),
+                share.of(s.attention.global(), d.d_q()),
+            );
+            return if is_serial {
+                self.attention_serial(share, AttentionSerial::new(inputs, out))
+            } else {
+                self.attention_cluster(share, AttentionCluster::new(inputs, out))
+            };
+        }
+        // Partial results have one place, so these parts of a share follow each other.
+        for first in (0..share.rows).step_by(ROWS_AT_ONCE) {
+            let part = Share {
+                first: share.first + first,
+                rows: ROWS_AT_ONCE.min(share.rows - first),
+                ..share
+            };
+            let inputs = self.decode_inputs(part, layer, room);
+            let decode = AttentionDecode::new(inputs, s.values.global(), s.sums.global());
+            if takes_steps {
+                self.attention_steps(part, decode)?;
+            }
+            if folds {
+                self.attention_combine(part, &decode)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What attention of a share's tokens reads and writes, over up to `steps` steps.
+    fn decode_inputs(&self, share: Share<'_>, layer: usize, steps: u32) -> DecodeInputs {
         let (s, d) = (&self.buffers.scratch, &self.model.dims);
         let [k_cache, v_cache] = self.buffers.cache.layer(layer);
-        let out = share.of(s.attention.global(), d.d_q());
-        let inputs = DecodeInputs {
+        DecodeInputs {
             qkv: share.of(s.qkv.global(), d.d_q() + 2 * d.d_kv()),
             positions: share.of(self.rows.positions, 1),
             tables: share.of(self.rows.tables, self.rows.table_len),
@@ -77,51 +114,16 @@ impl Engine {
             heads_per_kv: (d.n_heads / d.n_kv_heads) as u32,
             head_dim: d.head_dim as u32,
             table_len: self.rows.table_len as u32,
-            steps: blocks.unwrap_or(steps as u32),
+            steps,
             q_scale: rope::q_scale(d.head_dim as u32),
-        };
-        if is_serial {
-            let serial = AttentionSerial::new(inputs, out);
-            return if wanted[0] {
-                self.attention_serial(share, serial)
-            } else {
-                Ok(())
-            };
         }
-        if blocks.is_some() {
-            let cluster = AttentionCluster::new(inputs, out);
-            return if wanted[0] {
-                self.attention_cluster(share, cluster)
-            } else {
-                Ok(())
-            };
-        }
-        // Where there are partial results, there is one share.
-        for first in (0..share.rows).step_by(ROWS_AT_ONCE) {
-            let rows = ROWS_AT_ONCE.min(share.rows - first);
-            let part = DecodeInputs {
-                qkv: inputs.qkv.offset(first * (d.d_q() + 2 * d.d_kv())),
-                positions: inputs.positions.offset(first),
-                tables: inputs.tables.offset(first * self.rows.table_len),
-                batch: rows as u32,
-                ..inputs
-            };
-            let part = AttentionDecode::new(part, s.values.global(), s.sums.global());
-            if wanted[0] {
-                self.attention_steps(part)?;
-            }
-            if wanted[1] {
-                self.attention_combine(&part, out.offset(first * d.d_q()))?;
-            }
-        }
-        Ok(())
     }
 
     /// The steps of some tokens' attention.
-    fn attention_steps(&self, decode: AttentionDecode) -> Result<()> {
+    fn attention_steps(&self, share: Share<'_>, decode: AttentionDecode) -> Result<()> {
         // SAFETY: A3 and A4 of `engine`: tables, positions and the pages that tokens write to were checked on the host; A2: the
         // embedding or the host's upload lies between this launch and what wrote positions and the older part of the cache.
-        let run = unsafe { Dependent::on(&self.stream) };
+        let run = unsafe { Dependent::on(share.stream) };
         decode.with_kernel(self.heads, run)
     }
 
@@ -144,13 +146,13 @@ impl Engine {
         cluster.with_kernel(self.heads, InCluster(run))
     }
 
-    /// Folds the steps of some tokens into `out`.
-    fn attention_combine(&self, decode: &AttentionDecode, out: Global<f32>) -> Result<()> {
+    /// Folds the steps of some tokens.
+    fn attention_combine(&self, share: Share<'_>, decode: &AttentionDecode) -> Result<()> {
         let combine = AttentionCombine {
             values: decode.values,
             sums: decode.sums,
             positions: decode.positions,
-            out,
+            out: share.of(self.buffers.scratch.attention.global(), self.model.dims.d_q()),
             batch: decode.batch,
             n_heads: decode.n_heads,
             head_dim: decode.head_dim,
@@ -158,7 +160,7 @@ impl Engine {
             steps: decode.steps,
         };
         // SAFETY: A1: the partial results have room for these steps of 64 rows.
-        unsafe { launch(&self.stream, &combine, combine.launch()) }
+        unsafe { launch(share.stream, &combine, combine.launch()) }
     }
 
     /// By what the attention of runs of tokens multiplies.

@@ -7,13 +7,16 @@ use bitnet_layout::row_tiles::Group;
 
 use super::super::{AHEAD as BYTES_AHEAD, Few, Piece, TILES, TOKEN_STEP};
 use super::ring::{self, AHEAD, GROUPS, OfFour, Slot, unpack_group, unpack_groups};
-use super::{ROW, SHAPES};
+use super::{ROW, Shapes};
 
 /// Fewest rows of activations for which this is faster than VNNI, which multiplies no rows that are not there.
 pub(in super::super) const LEAST: usize = 5;
 
 /// Steps of columns that are asked for ahead of their unpacking.
 const ASKED: usize = BYTES_AHEAD / (GROUPS * size_of::<Group>());
+
+/// Sums of four tiles of weights, and an operand of each kind.
+static SHAPES: Shapes = Shapes::first(6);
 
 /// Sums of [`TILES`] tiles.
 #[repr(C, align(64))]
@@ -46,18 +49,18 @@ impl Pass {
                 "2:",
                 "tileloadd tmm4, [{x} + {row}]",
                 "tileloadd tmm5, [{codes} + {row}]",
-                "tileloadd tmm6, [{codes} + {row} + 1024]",
                 "tdpbssd tmm0, tmm4, tmm5",
                 unpack_groups!("w0", 0, "0"),
                 unpack_groups!("w0", 2, "0"),
-                "tileloadd tmm7, [{codes} + {row} + 2048]",
-                "tdpbssd tmm1, tmm4, tmm6",
+                "tileloadd tmm5, [{codes} + {row} + 1024]",
+                "tdpbssd tmm1, tmm4, tmm5",
                 unpack_groups!("w1", 0, "1"),
                 unpack_groups!("w1", 2, "1"),
-                "tileloadd tmm5, [{codes} + {row} + 3072]",
-                "tdpbssd tmm2, tmm4, tmm7",
+                "tileloadd tmm5, [{codes} + {row} + 2048]",
+                "tdpbssd tmm2, tmm4, tmm5",
                 unpack_groups!("w2", 0, "2"),
                 unpack_groups!("w2", 2, "2"),
+                "tileloadd tmm5, [{codes} + {row} + 3072]",
                 "tdpbssd tmm3, tmm4, tmm5",
                 unpack_groups!("w3", 0, "3"),
                 unpack_groups!("w3", 2, "3"),

@@ -6,7 +6,10 @@ use bitnet_layout::row_tiles::Group;
 
 use super::super::{AHEAD as BYTES_AHEAD, Piece, SWEEP_ROWS, SWEEP_TURNS, Sweep, TOKEN_STEP, Turn};
 use super::ring::{self, AHEAD, GROUPS, OfTwo, Slot, unpack_group, unpack_groups};
-use super::{ROW, SHAPES};
+use super::{ROW, Shapes};
+
+/// Four sums, and an operand of each kind.
+static SHAPES: Shapes = Shapes::first(6);
 
 /// Sums of two tiles and [`SWEEP_ROWS`] rows of activations.
 #[derive(Clone, Copy)]
@@ -34,17 +37,18 @@ impl Pass {
         unsafe {
             asm!(
                 "2:",
-                "tileloadd tmm6, [{codes} + {row}]",
+                "tileloadd tmm5, [{codes} + {row}]",
                 "tileloadd tmm4, [{x0} + {row}]",
-                "tileloadd tmm7, [{codes} + {row} + 1024]",
-                "tileloadd tmm5, [{x1} + {row}]",
-                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm0, tmm4, tmm5",
                 unpack_groups!("w0", 0, "0"),
-                "tdpbssd tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{codes} + {row} + 1024]",
+                "tdpbssd tmm1, tmm4, tmm5",
                 unpack_groups!("w0", 2, "0"),
-                "tdpbssd tmm2, tmm5, tmm6",
+                "tileloadd tmm4, [{x1} + {row}]",
+                "tdpbssd tmm3, tmm4, tmm5",
                 unpack_groups!("w1", 0, "1"),
-                "tdpbssd tmm3, tmm5, tmm7",
+                "tileloadd tmm5, [{codes} + {row}]",
+                "tdpbssd tmm2, tmm4, tmm5",
                 unpack_groups!("w1", 2, "1"),
                 "add {x0}, 1024",
                 "add {x1}, 1024",

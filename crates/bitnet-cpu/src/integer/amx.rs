@@ -40,25 +40,14 @@ struct Shapes {
     rows: [u8; 16],
 }
 
-impl Shapes {
-    /// The first `n` tiles: 16 rows of 64 bytes.
-    const fn first(n: usize) -> Self {
-        let mut shapes = Self {
-            palette: 1,
-            start_row: 0,
-            reserved: [0; 14],
-            row_bytes: [0; 16],
-            rows: [0; 16],
-        };
-        let mut i = 0;
-        while i < n {
-            shapes.row_bytes[i] = ROW as u16;
-            shapes.rows[i] = 16;
-            i += 1;
-        }
-        shapes
-    }
-}
+/// Four sums and an operand of each kind: six tiles of 16 rows of 64 bytes.
+static SHAPES: Shapes = Shapes {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+};
 
 /// See [`super::Integer`].
 ///
@@ -71,7 +60,6 @@ pub(super) unsafe fn spin(n: usize, out: &mut Spun) {
     x.as_flattened_mut().as_chunks_mut::<4>().0.fill([1, -2, 3, -4]);
     let codes: [Quad; 16] = [[0x0201_0002; 16]; 16];
     let mut sums = [[0; 16]; TOKEN_STEP];
-    static SHAPES: Shapes = Shapes::first(6);
     // SAFETY: AMX is available (this function's contract), `SHAPES` is a valid configuration, and `x`, `codes` and `sums` are
     // tiles of it.
     unsafe {

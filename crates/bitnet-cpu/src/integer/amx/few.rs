@@ -7,16 +7,13 @@ use bitnet_layout::row_tiles::Group;
 
 use super::super::{AHEAD as BYTES_AHEAD, Few, Piece, TILES, TOKEN_STEP};
 use super::ring::{self, AHEAD, GROUPS, OfFour, Slot, unpack_group, unpack_groups};
-use super::{ROW, Shapes};
+use super::{ROW, SHAPES};
 
 /// Fewest rows of activations for which this is faster than VNNI, which multiplies no rows that are not there.
 pub(in super::super) const LEAST: usize = 5;
 
 /// Steps of columns that are asked for ahead of their unpacking.
 const ASKED: usize = BYTES_AHEAD / (GROUPS * size_of::<Group>());
-
-/// Sums of four tiles of weights, and an operand of each kind.
-static SHAPES: Shapes = Shapes::first(6);
 
 /// Sums of [`TILES`] tiles.
 #[repr(C, align(64))]

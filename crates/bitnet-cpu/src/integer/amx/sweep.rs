@@ -6,10 +6,7 @@ use bitnet_layout::row_tiles::Group;
 
 use super::super::{AHEAD as BYTES_AHEAD, Piece, SWEEP_ROWS, SWEEP_TURNS, Sweep, TOKEN_STEP, Turn};
 use super::ring::{self, AHEAD, GROUPS, OfTwo, Slot, unpack_group, unpack_groups};
-use super::{ROW, Shapes};
-
-/// Four sums, and an operand of each kind.
-static SHAPES: Shapes = Shapes::first(6);
+use super::{ROW, SHAPES};
 
 /// Sums of two tiles and [`SWEEP_ROWS`] rows of activations.
 #[derive(Clone, Copy)]

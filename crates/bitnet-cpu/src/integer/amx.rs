@@ -4,10 +4,10 @@
 //! columns: a step of columns is unpacked beside the multiplication of one before it, into a ring that the first-level cache holds. The
 //! intrinsics are not stable, so this is assembly.
 //!
-//! A core whose other thread is busy has few tile registers beyond the eight that have names, and whatever writes one waits until one is
-//! free. So each product has one operand of each kind at a time, and names that are left out are not configured: their registers serve the
-//! others. On such a Sapphire Rapids four multiplications with their loads take 72 ns with six names, though these load an operand twice, and
-//! 100 with eight; on a core that is alone both take 28.
+//! Each product has one operand of each kind at a time, and names of tiles that are left out are not configured. On a Sapphire Rapids with
+//! neighbors four multiplications with their loads then take 72 ns, though an operand is loaded twice, and 100 with all eight names; in spells
+//! without neighbors both take 28. The likely reason: a core whose other thread is busy has few registers beyond those that have names, and
+//! whatever writes a tile waits until one is free.
 
 mod ring;
 

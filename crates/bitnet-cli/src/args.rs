@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bitnet_cpu::Cpu;
 use bitnet_model::{
-    ActQuant, Device, Files, I2sLayout, KvMemory, KvType, LmHead, LoadOptions, OpenOptions, Sampling, Simd,
-    SkipZeros, read_file,
+    ActQuant, Device, Files, I2sLayout, KvMemory, KvType, LmHead, LoadOptions, Numa, OpenOptions, Sampling,
+    Simd, SkipZeros, read_file,
 };
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
@@ -80,6 +80,11 @@ pub(crate) struct DeviceArgs {
     /// Processor threads, 1024 at most; no more run than there are cores [default: all cores]
     #[arg(short, long, value_name = "N", value_parser = threads, help_heading = "Device")]
     threads: Option<usize>,
+    /// On a machine with several memory nodes (sockets): threads on all of them, each with its part of the weights in its node's memory
+    /// (distribute), threads on this one alone (isolate), or where numactl has put the program (numactl) [default: where the system puts
+    /// threads and weights]
+    #[arg(long, value_name = "HOW", value_parser = one_of(&NUMA), help_heading = "Device")]
+    numa: Option<Numa>,
     /// Processor instruction set [default: the best there is]
     #[arg(long, value_name = "PATH", value_parser = simd(), help_heading = "Device")]
     simd: Option<Simd>,
@@ -125,6 +130,7 @@ impl DeviceArgs {
             device: if self.cpu { Device::Cpu } else { self.device },
             threads: self.threads,
             simd: self.simd,
+            numa: self.numa.unwrap_or_default(),
             context,
             max_batch: self.batch_size,
             kv_type,
@@ -465,6 +471,13 @@ pub(crate) const LM_HEADS: [(&str, LmHead); 4] = [
     ("certified", LmHead::Certified),
     ("stored", LmHead::Stored),
     ("int8", LmHead::Int8),
+];
+
+/// As llama.cpp names them.
+const NUMA: [(&str, Numa); 3] = [
+    ("distribute", Numa::Distribute),
+    ("isolate", Numa::Isolate),
+    ("numactl", Numa::System),
 ];
 
 const SKIP_ZEROS: [(&str, SkipZeros); 3] = [

@@ -207,6 +207,33 @@ fn the_same_seed_gives_the_same_text() {
 }
 
 #[test]
+fn places_of_threads_change_no_token() {
+    let folder = oracle("bitnet-packed");
+    let tokens = |flags: &[&str]| {
+        let flags = [&["-p", "The", "-n", "4", "--temp", "0", "-t", "2"], flags].concat();
+        run("generate", &folder, &flags)
+    };
+    let expected = stdout(&tokens(&[]));
+    for numa in ["distribute", "isolate", "numactl"] {
+        let output = tokens(&["--numa", numa]);
+        if cfg!(target_os = "linux") || numa == "numactl" {
+            assert_eq!(stdout(&output), expected, "{numa}");
+        } else {
+            assert!(
+                failure(&output).contains("leave their places to the system"),
+                "{output:?}"
+            );
+        }
+    }
+    let output = tokens(&["--numa", "everywhere"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("distribute, isolate, numactl"),
+        "{output:?}"
+    );
+}
+
+#[test]
 fn token_ids_need_no_tokenizer() {
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {

@@ -8,6 +8,7 @@ use crate::error::check_size;
 use crate::float::{Float, TOKENS};
 use crate::integer::{Integer, TOKEN_STEP};
 use crate::matrix::DenseMatrix;
+use crate::nodes::{self, Nodes, Numa};
 use crate::pool::{Pool, Shards};
 use crate::{Error, Result, Simd};
 
@@ -58,6 +59,14 @@ impl Cpu {
     /// # Errors
     /// When the processor lacks the instruction set, or a thread cannot be started.
     pub fn new(simd: Option<Simd>, threads: Option<usize>) -> Result<Self> {
+        Self::on(simd, threads, Numa::System)
+    }
+
+    /// The same with threads on memory nodes; with [`Numa::Isolate`] no more than that node has processors.
+    ///
+    /// # Errors
+    /// As for [`Cpu::new`], or when the system does not tell which processors are near which memory, as other systems than Linux.
+    pub fn on(simd: Option<Simd>, threads: Option<usize>, numa: Numa) -> Result<Self> {
         let available = Simd::available();
         let simd = simd.unwrap_or(available[0]);
         let Some(integer) = Integer::new(simd) else {
@@ -82,8 +91,25 @@ impl Cpu {
             simd,
             float: Float::new(simd),
             integer,
-            pool: Pool::new(threads.clamp(1, most))?,
+            pool: match Nodes::new(numa, |processors| threads.clamp(1, most.min(processors)))? {
+                Some(nodes) => Pool::on(nodes)?,
+                None => Pool::new(threads.clamp(1, most))?,
+            },
         })
+    }
+
+    /// The same with threads on two nodes, whatever the machine has.
+    #[cfg(test)]
+    pub(crate) fn on_halves(simd: Simd, threads: usize) -> Self {
+        let mut cpu = Self::new(Some(simd), Some(1)).unwrap();
+        cpu.pool = Pool::on(Nodes::halves(threads)).unwrap();
+        cpu
+    }
+
+    /// Memory nodes that the calling thread may run on; 1 where the system does not tell.
+    #[must_use]
+    pub fn memory_nodes() -> usize {
+        nodes::count()
     }
 
     /// The instruction set in use.

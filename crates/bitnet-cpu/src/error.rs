@@ -40,6 +40,12 @@ pub enum Error {
         /// The most there can be.
         max: usize,
     },
+    /// The system does not tell which processors are near which memory.
+    #[error("threads cannot be kept on memory nodes here ({source}); leave their places to the system")]
+    Numa {
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A thread could not be started.
     #[error("worker thread {index} of {n_threads} cannot be started: {source}")]
     Thread {

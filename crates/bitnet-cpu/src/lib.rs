@@ -27,6 +27,8 @@ mod simd;
 
 mod error;
 
+mod nodes;
+
 mod memory;
 mod pool;
 
@@ -49,6 +51,8 @@ mod screen;
 
 mod zeros;
 
+mod place;
+
 pub use activations::{Activations, Norm, Precision, ZeroCounts};
 pub use bitnet_layout::{Activation, DenseDtype};
 pub use cpu::{Angles, Cpu, Heads};
@@ -59,6 +63,8 @@ pub use kv::{KvCache, KvRows, KvShape, KvType, Places, Queries};
 pub use matmul::Output;
 pub use matrix::{DenseMatrix, TernaryMatrix};
 pub use memory::Rows;
+pub use nodes::Numa;
+pub use place::OnNode;
 pub use screen::{Ask, Best, ScreenCounts, ScreenMatrix, ScreenRoom};
 pub use simd::{Simd, UnknownSimd};
 pub use zeros::{TernaryColumns, TernaryRows};

@@ -35,9 +35,13 @@ impl Cpu {
             .max(1)
             .checked_mul(LANES_OF_LEAST)
             .ok_or(Error::Memory { what, bytes: most })?;
+        let _stay = self.pool.stay();
         let mut data = Buffer::<[f32; 16]>::zeroed(what, len, Pages::Huge)?;
         // Until it is written all of it is one page.
         data.as_flattened_mut().fill(1.0);
+        if let Some(nodes) = self.pool.nodes() {
+            data.spread(what, nodes, 1)?;
+        }
         let pass = |(at_once, ahead): (usize, usize)| {
             let start = Instant::now();
             self.pool.run(len.div_ceil(at_once), &|claim, _| {
@@ -66,8 +70,10 @@ impl Cpu {
         median(|| {
             let rates = std::sync::Mutex::new(0.0);
             std::thread::scope(|scope| {
-                for _ in 0..self.n_threads() {
-                    scope.spawn(|| {
+                for thread in 0..self.n_threads() {
+                    let rates = &rates;
+                    scope.spawn(move || {
+                        let _stay = self.pool.nodes().map(|nodes| nodes.stay(thread));
                         let (mut n_products, start) = (0, Instant::now());
                         while start.elapsed() < PASS {
                             let mut spun = Spun::default();

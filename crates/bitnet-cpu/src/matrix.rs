@@ -7,6 +7,7 @@ use bitnet_layout::words::CODES_PER_WORD;
 use crate::error::check_size;
 use crate::float::{Bf16, F16, Weights};
 use crate::memory::{Buffer, Pages, Plain};
+use crate::nodes::Nodes;
 use crate::{Error, Result};
 
 /// An (n, k) ternary matrix: tiles of 16 rows, and what a unit of each row is worth.
@@ -74,6 +75,11 @@ impl TernaryMatrix {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.tiles.bytes() + (self.scales.len() * size_of::<[f32; ROWS]>()) as u64
+    }
+
+    /// Moves the tiles, in `n_parts` equal runs that threads share alike, to the nodes of their threads.
+    pub(crate) fn spread(&mut self, nodes: &Nodes, n_parts: usize) -> Result<()> {
+        self.tiles.spread("a weight matrix", nodes, n_parts)
     }
 
     /// The scales of the rows, by tile.
@@ -144,6 +150,16 @@ impl DenseMatrix {
             Data::Bf16(data) => data.bytes(),
             Data::F16(data) => data.bytes(),
             Data::F32(data) => data.bytes(),
+        }
+    }
+
+    /// Moves the rows to the nodes of the threads that share them.
+    pub(crate) fn spread(&mut self, nodes: &Nodes) -> Result<()> {
+        let what = "a dense matrix";
+        match &mut self.data {
+            Data::Bf16(data) => data.spread(what, nodes, 1),
+            Data::F16(data) => data.spread(what, nodes, 1),
+            Data::F32(data) => data.spread(what, nodes, 1),
         }
     }
 

@@ -4,6 +4,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+use crate::nodes::Nodes;
 use crate::{Error, Result};
 
 /// Alignment of every buffer: a cache line, and the widest SIMD load.
@@ -98,6 +99,40 @@ impl<T: Plain> Buffer<T> {
             len,
             block: Block::Heap(layout),
         })
+    }
+
+    /// Moves the values to other memory, of each of `n_parts` equal runs the share of each node to that node: pages lie where they are first
+    /// written. A buffer too small for a mapping of its own stays where it is.
+    pub(crate) fn spread(&mut self, what: &'static str, nodes: &Nodes, n_parts: usize) -> Result<()> {
+        if !self.is_mapped() {
+            return Ok(());
+        }
+        let mut to = Self::zeroed(what, self.len, Pages::Huge)?;
+        let mut parts = Vec::new();
+        #[cfg(target_os = "linux")]
+        let end = to.as_ptr_range().end.cast();
+        let (mut from, mut rest) = (&**self, &mut *to);
+        for (node, share) in nodes.shares(self.len, n_parts) {
+            let ((from_here, from_later), (here, later)) =
+                (from.split_at(share.len()), rest.split_at_mut(share.len()));
+            // A huge page would be whole on one node.
+            #[cfg(target_os = "linux")]
+            linux::keep_small(here.as_ptr().cast(), end);
+            parts.push((node, (from_here, here)));
+            (from, rest) = (from_later, later);
+        }
+        nodes.each(parts, |(from, to): (&[T], &mut [T])| to.copy_from_slice(from))?;
+        *self = to;
+        Ok(())
+    }
+
+    /// Whether the pages are this buffer's alone, and untouched until something is written.
+    fn is_mapped(&self) -> bool {
+        match self.block {
+            Block::Empty | Block::Heap(_) => false,
+            #[cfg(target_os = "linux")]
+            Block::Map { .. } => true,
+        }
     }
 
     /// Size in bytes.
@@ -199,6 +234,18 @@ mod linux {
         Some((base, mapped, data))
     }
 
+    /// Has what lies around `at` in a mapping, whose data ends at `end`, consist of small pages, unless a huge page begins there anyway.
+    pub(super) fn keep_small(at: *const u8, end: *const u8) {
+        let before = at.addr() % HUGE_PAGE;
+        if before > 0 {
+            let page = at.wrapping_sub(before).cast_mut();
+            let len = HUGE_PAGE.min(end.addr() - page.addr());
+            // A refusal leaves a huge page, which is as right.
+            // SAFETY: the advice changes no byte, and the data of a mapping begins at a multiple of `HUGE_PAGE`, so all of this is in it.
+            unsafe { libc::madvise(page.cast(), len, libc::MADV_NOHUGEPAGE) };
+        }
+    }
+
     /// Gives back a mapping made by [`map`].
     pub(super) fn unmap(base: NonNull<libc::c_void>, bytes: usize) {
         // SAFETY: `map` returned `base` and `bytes`; the only caller is the drop of the buffer that owns them.
@@ -219,6 +266,22 @@ mod tests {
                 assert!(buffer.iter().all(|&x| x == 0));
                 assert!(len == 0 || buffer.as_ptr().addr().is_multiple_of(ALIGN));
                 buffer.fill(u32::MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_spread_keeps_its_values() {
+        let nodes = Nodes::halves(3);
+        for len in [0, 100, (1 << 20) + 17, 3 << 20] {
+            for n_parts in [1, 2] {
+                let mut buffer = Buffer::<u32>::zeroed("test", len, Pages::Lazy).unwrap();
+                (0..).zip(&mut *buffer).for_each(|(i, x)| *x = i);
+                let before = buffer.as_ptr();
+                buffer.spread("test", &nodes, n_parts).unwrap();
+                assert!(buffer.iter().zip(0..).all(|(&x, i)| x == i), "{len} {n_parts}");
+                let is_large = cfg!(target_os = "linux") && len > 1000;
+                assert_eq!(buffer.as_ptr() != before, is_large, "{len} {n_parts}");
             }
         }
     }

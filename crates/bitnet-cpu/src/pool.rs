@@ -17,6 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::nodes::{Nodes, Stay};
 use crate::{Error, Result};
 
 /// How long an idle thread polls before it sleeps: longer than the serial work between two loops of a step, shorter
@@ -36,6 +37,8 @@ const END: u64 = u64::MAX >> LEFT_BITS;
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// Where the threads stay.
+    nodes: Option<Arc<Nodes>>,
     /// Held while a loop runs: the shared state describes one loop.
     turn: Mutex<()>,
 }
@@ -72,6 +75,15 @@ struct Job<'a> {
 impl Pool {
     /// A pool of `n_threads` threads, the caller of [`Pool::run`] among them.
     pub(crate) fn new(n_threads: usize) -> Result<Self> {
+        Self::start(n_threads, None)
+    }
+
+    /// A pool of threads that stay on nodes, but for the caller of [`Pool::run`].
+    pub(crate) fn on(nodes: Nodes) -> Result<Self> {
+        Self::start(nodes.n_threads(), Some(Arc::new(nodes)))
+    }
+
+    fn start(n_threads: usize, nodes: Option<Arc<Nodes>>) -> Result<Self> {
         let shared = Arc::new(Shared {
             tickets: (0..n_threads.max(1)).map(|_| Apart(AtomicU64::new(0))).collect(),
             job: Apart(AtomicPtr::new(std::ptr::null_mut())),
@@ -85,13 +97,17 @@ impl Pool {
         let mut pool = Self {
             shared,
             workers: Vec::with_capacity(n_threads.saturating_sub(1)),
+            nodes,
             turn: Mutex::new(()),
         };
         for index in 1..n_threads {
-            let shared = Arc::clone(&pool.shared);
+            let (shared, nodes) = (Arc::clone(&pool.shared), pool.nodes.clone());
             let worker = std::thread::Builder::new()
                 .name(format!("bitnet-{index}"))
-                .spawn(move || shared.work(index));
+                .spawn(move || {
+                    let _stay = nodes.as_ref().map(|nodes| nodes.stay(index));
+                    shared.work(index);
+                });
             pool.workers.push(worker.map_err(|source| Error::Thread {
                 index,
                 n_threads,
@@ -104,6 +120,16 @@ impl Pool {
     /// Threads that run chunks.
     pub(crate) fn n_threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Where the threads stay, if anywhere.
+    pub(crate) fn nodes(&self) -> Option<&Nodes> {
+        self.nodes.as_deref()
+    }
+
+    /// Keeps the caller, the first of the threads, on its node.
+    pub(crate) fn stay(&self) -> Option<Stay> {
+        self.nodes.as_ref().map(|nodes| nodes.stay(0))
     }
 
     /// Calls `body(chunk, thread)` once for every chunk below `n_chunks`, on any thread in any order, and returns when

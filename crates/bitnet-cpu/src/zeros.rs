@@ -21,6 +21,7 @@ use crate::integer::{
 use crate::matmul::{Output, Target};
 use crate::matrix::TernaryMatrix;
 use crate::memory::{Buffer, Pages};
+use crate::nodes::Nodes;
 use crate::pool::Shards;
 use crate::{Error, Result, Simd};
 
@@ -87,6 +88,11 @@ impl TernaryRows {
             rest: AtomicU32::new(0),
             last_rest: AtomicU32::new(0),
         })
+    }
+
+    /// Moves the rows to the nodes of the threads that share them.
+    pub(crate) fn spread(&mut self, nodes: &Nodes) -> Result<()> {
+        self.lines.spread("rows of a weight matrix", nodes, 1)
     }
 
     /// What `n` rows of `k` columns take.

@@ -8,8 +8,8 @@ mod head;
 mod tests;
 
 use bitnet_cpu::{
-    Angles, Ask, Best, Cpu, DenseMatrix, Heads, KvCache, KvRows, KvShape, KvType, Norm, Places, Queries,
-    Simd, Write, ZeroCounts,
+    Angles, Ask, Best, Cpu, DenseMatrix, Heads, KvCache, KvRows, KvShape, KvType, Norm, Numa, Places,
+    Queries, Simd, Write, ZeroCounts,
 };
 
 use crate::memory::{KvDemand, KvMemory, available, head_of, weight_bytes, zeros_bytes};
@@ -31,6 +31,8 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Instruction set; `None`: the best this processor has.
     pub simd: Option<Simd>,
+    /// Where threads run and weights lie on a machine with several memory nodes.
+    pub numa: Numa,
     /// Most positions of a sequence.
     pub context: usize,
     /// Most sequences of a step.
@@ -54,6 +56,7 @@ impl Default for CpuOptions {
         Self {
             threads: None,
             simd: None,
+            numa: Numa::default(),
             context: 4096,
             n_seqs: 1,
             max_batch: 512,
@@ -115,7 +118,8 @@ impl CpuBackend {
                 return Err(Error::Request(format!("the {name} must be at least 1, not 0")));
             }
         }
-        let cpu = Cpu::new(options.simd, options.threads)?;
+        let cpu = Cpu::on(options.simd, options.threads, options.numa)?;
+        let stay = cpu.stay();
         let mut shape = KvShape {
             n_layers: config.n_layers,
             n_pages: 1,
@@ -140,7 +144,7 @@ impl CpuBackend {
         let kv = KvCache::new(&cpu, options.kv_type, shape)?;
         let scratch = Scratch::new(&config, &cpu, options.max_batch)?;
         let expected = (config.vocab, config.d_model);
-        let embedding = dense(&*source.embedding()?, "the embedding", expected)?;
+        let embedding = dense(&cpu, &*source.embedding()?, "the embedding", expected)?;
         let layers: Vec<_> = (0..config.n_layers)
             .map(|index| Layer::new(&cpu, &config, index, source.layer(index)?, zeros_bytes > 0))
             .collect::<Result<_>>()?;
@@ -149,10 +153,14 @@ impl CpuBackend {
         let head = Head::new(&cpu, &config, source, &embedding, lm_head, options.max_batch)?;
         let threads = cpu.n_threads();
         let plural = if threads == 1 { "" } else { "s" };
+        let nodes = match cpu.n_nodes() {
+            1 => String::new(),
+            n => format!(" on {n} memory nodes"),
+        };
         let layer_bytes: u64 = layers.iter().map(Layer::bytes).sum();
         let weight_bytes = embedding.bytes() + layer_bytes + head.bytes();
         let spec = Spec {
-            name: format!("cpu ({}, {threads} thread{plural})", cpu.simd()),
+            name: format!("cpu ({}, {threads} thread{plural}{nodes})", cpu.simd()),
             page: shape.page,
             n_pages: shape.n_pages,
             max_seqs: options.n_seqs,
@@ -165,6 +173,7 @@ impl CpuBackend {
             kv_bytes: kv.bytes(),
             config,
         };
+        drop(stay);
         Ok(Self {
             cpu,
             spec,
@@ -195,6 +204,7 @@ impl Backend for CpuBackend {
 
     fn step(&mut self, batch: &Batch, want: Want<'_>) -> Result<&[f32]> {
         self.spec.check(batch, want)?;
+        let _stay = self.cpu.stay();
         transformer(self, batch, want)
     }
 
@@ -213,6 +223,7 @@ impl Backend for CpuBackend {
 
 impl CertifiedHead for CpuBackend {
     fn best(&mut self, hidden: &[f32], asks: &[Ask<'_>]) -> Result<Vec<Best>> {
+        let _stay = self.cpu.stay();
         self.head.best(&self.cpu, &self.embedding, hidden, asks)
     }
 }
@@ -433,7 +444,7 @@ impl Layer {
             true => (Skip::Gated, Skip::Input),
             false => (Skip::Nothing, Skip::Nothing),
         };
-        Ok(Self {
+        let mut layer = Self {
             qkv: linear("q, k, v", w.qkv, c.d_q() + 2 * c.d_kv(), c.d_model, Skip::Nothing)?,
             o: linear("o", w.o, c.d_model, c.d_q(), Skip::Nothing)?,
             gate_up: linear("gate, up", w.gate_up, 2 * c.d_ffn, c.d_model, gated)?,
@@ -444,7 +455,12 @@ impl Layer {
             attn_sub_norm: w.attn_sub_norm,
             ffn_norm: w.ffn_norm,
             ffn_sub_norm: w.ffn_sub_norm,
-        })
+        };
+        for linear in [&mut layer.qkv, &mut layer.o, &mut layer.down] {
+            linear.place(cpu, false)?;
+        }
+        layer.gate_up.place(cpu, true)?;
+        Ok(layer)
     }
 
     fn bytes(&self) -> u64 {
@@ -474,7 +490,7 @@ impl From<bitnet_cpu::Error> for Error {
                     .unwrap_or(u64::MAX),
                 available: available().unwrap_or(0),
             },
-            bitnet_cpu::Error::Simd { .. } => Self::NoDevice(error.into()),
+            bitnet_cpu::Error::Simd { .. } | bitnet_cpu::Error::Numa { .. } => Self::NoDevice(error.into()),
             error => Self::DeviceFailed(error.into()),
         }
     }

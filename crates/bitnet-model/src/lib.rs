@@ -59,7 +59,7 @@ mod model;
 
 mod engine;
 
-pub use bitnet_cpu::{Ask, Best, KvType, Simd, ZeroCounts};
+pub use bitnet_cpu::{Ask, Best, KvType, Numa, Simd, ZeroCounts};
 #[cfg(feature = "cuda")]
 pub use bitnet_cuda::engine::{Grids, Part, PartTime, Profile};
 pub use bitnet_layout::{DenseDtype, Dims, Token, WeightForm};

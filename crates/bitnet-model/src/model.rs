@@ -6,8 +6,8 @@ use std::str::FromStr;
 use crate::schedule::{ScheduleOptions, Scheduler};
 use crate::{
     Backend, ChatTemplate, Checkpoint, Config, CpuBackend, CpuOptions, Error, Files, GenerateOptions,
-    GenerationConfig, Generator, KvMemory, KvType, LmHead, OpenOptions, Pooling, Result, Simd, SkipZeros,
-    Tokenizer, Watched, WeightForm, WeightSource, embed,
+    GenerationConfig, Generator, KvMemory, KvType, LmHead, Numa, OpenOptions, Pooling, Result, Simd,
+    SkipZeros, Tokenizer, Watched, WeightForm, WeightSource, embed,
 };
 
 /// Tokens of context where neither the caller nor a smaller limit of the model says otherwise.
@@ -74,6 +74,8 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// Instruction set to use; `None` is the best this processor has. The results are the same.
     pub simd: Option<Simd>,
+    /// Where threads of the processor run, and weights lie, on a machine with several memory nodes. The results are the same.
+    pub numa: Numa,
     /// Tokens a sequence can hold; `None` is what the model was trained for, but at most 4096, and 0 is all of that.
     pub context: Option<usize>,
     /// Sequences that can be computed side by side.
@@ -100,6 +102,7 @@ impl Default for LoadOptions {
             device: Device::Auto,
             threads: None,
             simd: None,
+            numa: Numa::System,
             context: None,
             n_seqs: 1,
             max_batch: 512,
@@ -353,6 +356,7 @@ pub fn open_backend(source: &dyn WeightSource, options: impl Into<LoadOptions>) 
             let options = CpuOptions {
                 threads: options.threads,
                 simd: options.simd,
+                numa: options.numa,
                 context,
                 n_seqs: options.n_seqs,
                 max_batch: options.max_batch.min(context),

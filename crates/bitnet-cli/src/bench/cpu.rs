@@ -7,6 +7,7 @@ use bitnet_cpu::{Activations, Cpu, DenseDtype, DenseMatrix, Output, Precision, S
 use bitnet_layout::random::Random;
 use bitnet_layout::reference;
 use bitnet_layout::words::{CODES_PER_WORD, Shape, unpack_word};
+use bitnet_model::LoadOptions;
 
 use super::Limits;
 use super::report::{BF16, OURS, Report, Row, Timing};
@@ -196,8 +197,8 @@ fn time<W>(
 }
 
 /// What the processor can do with the instruction set and the threads that a model would use, reads of at most `bytes` bytes.
-pub(super) fn limits(simd: Option<Simd>, threads: Option<usize>, bytes: u64) -> anyhow::Result<Limits> {
-    Limits::of(&Cpu::new(simd, threads)?, bytes)
+pub(super) fn limits(options: &LoadOptions, bytes: u64) -> anyhow::Result<Limits> {
+    Limits::of(&Cpu::on(options.simd, options.threads, options.numa)?, bytes)
 }
 
 impl Limits {

@@ -115,7 +115,7 @@ impl Limits {
     /// machine changes. On a processor; the limits of a GPU stay.
     fn look_again(&mut self, options: &LoadOptions, bytes: u64) -> anyhow::Result<()> {
         if let Some(most) = self.g_products_per_s {
-            let again = cpu::limits(options.simd, options.threads, bytes)?;
+            let again = cpu::limits(options, bytes)?;
             self.gb_per_s = self.gb_per_s.max(again.gb_per_s);
             self.g_products_per_s = again.g_products_per_s.map(|products| products.max(most));
         }
@@ -134,6 +134,6 @@ fn limits(options: &LoadOptions) -> anyhow::Result<Limits> {
     match options.device {
         Device::Cuda(index) => of_gpu(index),
         Device::Auto if kernels::has_gpu() => of_gpu(0),
-        Device::Auto | Device::Cpu => cpu::limits(options.simd, options.threads, machine::READ_BYTES),
+        Device::Auto | Device::Cpu => cpu::limits(options, machine::READ_BYTES),
     }
 }

@@ -52,7 +52,13 @@ fn cores() -> usize {
 
 fn threads(asked: Option<usize>) -> Check {
     let (threads, cores) = (asked.unwrap_or_else(cores), cores());
-    let message = format!("{threads} on {cores} cores");
+    let nodes = Cpu::memory_nodes();
+    let message = match nodes {
+        1 => format!("{threads} on {cores} cores"),
+        _ => format!(
+            "{threads} on {cores} cores with {nodes} memory nodes, which --numa distribute makes use of"
+        ),
+    };
     let check = if threads <= cores {
         Check::ok("threads", message)
     } else {
@@ -62,7 +68,10 @@ fn threads(asked: Option<usize>) -> Check {
             format!("more threads than cores gain nothing; use -t {cores} or fewer"),
         )
     };
-    check.fact("threads", threads).fact("cores", cores)
+    check
+        .fact("threads", threads)
+        .fact("cores", cores)
+        .fact("memory_nodes", nodes)
 }
 
 fn memory(threads: usize) -> Check {

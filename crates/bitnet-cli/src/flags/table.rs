@@ -21,8 +21,7 @@ use Here::{Anyway, AnywayIn, AnywayWith, Is, IsOr, See};
 const ON: &[&str] = &["on", "auto", "1", "true"];
 const DEVICE: &str = "the whole model runs on one device: --device cuda, cuda:N or cpu";
 const LOADING: &str = "weights are read into memory once; there is nothing to choose";
-const AFFINITY: &str =
-    "threads are placed by the system; `taskset` or `numactl` before the command place them, -t counts them";
+const AFFINITY: &str = "threads are placed by the system; --numa spreads them over sockets, `taskset` before the command chooses cores, -t counts them";
 const SAMPLER: &str =
     "there is no such sampler; --temp, --top-k, --top-p, --min-p and the penalties choose tokens";
 const DRAFT: &str = "there is no speculative decoding with a second model";
@@ -141,7 +140,7 @@ pub(super) const TABLE: &[(&str, Here)] = &[
     ("-tb --threads-batch", See("-t is for prompts and answers alike")),
     (
         "-C --cpu-mask -Cr --cpu-range --cpu-strict --prio --poll -Cb --cpu-mask-batch -Crb --cpu-range-batch \
-         --cpu-strict-batch --prio-batch --poll-batch --numa",
+         --cpu-strict-batch --prio-batch --poll-batch",
         See(AFFINITY),
     ),
     (

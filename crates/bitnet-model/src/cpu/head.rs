@@ -39,7 +39,7 @@ impl Head {
                 .map(Self::Ternary);
         }
         let head = match source.head()? {
-            Some(head) => Self::Dense(dense(&*head, "the output head", shape)?),
+            Some(head) => Self::Dense(dense(cpu, &*head, "the output head", shape)?),
             None => Self::Embedding,
         };
         let int8 = |w: &DenseMatrix| -> Result<Self> {
@@ -131,8 +131,10 @@ impl Head {
 }
 
 /// Reads a matrix of the expected shape.
-pub(super) fn dense(w: &dyn Dense, name: &str, expected: (usize, usize)) -> Result<DenseMatrix> {
+pub(super) fn dense(cpu: &Cpu, w: &dyn Dense, name: &str, expected: (usize, usize)) -> Result<DenseMatrix> {
     check_len(&format!("rows of {name}"), w.shape().0, expected.0)?;
     check_len(&format!("columns of {name}"), w.shape().1, expected.1)?;
-    DenseMatrix::read(w.dtype(), expected, |first, bytes| w.read_rows(first, bytes))
+    let mut matrix = DenseMatrix::read(w.dtype(), expected, |first, bytes| w.read_rows(first, bytes))?;
+    cpu.place_dense(&mut matrix)?;
+    Ok(matrix)
 }

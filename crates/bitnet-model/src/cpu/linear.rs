@@ -108,6 +108,18 @@ impl Linear {
         Ok(Self { n, k, parts, zeros })
     }
 
+    /// Moves the weights near the threads that read them; `is_gated` for [`Linear::apply_gated`].
+    pub(super) fn place(&mut self, cpu: &Cpu, is_gated: bool) -> Result<()> {
+        let is_gated = is_gated && !self.is_split();
+        for part in &mut self.parts {
+            cpu.place(&mut part.matrix, is_gated)?;
+        }
+        if let Zeros::Rows(rows) = &mut self.zeros {
+            cpu.place_rows(rows)?;
+        }
+        Ok(())
+    }
+
     /// Size in memory.
     pub(super) fn bytes(&self) -> u64 {
         let zeros = match &self.zeros {

@@ -102,9 +102,9 @@ impl<T: Plain> Buffer<T> {
     }
 
     /// Moves the values to other memory, of each of `n_parts` equal runs the share of each node to that node: pages lie where they are first
-    /// written. A buffer too small for a mapping of its own stays where it is.
+    /// written. A buffer too small for a mapping of its own stays where it is, and so do all where there is one node.
     pub(crate) fn spread(&mut self, what: &'static str, nodes: &Nodes, n_parts: usize) -> Result<()> {
-        if !self.is_mapped() {
+        if nodes.count() < 2 || !self.is_mapped() {
             return Ok(());
         }
         let mut to = Self::zeroed(what, self.len, Pages::Huge)?;

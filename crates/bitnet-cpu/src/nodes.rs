@@ -122,8 +122,7 @@ impl Nodes {
         }
     }
 
-    /// Calls `fill(part)` for some parts of `len` elements on the node of the threads that take them: of each of `n_parts` equal runs the share
-    /// of each node. All calls for a node are one thread's, and the nodes' run at one time.
+    /// Calls `fill(part)` for each part on the node beside it: for one node one after the other in a thread of its own, the nodes' at one time.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -205,13 +204,14 @@ mod system {
     use std::path::Path;
 
     use super::{Node, parse};
+    use crate::cores::affinity;
 
     /// Processors, as the system takes them.
     pub(super) type Set = libc::cpu_set_t;
 
     /// The nodes with processors that this thread may run on; one where the system has no nodes.
     pub(super) fn nodes() -> io::Result<Vec<Node>> {
-        let set = allowed()?;
+        let set = affinity()?;
         // SAFETY: the number is below that of the bits of a set.
         let is_allowed = |&processor: &usize| unsafe { libc::CPU_ISSET(processor, &set) };
         let all = 0..8 * size_of::<Set>();
@@ -246,16 +246,6 @@ mod system {
         usize::try_from(processor).map_err(|_| io::Error::last_os_error())
     }
 
-    fn allowed() -> io::Result<Set> {
-        // SAFETY: a set of processors is bits, of which all may be zero.
-        let mut set: Set = unsafe { std::mem::zeroed() };
-        // SAFETY: the call writes at most as many bytes to `set` as it is told that there are.
-        match unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) } {
-            0 => Ok(set),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
     fn set(set: &Set) -> io::Result<()> {
         // SAFETY: the call reads the set that is lent to it.
         match unsafe { libc::sched_setaffinity(0, size_of_val(set), set) } {
@@ -266,7 +256,7 @@ mod system {
 
     /// Lets the calling thread run on these processors alone; returns where it might before.
     pub(super) fn move_to(processors: &[usize]) -> io::Result<Set> {
-        let before = allowed()?;
+        let before = affinity()?;
         // SAFETY: a set of processors is bits, of which all may be zero.
         let mut now: Set = unsafe { std::mem::zeroed() };
         for &processor in processors {

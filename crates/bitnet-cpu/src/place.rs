@@ -35,8 +35,8 @@ impl Cpu {
     /// When memory cannot be had, or a thread started.
     pub fn place(&self, w: &mut TernaryMatrix, is_gated: bool) -> Result<()> {
         match self.pool.nodes() {
-            Some(nodes) if nodes.count() > 1 => w.spread(nodes, if is_gated { 2 } else { 1 }),
-            _ => Ok(()),
+            Some(nodes) => w.spread(nodes, if is_gated { 2 } else { 1 }),
+            None => Ok(()),
         }
     }
 
@@ -46,8 +46,8 @@ impl Cpu {
     /// As for [`Cpu::place`].
     pub fn place_rows(&self, w: &mut TernaryRows) -> Result<()> {
         match self.pool.nodes() {
-            Some(nodes) if nodes.count() > 1 => w.spread(nodes),
-            _ => Ok(()),
+            Some(nodes) => w.spread(nodes),
+            None => Ok(()),
         }
     }
 
@@ -57,8 +57,8 @@ impl Cpu {
     /// As for [`Cpu::place`].
     pub fn place_dense(&self, w: &mut DenseMatrix) -> Result<()> {
         match self.pool.nodes() {
-            Some(nodes) if nodes.count() > 1 => w.spread(nodes),
-            _ => Ok(()),
+            Some(nodes) => w.spread(nodes),
+            None => Ok(()),
         }
     }
 }

@@ -639,10 +639,13 @@ def _(c):
 @case("stream.incremental", "core", ["ignore_eos"])
 def _(c):
     """text comes while it is made, not at the end"""
-    s = c.stream(body=c.long_body(min(256, c.ctx() - 300)))
-    assert len(s.chunks) > 20, f"{len(s.chunks)} chunks for 256 tokens"
-    half = (s.times[len(s.times) // 2] - s.sent) / (s.times[-1] - s.sent)
-    assert half < 0.85, f"half of the text came after {100 * half:.0f} % of the time"
+    halves = []
+    # A busy machine or a gateway may be late with the first text of a short answer; what is kept back comes late every time.
+    while not halves or min(halves) >= 0.85:
+        assert len(halves) < 5, f"half of the text came after {100 * min(halves):.0f} % of the time at best, of {len(halves)} answers"
+        s = c.stream(body=c.long_body(min(256, c.ctx() - 300)))
+        assert len(s.chunks) > 20, f"{len(s.chunks)} chunks for 256 tokens"
+        halves.append((s.times[len(s.times) // 2] - s.sent) / (s.times[-1] - s.sent))
 
 
 @case("stream.n")

@@ -1,8 +1,11 @@
 //! The cache of keys and values, in pages of [`PAGE`] positions, and copies of pages.
 //!
 //! A layer's cache is two arrays, made for the fragments of the tensor cores: keys as (page, kv head, position
-//! in the page, dim), values as (page, kv head, dim, position in the page), so that consecutive positions of one dimension
-//! lie together. `dim` is the head's dimension padded with zeros to [`padded_head_dim`].
+//! in the page, dim), values as (page, kv head, run, dim, position in the run). `dim` is the head's dimension padded with zeros to
+//! [`padded_head_dim`]. A run is as many positions as 16 bytes have room for, which a lane takes at once of a dimension, and what the
+//! first positions of a page hold comes first, of values as of keys. In run r dimension d stands at place `d ^ (2 r mod 8)` (of 8-bit
+//! integers `d ^ (4 r mod 8)`), so that lanes that read several runs of a copy in shared memory find them in different banks. Values of heads that
+//! are padded to 256 dimensions lie as (page, kv head, dim, position in the page): the prompt kernel has no register left for more.
 //!
 //! [`KvType`] says what elements are: bfloat16, or 8-bit integers. Behind the integers of a page and head then lie the scales of
 //! their positions, f32: with `m` the largest magnitude of a key or value, the scale is `m / 127` and an element
@@ -190,6 +193,9 @@ pub(crate) mod device {
         /// Elements of a word.
         const PER_WORD: u32 = if INT8 { 4 } else { 2 };
 
+        /// Positions of a run of values.
+        pub(crate) const RUN: u32 = 4 * Self::PER_WORD;
+
         /// The page that a table's `entry` names.
         #[inline(always)]
         pub(crate) fn new(entry: u32, n_kv_heads: u32, kv_head: u32, padded: u32) -> Self {
@@ -221,13 +227,31 @@ pub(crate) mod device {
         /// Word of dimension `dim` of the value at position `place` of the page, the first of a word.
         #[inline(always)]
         pub(crate) fn value(self, place: u32, dim: u32) -> usize {
-            self.base + ((dim * PAGE + place) / Self::PER_WORD) as usize
+            self.base + (4 * self.run(place, dim) + place % Self::RUN / Self::PER_WORD) as usize
         }
 
         /// Element, counted as such, of dimension `dim` of the value at position `place` of the page.
         #[inline(always)]
         pub(crate) fn value_element(self, place: u32, dim: u32) -> usize {
-            self.base * Self::PER_WORD as usize + (dim * PAGE + place) as usize
+            self.base * Self::PER_WORD as usize
+                + (self.run(place, dim) * Self::RUN + place % Self::RUN) as usize
+        }
+
+        /// Which 16 bytes of the values hold dimension `dim` of the run of position `place`.
+        #[inline(always)]
+        fn run(self, place: u32, dim: u32) -> u32 {
+            let run = place / Self::RUN;
+            if Self::has_runs(self.padded) {
+                run * self.padded + (dim ^ (run * Self::PER_WORD % 8))
+            } else {
+                dim * (PAGE / Self::RUN) + run
+            }
+        }
+
+        /// Whether values lie by runs; else all positions of a dimension lie one after the other.
+        #[inline(always)]
+        pub(crate) const fn has_runs(padded: u32) -> bool {
+            padded <= 128
         }
 
         /// Word of the scale of the key, and of the value, at position `place` of the page.

@@ -266,9 +266,16 @@ impl Cache {
         };
         let bytes = |element: usize| base + size * element..base + size * (element + 1);
         let scale = base + PAGE as usize * padded + 4 * p;
+        let (run, in_run) = (p / (16 / size), p % (16 / size));
+        let value = if padded > 128 {
+            d * PAGE as usize + p
+        } else {
+            let place = d ^ (run * (4 / size) % 8);
+            (run * padded + place) * (16 / size) + in_run
+        };
         At {
             key: bytes(p * padded + d),
-            value: bytes(d * PAGE as usize + p),
+            value: bytes(value),
             scale: (size == 1).then_some(scale..scale + 4),
         }
     }

@@ -173,13 +173,15 @@ impl<const CHUNKS: usize, const INT8: bool> Stage<CHUNKS, INT8> {
             unsafe {
                 // From piece to piece as below, and twice as far in shared memory.
                 let [to_k, to_v] = self.first_codes();
-                let from = page.key(0) + (thread_idx_x() * PIECE_WORDS) as usize;
+                let from_k = page.key(0) + (first * PIECE_WORDS) as usize;
+                // Dimensions, of which a lane moves on by multiples of 8, lie one after the other.
+                let from_v = page.value(first % 4 * Page::<INT8>::RUN, first / 4);
                 let mut i = 0;
                 while i < Self::CODE_PIECES {
                     if Self::is_piece(i) {
                         let at = i * PIECE_WORDS;
-                        async_copy_16(to_k.offset(2 * at), k.offset(from + at as usize));
-                        async_copy_16(to_v.offset(2 * at), v.offset(from + at as usize));
+                        async_copy_16(to_k.offset(2 * at), k.offset(from_k + at as usize));
+                        async_copy_16(to_v.offset(2 * at), v.offset(from_v + i as usize));
                     }
                     i += stride;
                 }
@@ -194,15 +196,29 @@ impl<const CHUNKS: usize, const INT8: bool> Stage<CHUNKS, INT8> {
         // From piece to piece a lane moves on by whole pairs of rows, so that `swizzled` moves as far as the source.
         let per_key = Self::PADDED / 8;
         let to_k = self.k.offset(swizzled(first / per_key, first % per_key, per_key));
-        let to_v = self.v.offset(swizzled(first / 8, first % 8, 8));
-        let from = page.key(0) + (first * PIECE_WORDS) as usize;
+        let from_k = page.key(0) + (first * PIECE_WORDS) as usize;
+        let (dim, run, from_v) = if Page::<INT8>::has_runs(Self::PADDED) {
+            // Eight lanes take four runs of two dimensions, which is where `swizzled` spreads what they store; a warp takes whole lines.
+            let dim = first / 64 * 8 + first / 8 % 4 * 2 + first % 2;
+            let run = first / 32 % 2 * 4 + first / 2 % 4;
+            (dim, run, page.value(run * Page::<INT8>::RUN, dim))
+        } else {
+            (first / 8, first % 8, from_k)
+        };
+        let to_v = self.v.offset(swizzled(dim, run, 8));
         let mut i = 0;
         while i < Self::PIECES {
             let at = i * PIECE_WORDS;
             // SAFETY: the caller's promise.
             unsafe {
-                async_copy_16(to_k.offset(at), k.offset(from + at as usize));
-                async_copy_16(to_v.offset(at), v.offset(from + at as usize));
+                async_copy_16(to_k.offset(at), k.offset(from_k + at as usize));
+                // A lane moves on by multiples of 8 dimensions; of a run these lie one after the other.
+                let at_v = if Page::<INT8>::has_runs(Self::PADDED) {
+                    at / 8
+                } else {
+                    at
+                };
+                async_copy_16(to_v.offset(at), v.offset(from_v + at_v as usize));
             }
             i += stride;
         }

@@ -105,10 +105,21 @@ impl Values {
         }
     }
 
+    /// The dimension and the unit of keys that the lane copies first; its others are of every 16th dimension. A warp's are whole lines of the
+    /// cache, and lie in different banks.
+    #[inline(always)]
+    fn own_unit() -> (u32, u32) {
+        let (warp, lane) = (warp_id(), lane_id());
+        (
+            warp / 4 * 8 + lane / 2 % 8,
+            warp % 4 * 4 + lane / 16 * 2 + lane % 2,
+        )
+    }
+
     /// Where the lane's first unit stands: those of its other rows, 16 apart, are as far apart.
     #[inline(always)]
     fn own(self) -> Shared<u32> {
-        let (dim, unit) = (thread_idx_x() / 16, thread_idx_x() % 16);
+        let (dim, unit) = Self::own_unit();
         self.all().offset(place_of(dim, operand(unit)))
     }
 
@@ -130,17 +141,12 @@ impl Values {
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
     unsafe fn request(self, v: Global<u32>, page: Page<false>) {
-        let (dim, unit) = (thread_idx_x() / 16, thread_idx_x() % 16);
+        let (dim, unit) = Self::own_unit();
         let (from, to) = (v.offset(page.value(4 * unit, dim)), self.own());
         let mut i = 0;
         while i < DIMS / 16 {
             // SAFETY: the caller's promise.
-            unsafe {
-                async_copy_8(
-                    to.offset(16 * i * 32),
-                    from.offset((16 * i * (PAGE / 2)) as usize),
-                )
-            };
+            unsafe { async_copy_8(to.offset(16 * i * 32), from.offset((16 * i * 4) as usize)) };
             i += 1;
         }
     }
@@ -152,7 +158,7 @@ impl Values {
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
     unsafe fn clear_after(self, last: u32) {
-        let (first, own) = (4 * (thread_idx_x() % 16), self.own());
+        let (first, own) = (4 * Self::own_unit().1, self.own());
         if first + 3 <= last {
             return;
         }

@@ -1,7 +1,7 @@
 //! Attention of many decoded tokens: a block for every key head of a token, which takes the token's steps one after the other and folds
 //! them on the way.
 //!
-//! Bulk copies bring whole pages to shared memory, those of two steps at a time: keys two steps ahead, values one. Neither partial results nor
+//! Bulk copies bring what pages hold before the token to shared memory, of two steps at a time: keys two steps ahead, values one. Neither partial results nor
 //! a second kernel are needed.
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]

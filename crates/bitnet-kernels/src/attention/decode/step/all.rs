@@ -17,6 +17,9 @@ impl<const CHUNKS: usize, const INT8: bool> Copies<CHUNKS, INT8> {
     /// Bytes of a page's keys, and of its values.
     const BYTES: u32 = page_bytes(Self::PADDED, Self::KV);
 
+    /// Bytes of a key.
+    const ROW_BYTES: u32 = if INT8 { Self::PADDED } else { 2 * Self::PADDED };
+
     /// The keys of step `step`, or its values.
     #[inline(always)]
     fn at(step: u32, of_values: bool) -> Shared<u32> {
@@ -60,17 +63,25 @@ impl<const CHUNKS: usize, const INT8: bool> Copies<CHUNKS, INT8> {
         if keys == 0 {
             return;
         }
-        // Rows of keys lie one after the other; scales, and values, whose rows are those of dimensions, do not.
         let (cache, bytes) = match of_values {
-            true => (at.p.v_cache, Self::BYTES),
-            false if INT8 => (at.p.k_cache, Self::BYTES),
-            false => (at.p.k_cache, keys * 2 * Self::PADDED),
+            true => (at.p.v_cache, keys.div_ceil(Page::<INT8>::RUN) * 16 * Self::PADDED),
+            false => (at.p.k_cache, keys * Self::ROW_BYTES),
         };
-        let full = Self::full(step, of_values);
+        let (full, to, from) = (
+            Self::full(step, of_values),
+            Self::at(step, of_values),
+            cache.offset(page.start()),
+        );
         // SAFETY: the caller's promise; a page is allocated whole.
         unsafe {
-            full.arrive_expect(bytes);
-            bulk_copy(Self::at(step, of_values), cache.offset(page.start()), bytes, full);
+            if INT8 {
+                let (scales, all) = (page.copied().scale(0), PAGE * 4);
+                full.arrive_expect(bytes + all);
+                bulk_copy(to.offset(scales as u32), from.offset(scales), all, full);
+            } else {
+                full.arrive_expect(bytes);
+            }
+            bulk_copy(to, from, bytes, full);
         }
     }
 

@@ -91,7 +91,8 @@ impl State {
             ));
         }
         let overlaps = |at: u32, bytes: u32| (at as usize) < start + len && start < (at + bytes) as usize;
-        if let Some(copy) = block.in_flight.iter().find(|c| overlaps(c.destination, c.bytes)) {
+        let last = block.in_flight.range(..(start + len) as u32).next_back();
+        if let Some((_, copy)) = last.filter(|(at, c)| overlaps(**at, c.bytes)) {
             let detail = format!(
                 "{len} bytes at shared byte {start}, where a copy that lane {} started has not been waited for",
                 copy.lane
@@ -217,7 +218,7 @@ impl State {
         };
         let block = self.block();
         block.shared.mark_written(destination as usize, len, false);
-        block.in_flight.push(copy);
+        block.in_flight.insert(destination, copy);
         Ok(copy)
     }
 
@@ -226,7 +227,7 @@ impl State {
         let (start, len) = (copy.destination as usize, copy.bytes as usize);
         let slot = self.current.0;
         let block = &mut self.blocks[slot];
-        block.in_flight.retain(|c| c.destination != copy.destination);
+        block.in_flight.remove(&copy.destination);
         let target = &mut block.shared.bytes[start..start + len];
         match copy.source {
             Source::Global(address) => {

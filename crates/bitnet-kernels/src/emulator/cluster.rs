@@ -98,7 +98,7 @@ impl State {
         block
             .shared
             .mark_written(destination as usize, BYTES as usize, false);
-        block.in_flight.push(store);
+        block.in_flight.insert(destination, store);
         let waiting = self.mbarrier_in(slot, barrier)?.receive(store, &view);
         self.wake_in(slot, waiting);
         Ok(())
@@ -106,7 +106,7 @@ impl State {
 
     /// The current block has ended: no store into its shared memory may be left.
     pub(super) fn check_stores_landed(&mut self) {
-        let mut in_flight = self.block().in_flight.iter();
+        let mut in_flight = self.block().in_flight.values();
         let Some(store) = in_flight.find(|c| matches!(c.source, Source::Words(_))) else {
             return;
         };

@@ -3,6 +3,7 @@
 pub(crate) use super::access::{Access, Order, bytes};
 use super::fault::FaultKind;
 use super::memory::{Refusal, Use};
+use super::products::Line;
 use super::state::{Place, State, Status, with};
 use super::wait::Next;
 use crate::raw::Raw;
@@ -120,53 +121,35 @@ pub(crate) fn reduce(
     collective(name, mask, data, resolve)[0]
 }
 
-/// The sum that tensor cores make of `sum` and the products of two bfloat16 each: that of an instruction is one sum, whatever the order of
-/// its products. They cut off what is below 25 bits of the largest; this rounds.
-pub(crate) fn add_products(sum: f32, products: impl Iterator<Item = (f32, f32)>) -> f32 {
-    products.fold(f64::from(sum), |sum, (a, b)| sum + f64::from(a) * f64::from(b)) as f32
-}
-
-/// `C + A B` with a `k` of 32 (bytes) or 16 (halves); `add` adds the products of pairs of elements, given by their bits.
+/// `C + A B`, of which a row of A and a column of B are one [`Line`]; `multiply` adds their products.
 #[track_caller]
-pub(crate) fn mma<T>(
+pub(crate) fn mma<T: Raw>(
     name: &'static str,
-    k: usize,
     a: [u32; 4],
     b: [u32; 2],
     c: [T; 4],
-    add: fn(T, &mut dyn Iterator<Item = (u32, u32)>) -> T,
-) -> [T; 4]
-where
-    T: Raw,
-{
+    multiply: fn(T, &Line, &Line) -> T,
+) -> [T; 4] {
     let (to_word, from_word) = (|x: T| x.to_raw() as u32, |word: u32| T::from_raw(word.into()));
     let w = c.map(to_word);
     let data = [a[0], a[1], a[2], a[3], b[0], b[1], w[0], w[1], w[2], w[3]];
-    let in_word = k / 8;
-    let element = |word: u32, i: usize| {
-        let bits = 32 / in_word;
-        word >> (bits * i) & (u32::MAX >> (32 - bits))
-    };
-    // (row, column) of A and (row, column) of B, as the module `intrinsics::mma` describes the fragments.
-    let at_a = |data: &[[u32; 10]; 32], row: usize, col: usize| {
-        let register = row / 8 + 2 * (col / (k / 2));
-        let within = col % (k / 2);
-        element(data[row % 8 * 4 + within / in_word][register], within % in_word)
-    };
-    let at_b = |data: &[[u32; 10]; 32], row: usize, col: usize| {
-        let within = row % (k / 2);
-        element(
-            data[col * 4 + within / in_word][4 + row / (k / 2)],
-            within % in_word,
-        )
-    };
     let resolve = |data: &[[u32; 10]; 32]| {
+        // Whose quads have words of the line, and in which registers its two halves are, as the module `intrinsics::mma` describes
+        // the fragments.
+        let line = |group: usize, halves: [usize; 2]| -> Line {
+            let mut line = [0; 32];
+            for (i, word) in line.as_chunks_mut().0.iter_mut().enumerate() {
+                *word = data[group * 4 + i % 4][halves[i / 4]].to_le_bytes();
+            }
+            line
+        };
+        let rows: [Line; 16] = core::array::from_fn(|row| line(row % 8, [row / 8, row / 8 + 2]));
+        let columns: [Line; 8] = core::array::from_fn(|column| line(column, [4, 5]));
         core::array::from_fn(|lane| {
             core::array::from_fn(|i| {
-                let (row, col) = (lane / 4 + 8 * (i / 2), lane % 4 * 2 + i % 2);
+                let (row, column) = (lane / 4 + 8 * (i / 2), lane % 4 * 2 + i % 2);
                 let c = from_word(data[lane][6 + i]);
-                let mut pairs = (0..k).map(|j| (at_a(data, row, j), at_b(data, j, col)));
-                to_word(add(c, &mut pairs))
+                to_word(multiply(c, &rows[row], &columns[column]))
             })
         })
     };

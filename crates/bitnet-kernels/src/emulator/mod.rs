@@ -22,6 +22,8 @@ mod access;
 mod cluster;
 mod sync;
 
+pub(crate) mod products;
+
 pub(crate) mod lane;
 
 pub(crate) mod warpgroup;
@@ -33,6 +35,7 @@ pub use fault::{Fault, FaultKind};
 
 use crate::raw::Raw;
 use crate::{Global, Kernel, Launch};
+use core::cell::RefCell;
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult};
 use memory::{GlobalMemory, Space};
@@ -45,6 +48,11 @@ use std::vec::Vec;
 
 /// Bytes of a lane's stack: kernels keep a few registers' worth, but debug builds keep all of them at once.
 const STACK_BYTES: usize = 128 << 10;
+
+std::thread_local! {
+    /// Stacks of lanes that have ended. Mapping and unmapping them takes longer than most launches.
+    static STACKS: RefCell<Vec<DefaultStack>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Rounds of polling without any change of memory after which spinning counts as hopeless.
 const HOPELESS_ROUNDS: u32 = 10_000;
@@ -203,7 +211,6 @@ impl Emulator {
         let mut scheduler = Scheduler {
             random: self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15),
             lanes: Vec::new(),
-            stacks: Vec::new(),
             residency,
         };
         let chunk = match residency {
@@ -231,7 +238,6 @@ struct Scheduler {
     random: u64,
     /// Coroutines by block and lane; done ones are gone.
     lanes: Vec<Vec<Option<Coroutine<(), (), ()>>>>,
-    stacks: Vec<DefaultStack>,
     residency: Residency,
 }
 
@@ -256,7 +262,7 @@ impl Scheduler {
             state.polling.clear();
         });
         self.lanes = numbers
-            .map(|_| (0..n_lanes).map(|_| Some(self.spawn(*params))).collect())
+            .map(|_| (0..n_lanes).map(|_| Some(Self::spawn(*params))).collect())
             .collect();
         let mut idle_rounds = 0;
         let mut progress = 0;
@@ -286,8 +292,8 @@ impl Scheduler {
     }
 
     /// A coroutine that runs the kernel's body for whichever lane it is resumed as.
-    fn spawn<K: Kernel + 'static>(&mut self, params: K) -> Coroutine<(), (), ()> {
-        let stack = self.stacks.pop().unwrap_or_else(|| {
+    fn spawn<K: Kernel + 'static>(params: K) -> Coroutine<(), (), ()> {
+        let stack = STACKS.with_borrow_mut(Vec::pop).unwrap_or_else(|| {
             DefaultStack::new(STACK_BYTES).expect("the host has address space for a lane's stack")
         });
         Coroutine::with_stack(stack, move |yielder, ()| {
@@ -337,7 +343,7 @@ impl Scheduler {
                 });
             }
             CoroutineResult::Return(()) => {
-                self.stacks.push(coroutine.into_stack());
+                STACKS.with_borrow_mut(|stacks| stacks.push(coroutine.into_stack()));
                 with(State::leave);
             }
         }

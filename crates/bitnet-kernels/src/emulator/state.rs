@@ -64,7 +64,8 @@ pub(super) struct Block {
     pub(super) groups: Vec<Vec<Group>>,
     pub(super) barriers: [Barrier; 16],
     pub(super) mbarriers: BTreeMap<u32, Mbar>,
-    pub(super) in_flight: Vec<InFlight>,
+    /// Copies that have not arrived, by destination; no two overlap.
+    pub(super) in_flight: BTreeMap<u32, InFlight>,
     /// In use in the first block of a cluster.
     pub(super) cluster_barrier: ClusterBarrier,
 }
@@ -187,7 +188,7 @@ impl Block {
             groups: (0..n_lanes.div_ceil(32)).map(|_| Vec::new()).collect(),
             barriers: Default::default(),
             mbarriers: BTreeMap::new(),
-            in_flight: Vec::new(),
+            in_flight: BTreeMap::new(),
             cluster_barrier: ClusterBarrier::default(),
         }
     }

@@ -1,7 +1,8 @@
 //! The products of a warpgroup, and the proxy in which they read shared memory.
 
 use super::fault::FaultKind;
-use super::lane::{add_products, checked, collective, place};
+use super::lane::{checked, collective, place};
+use super::products::Line;
 use super::state::{State, with};
 use core::panic::Location;
 use std::format;
@@ -95,9 +96,9 @@ impl Product {
         })
     }
 
-    /// Adds what the lane has of `A B`; `multiply` adds 32 bytes of a row times as many of a column.
+    /// Adds what the lane has of `A B`; `multiply` adds the products of a row and a column.
     #[track_caller]
-    pub(crate) fn add<T: Copy>(&self, sums: &mut [T], multiply: fn(T, &[u8; 32], &[u8; 32]) -> T) {
+    pub(crate) fn add<T: Copy>(&self, sums: &mut [T], multiply: fn(T, &Line, &Line) -> T) {
         let caller = Location::caller();
         let quad = place().thread[0] % 4;
         let rows = self.rows(caller);
@@ -139,23 +140,6 @@ impl Product {
         }
         rows
     }
-}
-
-/// `sum + a b` of signed bytes.
-pub(crate) fn multiply_bytes(sum: i32, a: &[u8; 32], b: &[u8; 32]) -> i32 {
-    let products = a
-        .iter()
-        .zip(b)
-        .map(|(&a, &b)| i32::from(a as i8) * i32::from(b as i8));
-    sum + products.sum::<i32>()
-}
-
-/// `sum + a b` of 16 bfloat16.
-pub(crate) fn multiply_bf16(sum: f32, a: &[u8; 32], b: &[u8; 32]) -> f32 {
-    let numbers = |bytes: &[u8; 32]| -> [f32; 16] {
-        core::array::from_fn(|i| f32::from_bits(u32::from_le_bytes([0, 0, bytes[2 * i], bytes[2 * i + 1]])))
-    };
-    add_products(sum, numbers(a).into_iter().zip(numbers(b)))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 //!   `group + 8`; `a[2]`, `a[3]` columns 8 further; `b[0]` rows `2 quad, 2 quad + 1` of column `group`, `b[1]` 8 further.
 
 #[cfg(not(target_arch = "nvptx64"))]
-use crate::emulator::lane;
+use crate::emulator::{lane, products};
 
 #[cfg(target_arch = "nvptx64")]
 #[repr(C)]
@@ -33,7 +33,7 @@ unsafe extern "unadjusted" {
 }
 
 macro_rules! mma {
-    ($($(#[$doc:meta])* $name:ident, $llvm:ident, $type:ty, $k:literal, $add:expr;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident, $llvm:ident, $type:ty, $multiply:path;)*) => {$(
         $(#[$doc])*
         ///
         /// # Safety
@@ -49,7 +49,7 @@ macro_rules! mma {
                 [d.0, d.1, d.2, d.3]
             }
             #[cfg(not(target_arch = "nvptx64"))]
-            return lane::mma(stringify!($name), $k, a, b, c, $add);
+            return lane::mma(stringify!($name), a, b, c, $multiply);
         }
     )*};
 }
@@ -57,19 +57,17 @@ macro_rules! mma {
 mma! {
     /// `C + A B`, A (16, 32) i8, B (32, 8) i8, exact in i32.
     /// `mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32`, PTX ISA 9.7.14.5.
-    mma_m16n8k32_s8_s8, mma_s8_s8, i32, 32, |c, pairs| pairs.fold(c, |c, (a, b)| c + i32::from(a as i8) * i32::from(b as i8));
+    mma_m16n8k32_s8_s8, mma_s8_s8, i32, products::signed_bytes;
     /// `C + A B`, A (16, 32) u8, B (32, 8) i8, exact in i32.
     /// `mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32`, PTX ISA 9.7.14.5.
-    mma_m16n8k32_u8_s8, mma_u8_s8, i32, 32, |c, pairs| pairs.fold(c, |c, (a, b)| c + a as i32 * i32::from(b as i8));
+    mma_m16n8k32_u8_s8, mma_u8_s8, i32, products::unsigned_and_signed_bytes;
     /// `C + A B`, A (16, 256) and B (256, 8) single bits: how many ones a row and a column have in common. Capabilities 8.x and
     /// 9.x have this instruction; for later ones it is made of dozens of others.
     /// `mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc`, PTX ISA 9.7.14.5.
-    mma_m16n8k256_b1, mma_b1, i32, 256, |c, pairs| pairs.fold(c, |c, (a, b)| c + (a & b) as i32);
+    mma_m16n8k256_b1, mma_b1, i32, products::common_ones;
     /// `C + A B`, A (16, 16) and B (16, 8) bfloat16, in f32; the order in which the hardware adds is not specified.
     /// `mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32`, PTX ISA 9.7.14.5.
-    mma_m16n8k16_bf16, mma_bf16, f32, 16, |c, pairs| {
-        lane::add_products(c, pairs.map(|(a, b)| (f32::from_bits(a << 16), f32::from_bits(b << 16))))
-    };
+    mma_m16n8k16_bf16, mma_bf16, f32, products::bf16;
 }
 
 /// Loads four 8x8 matrices of 16-bit elements: lane `8 i + r` passes the 16-byte row `r` of matrix `i` (16-byte aligned);

@@ -197,13 +197,14 @@ impl<const CHUNKS: usize, const INT8: bool> Stage<CHUNKS, INT8> {
         let per_key = Self::PADDED / 8;
         let to_k = self.k.offset(swizzled(first / per_key, first % per_key, per_key));
         let from_k = page.key(0) + (first * PIECE_WORDS) as usize;
-        let (dim, run, from_v) = if Page::<INT8>::has_runs(Self::PADDED) {
+        // A lane moves on by multiples of 8 dimensions. In a run these lie one after the other, so the source moves an eighth as far there.
+        let (dim, run, from_v, nearer) = if Page::<INT8>::has_runs(Self::PADDED) {
             // Eight lanes take four runs of two dimensions, which is where `swizzled` spreads what they store; a warp takes whole lines.
             let dim = first / 64 * 8 + first / 8 % 4 * 2 + first % 2;
             let run = first / 32 % 2 * 4 + first / 2 % 4;
-            (dim, run, page.value(run * Page::<INT8>::RUN, dim))
+            (dim, run, page.value(run * Page::<INT8>::RUN, dim), 8)
         } else {
-            (first / 8, first % 8, from_k)
+            (first / 8, first % 8, from_k, 1)
         };
         let to_v = self.v.offset(swizzled(dim, run, 8));
         let mut i = 0;
@@ -212,13 +213,7 @@ impl<const CHUNKS: usize, const INT8: bool> Stage<CHUNKS, INT8> {
             // SAFETY: the caller's promise.
             unsafe {
                 async_copy_16(to_k.offset(at), k.offset(from_k + at as usize));
-                // A lane moves on by multiples of 8 dimensions; of a run these lie one after the other.
-                let at_v = if Page::<INT8>::has_runs(Self::PADDED) {
-                    at / 8
-                } else {
-                    at
-                };
-                async_copy_16(to_v.offset(at), v.offset(from_v + at_v as usize));
+                async_copy_16(to_v.offset(at), v.offset(from_v + (at / nearer) as usize));
             }
             i += stride;
         }

@@ -75,6 +75,7 @@ impl<const CHUNKS: usize, const INT8: bool> Copies<CHUNKS, INT8> {
         // SAFETY: the caller's promise; a page is allocated whole.
         unsafe {
             if INT8 {
+                // Scales lie behind the elements of all positions.
                 let (scales, all) = (page.copied().scale(0), PAGE * 4);
                 full.arrive_expect(bytes + all);
                 bulk_copy(to.offset(scales as u32), from.offset(scales), all, full);

@@ -29,10 +29,16 @@ enum System {
     Darwin,
 }
 
-/// Dependencies are not optimized, as they are in the workspace's own builds: compiling them is most of the work here.
-const LEAN: [&str; 2] = [
+/// Dependencies are not optimized, as they are in the workspace's own builds: compiling them is most of the work here. Nor do they and the
+/// standard library, which is built along, assert anything about themselves: that takes an emulator twice as long as the rest. What
+/// this processor has of its own still does.
+const LEAN: [&str; 6] = [
     r#"profile.dev.package."*".opt-level = 0"#,
     r#"profile.dev.package.bitnet-kernels.opt-level = 0"#,
+    r#"profile.dev.debug-assertions = false"#,
+    r#"profile.dev.overflow-checks = false"#,
+    r#"profile.dev.package.bitnet-cpu.debug-assertions = true"#,
+    r#"profile.dev.package.bitnet-cpu.overflow-checks = true"#,
 ];
 
 impl System {

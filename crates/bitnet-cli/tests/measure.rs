@@ -6,7 +6,7 @@ mod prompts;
 
 use std::path::{Path, PathBuf};
 
-use program::{bitnet, failure, oracle, run, run_with_input, stdout};
+use program::{bitnet, failure, greedy, oracle, run, run_with_input, stdout};
 use prompts::{Expected, FOLDERS, bounds, errors, expected, floats};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -176,18 +176,7 @@ fn a_converted_folder_computes_the_same() {
             .output();
         stdout(&output.unwrap());
         for prompt in expected(&folder) {
-            let ids = comma_separated(&prompt.ids);
-            let args = [
-                "--prompt-ids",
-                &ids,
-                "-n",
-                "32",
-                "--temp",
-                "0",
-                "--ignore-eos",
-                "--json",
-            ];
-            let object: Value = serde_json::from_str(&stdout(&run("generate", &converted, &args))).unwrap();
+            let object = greedy(&converted, &comma_separated(&prompt.ids));
             let found: Vec<u32> = serde_json::from_value(object["ids"].clone()).unwrap();
             assert_eq!(found, prompt.greedy, "{name} {}", prompt.name);
         }

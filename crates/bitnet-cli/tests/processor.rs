@@ -2,7 +2,7 @@
 
 mod program;
 
-use program::{failure, oracle, run, stdout};
+use program::{failure, greedy, oracle, run, stdout};
 use serde_json::Value;
 
 /// Greedy answers of every prompt of a folder are transformers'.
@@ -12,17 +12,7 @@ fn gives_the_references(name: &str) {
     let all: Value = serde_json::from_str(&text).unwrap();
     for prompt in all["prompts"].as_array().unwrap() {
         let ids = prompt["ids"].to_string();
-        let args = [
-            "--prompt-ids",
-            ids.trim_matches(['[', ']']),
-            "-n",
-            "32",
-            "--temp",
-            "0",
-            "--ignore-eos",
-            "--json",
-        ];
-        let object: Value = serde_json::from_str(&stdout(&run("generate", &folder, &args))).unwrap();
+        let object = greedy(&folder, ids.trim_matches(['[', ']']));
         assert_eq!(object["prompt_ids"], prompt["ids"]);
         assert_eq!(
             object["ids"], prompt["f32"]["greedy_ids"],

@@ -62,6 +62,21 @@ pub(crate) fn run_with_input(command: &str, folder: &Path, args: &[&str], input:
     child.wait_with_output().unwrap()
 }
 
+/// What `generate` says of 32 greedy tokens after a prompt of these ids, separated by commas.
+pub(crate) fn greedy(folder: &Path, ids: &str) -> Value {
+    let args = [
+        "--prompt-ids",
+        ids,
+        "-n",
+        "32",
+        "--temp",
+        "0",
+        "--ignore-eos",
+        "--json",
+    ];
+    serde_json::from_str(&stdout(&run("generate", folder, &args))).unwrap()
+}
+
 pub(crate) fn stdout(output: &Output) -> String {
     assert!(
         output.status.success(),

@@ -34,20 +34,20 @@ impl Engine {
             .filter(|_| self.gpu().has::<AttentionCluster32>())
     }
 
-    /// Whether a block takes all steps of a token's key head, of so many rows: with a block for each multiprocessor that is faster than
-    /// sharing the steps out.
-    fn attends_serially(&self, rows: usize) -> bool {
-        let d = &self.model.dims;
+    /// Whether a block takes all steps of a token's key head, of so many rows over up to `steps` steps: with blocks for most multiprocessors that
+    /// is faster than sharing the steps out, and with one for every second faster than clusters of four or eight blocks (docs/kernels.md).
+    fn attends_serially(&self, rows: usize, steps: usize) -> bool {
+        let (d, n_sms) = (&self.model.dims, self.gpu().properties().n_sms as usize);
         let blocks = rows * d.n_kv_heads;
         AttentionSerial::KEYS.contains(&self.heads)
             && d.n_heads / d.n_kv_heads <= AttentionSerial::MOST_HEADS as usize
             && self.gpu().has::<AttentionSerial128>()
-            && blocks >= self.gpu().properties().n_sms as usize
+            && (4 * blocks >= 3 * n_sms || (2 * blocks >= n_sms && (3..=8).contains(&steps)))
     }
 
     /// Whether one kernel attends so many rows over up to `steps` steps, without partial results.
     pub(super) fn attends_at_once(&self, rows: usize, steps: usize) -> bool {
-        self.attends_serially(rows) || self.cluster_blocks(steps).is_some()
+        self.attends_serially(rows, steps) || self.cluster_blocks(steps).is_some()
     }
 
     /// Attention of one token of each sequence of a share, over up to `steps` steps: the `wanted` of its two parts, steps and fold.
@@ -58,7 +58,7 @@ impl Engine {
         steps: usize,
         wanted: [bool; 2],
     ) -> Result<()> {
-        let is_serial = self.attends_serially(share.rows);
+        let is_serial = self.attends_serially(share.rows, steps);
         let blocks = self.cluster_blocks(steps).filter(|_| !is_serial);
         let room = blocks.unwrap_or(steps as u32);
         let (s, d) = (&self.buffers.scratch, &self.model.dims);

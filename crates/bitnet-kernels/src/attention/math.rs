@@ -191,3 +191,80 @@ impl Factors {
         fma(next, self.new, before * self.old)
     }
 }
+
+/// Quotients by a sum of weights: those of `/`, for which each value would wait, as it takes a branch.
+#[inline(always)]
+pub(super) fn quotients<const N: usize>(values: [[f32; 2]; N], sum: f32) -> [[f32; 2]; N] {
+    /// Between these neither a quotient nor what it is corrected by leaves the range of normal numbers.
+    const LEAST: f32 = 1.0 / MOST;
+    const MOST: f32 = (1u64 << 60) as f32;
+    let (mut least, mut most) = (sum, sum);
+    let mut n = 0;
+    while n < N {
+        let [low, high] = values[n].map(f32::abs);
+        least = least.min(low.min(high));
+        most = most.max(low.max(high));
+        n += 1;
+    }
+    if least < LEAST || most > MOST {
+        return values.map(|pair| pair.map(|value| value / sum));
+    }
+    let reciprocal = refined(sum, reciprocal_approx(sum));
+    values.map(|pair| pair.map(|value| quotient(value, sum, reciprocal)))
+}
+
+/// The reciprocal of `sum` from one that is a unit in the last place away at most.
+#[inline(always)]
+fn refined(sum: f32, reciprocal: f32) -> f32 {
+    fma(fma(-sum, reciprocal, 1.0), reciprocal, reciprocal)
+}
+
+/// `value / sum` by what is left of it after a first and a second estimate, with a [`refined`] reciprocal.
+#[inline(always)]
+fn quotient(value: f32, sum: f32, reciprocal: f32) -> f32 {
+    let first = value * reciprocal;
+    let second = fma(fma(-sum, first, value), reciprocal, first);
+    fma(fma(-sum, second, value), reciprocal, second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{quotient, quotients, refined};
+
+    /// Also with reciprocals that are as far off as a GPU's may be.
+    #[test]
+    fn quotients_are_those_of_a_division() {
+        let mut state = 1u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 32) as u32
+        };
+        let mut scaled = |least: i32, most: i32| {
+            let exponent = least + (random() % (most - least) as u32) as i32;
+            f32::from_bits(random() >> 9 | 0x3f80_0000) * (exponent as f32).exp2()
+        };
+        for _ in 0..200_000 {
+            let (value, sum) = (scaled(-60, 60), scaled(0, 20));
+            let reciprocal = 1.0 / sum;
+            for near in [reciprocal.next_down(), reciprocal, reciprocal.next_up()] {
+                let got = quotient(value, sum, refined(sum, near));
+                assert_eq!(
+                    got.to_bits(),
+                    (value / sum).to_bits(),
+                    "{value:e} / {sum:e} by {near:e}"
+                );
+            }
+            let values = [[value, -scaled(-140, 127)]];
+            let expected = values.map(|pair| pair.map(|value| (value / sum).to_bits()));
+            assert_eq!(
+                quotients(values, sum).map(|pair| pair.map(f32::to_bits)),
+                expected
+            );
+        }
+        let zeros = quotients([[0.0, -0.0], [f32::INFINITY, 1.0]], 3.0);
+        assert_eq!(
+            zeros.map(|pair| pair.map(f32::to_bits)),
+            [[0, 1 << 31], [f32::INFINITY.to_bits(), (1.0f32 / 3.0).to_bits()]]
+        );
+    }
+}

@@ -2,7 +2,7 @@
 
 use super::super::decode::step::{Parts, Results, Step};
 use super::super::decode::{HEADS, WARPS};
-use super::super::math::{Factors, Fold};
+use super::super::math::{Factors, Fold, quotients};
 use super::{AttentionCluster, chunks_of_block, mbarrier_at, record_floats, records_at};
 use crate::Global;
 use crate::cache::{KvType, PAGE};
@@ -183,7 +183,8 @@ impl Own<'_> {
                     o = [factors[step].fold(o[0], low), factors[step].fold(o[1], high)];
                     step += 1;
                 }
-                out.store_x2(0, [o[0] / fold.sum, o[1] / fold.sum]);
+                let [quotients] = quotients([o], fold.sum);
+                out.store_x2(0, quotients);
                 let dims = 8 * WARPS * exchange.blocks;
                 dim += dims;
                 if dim >= self.head_dim {

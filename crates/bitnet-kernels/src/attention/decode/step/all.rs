@@ -8,6 +8,12 @@ use crate::cache::device::{Page, Scale};
 use crate::cache::{KvType, PAGE};
 use crate::intrinsics::*;
 
+/// The steps of a token folded so far, and the weighted values of this lane's row and dimensions.
+struct SoFar<const CHUNKS: usize> {
+    fold: Fold,
+    sums: [[f32; 2]; CHUNKS],
+}
+
 /// The copies of the pages of two steps.
 struct Copies<const CHUNKS: usize, const INT8: bool>;
 
@@ -131,18 +137,19 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
         // bytes.
         unsafe {
             // What does not depend on the kernel before is requested first.
-            let mut pages = [self.page, self.page_of(1), self.page_of(2)];
+            let mut pages = [1, 2, 3].map(|step| self.page_of(step));
             if fetches {
                 Copies::<CHUNKS, INT8>::init();
-                Copies::fetch(&self, 0, pages[0], false);
-                Copies::fetch(&self, 0, pages[0], true);
+                Copies::fetch(&self, 0, self.page, false);
+                Copies::fetch(&self, 0, self.page, true);
                 if last > 0 {
-                    Copies::fetch(&self, 1, pages[1], false);
-                    Copies::fetch(&self, 1, pages[1], true);
+                    Copies::fetch(&self, 1, pages[0], false);
+                    Copies::fetch(&self, 1, pages[0], true);
                 }
             }
             let end = Self::new(self.p, self.token, self.kv_head, last);
-            let makes_key = end.is_last() && thread_idx_x() < items;
+            // A key of zeros if nobody stores it.
+            let makes_key = thread_idx_x() < items;
             let makes_value = end.is_last() && thread_idx_x() / Self::ITEMS == 1 && item < items;
             let angle = self.angle(item);
             grid_dependency_wait();
@@ -151,8 +158,10 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
                 .offset(self.token * ((p.n_heads + 2 * p.n_kv_heads) * p.head_dim) as usize);
             let head_at = |head: u32| row.offset((head * p.head_dim) as usize);
             let half = p.head_dim / 2;
+            let queries = head_at(self.kv_head * p.heads_per_kv);
+            let query = self.request_query(queries, heads);
             let (mut key, mut value) = ([[0.0; 2]; 2], [0.0; 4]);
-            if makes_key {
+            if makes_key && end.is_writable {
                 let keys = head_at(p.n_heads + self.kv_head);
                 key = [
                     keys.load_l2_x2(2 * item as usize),
@@ -163,7 +172,7 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
                 let values = head_at(p.n_heads + p.n_kv_heads + self.kv_head);
                 value = values.load_l2_x4(4 * item as usize);
             }
-            self.rotate_queries(parts, head_at(self.kv_head * p.heads_per_kv), heads, angle);
+            self.rotate_queries(parts, queries, heads, angle, query);
             if makes_key {
                 end.put_key(parts, item, key, angle);
             }
@@ -175,78 +184,185 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
             }
             // Orders queries, new key and new value in shared memory, and the barriers of the copies, before their use.
             sync_threads();
-            let mut fold = Fold::EMPTY;
-            let mut sums = [[0.0; 2]; CHUNKS];
+            let mut so_far = SoFar {
+                fold: Fold::EMPTY,
+                sums: [[0.0; 2]; CHUNKS],
+            };
             let mut step = 0;
-            loop {
-                let is_end = step == last;
-                // Of the step's own copies; what is stored goes to the cache's last page.
-                let at = Self {
-                    first_key: step * PAGE,
-                    page: end.page.copied(),
-                    ..end
-                };
-                let mut fragments = Fragments::EMPTY;
-                Copies::wait(&at, step, false);
-                at.request_keys(&mut fragments, Copies::<CHUNKS, INT8>::at(step, false));
-                // Two places in turns: whoever stores to one has passed the barrier behind all loads from it.
-                let scores = parts.scores.offset(step % 2 * (SCORES_BYTES / 4));
-                let mut scales = [Scale::new(0); 2];
-                if is_end {
-                    if INT8 {
-                        Copies::wait(&at, step, true);
-                        at.request_values(&mut fragments, Copies::<CHUNKS, INT8>::at(step, true));
-                        scales = end.insert_scales(&mut fragments, parts);
-                    }
-                    if end.is_last() {
-                        end.insert_key(&mut fragments.k, parts, scales[0]);
-                    }
+            // Both steps' copies were asked for before the kernel waited. Of later steps only one has come; of 8-bit integers registers hold one.
+            if !INT8 && last > 0 {
+                end.take::<2>(step, parts, heads, &mut pages, &mut so_far);
+                step = 2;
+                if step <= last {
+                    // Orders the loads of both steps' scores before what takes their place.
+                    sync_threads();
                 }
-                at.score(&fragments, parts, scores, heads);
-                if !INT8 || !is_end {
-                    Copies::wait(&at, step, true);
-                    at.request_values(&mut fragments, Copies::<CHUNKS, INT8>::at(step, true));
-                }
-                if is_end && end.is_last() {
-                    end.insert_value(&mut fragments.v, parts, end.value_masks(), scales[1]);
-                }
-                // Orders every warp's scores before the loads below, and its loads of this step's keys and of the values of the one before
-                // ahead of what takes their place.
-                sync_threads();
-                if fetches && step + 2 <= last {
-                    Copies::fetch(&self, step + 2, pages[2], false);
-                }
-                if fetches && step > 0 && step < last {
-                    Copies::fetch(&self, step + 1, pages[1], true);
-                }
-                pages = [pages[1], pages[2], self.page_of(step + 3)];
-                let weights = at.weights(&fragments, scores);
-                let pieces = math::fragments(weights.half, [[0; 2]; 4]);
-                let sum = if INT8 { weights.sum } else { math::sums(&pieces)[0] };
-                let factors = fold.rescale(weights.max);
-                fold.sum = factors.fold(fold.sum, sum);
-                let mut n = 0;
-                while n < CHUNKS {
-                    let o = math::values(&pieces, &fragments.v[n].map(Page::<INT8>::widen_eight));
-                    sums[n] = [factors.fold(sums[n][0], o[0]), factors.fold(sums[n][1], o[1])];
-                    n += 1;
-                }
-                if is_end {
-                    break;
-                }
+            }
+            while step <= last {
+                end.take::<1>(step, parts, heads, &mut pages, &mut so_far);
                 step += 1;
             }
+            let SoFar { fold, sums } = so_far;
             let (group, quad) = (self.group, self.quad);
             if group < heads {
                 let out = out.offset((group * p.head_dim) as usize);
+                let outputs = math::quotients(sums, fold.sum);
                 let mut n = 0;
                 while n < CHUNKS {
                     let dim = self.first_dim() + 8 * n as u32 + 2 * quad;
                     if dim < p.head_dim {
-                        out.store_x2(dim as usize, [sums[n][0] / fold.sum, sums[n][1] / fold.sum]);
+                        out.store_x2(dim as usize, outputs[n]);
                     }
                     n += 1;
                 }
+            }
+        }
+    }
+
+    /// Loads the fragments of keys from the copy of a page: of bfloat16, with the token's own, which stands for those behind it too, as nobody sees
+    /// them.
+    ///
+    /// # Safety
+    /// The copy has arrived; the new key is there, if it is of this step.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    unsafe fn load_keys(&self, fragments: &mut Fragments<CHUNKS>, keys: Shared<u32>, new_key: Shared<u32>) {
+        let mut tile = 0;
+        while tile < 2 {
+            let key = self.key(tile, self.group);
+            let copied = keys.offset(self.page.key(key) as u32);
+            let row = if key < self.new_key() { copied } else { new_key };
+            let mut i = 0;
+            while i < CHUNKS {
+                // SAFETY: the caller's promise.
+                fragments.k[tile][i] = unsafe { row.load_x4(4 * self.quad + 16 * i as u32) };
+                i += 1;
+            }
+            tile += 1;
+        }
+    }
+
+    /// Computes `N` steps from `step` on, whose chains of products do not wait for each other, and folds them; this is the token's last step.
+    /// `next` are the pages of the three steps behind it.
+    ///
+    /// # Safety
+    /// As for [`Self::attend_all`], in the order of steps.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    unsafe fn take<const N: usize>(
+        &self,
+        step: u32,
+        parts: &Parts,
+        heads: u32,
+        next: &mut [Page<INT8>; 3],
+        so_far: &mut SoFar<CHUNKS>,
+    ) {
+        let steps: [u32; N] = core::array::from_fn(|i| step + i as u32);
+        let last = self.first_key / PAGE;
+        let ends = step + N as u32 > last;
+        let copies = |of_values: bool| steps.map(|step| Copies::<CHUNKS, INT8>::at(step, of_values));
+        let (keys, values) = (copies(false), copies(true));
+        // Of the step's own copies; what is stored goes to the cache's last page.
+        let at = steps.map(|step| Self {
+            first_key: step * PAGE,
+            page: self.page.copied(),
+            ..*self
+        });
+        // Two places in turns: whoever stores to one has passed a barrier behind all loads from it.
+        let scores = steps.map(|step| parts.scores.offset(step % 2 * (SCORES_BYTES / 4)));
+        let mut fragments = [const { Fragments::EMPTY }; N];
+        let mut scales = [Scale::new(0); 2];
+        let masks = self.value_masks();
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut i = 0;
+            while i < N {
+                Copies::wait(&at[i], steps[i], false);
+                i += 1;
+            }
+            let mut i = 0;
+            while i < N {
+                if INT8 {
+                    at[i].request_keys(&mut fragments[i], keys[i]);
+                } else {
+                    at[i].load_keys(&mut fragments[i], keys[i], parts.new_k);
+                }
+                i += 1;
+            }
+            if INT8 && ends {
+                let fragments = &mut fragments[N - 1];
+                Copies::wait(&at[N - 1], steps[N - 1], true);
+                at[N - 1].request_values(fragments, values[N - 1]);
+                scales = self.insert_scales(fragments, parts);
+                if self.is_last() {
+                    self.insert_key(&mut fragments.k, parts, scales[0]);
+                }
+            }
+            // All loads are under way before the first product, which would otherwise wait for its own.
+            sync_warp(FULL_MASK);
+            let products: [_; N] = self.products(parts, heads, |step, tile, i| fragments[step].k[tile][i]);
+            let mut i = 0;
+            while i < N {
+                at[i].put_scores(products[i], &fragments[i], scores[i]);
+                i += 1;
+            }
+            let mut i = 0;
+            while i < N {
+                if !INT8 || !ends {
+                    Copies::wait(&at[i], steps[i], true);
+                    at[i].request_values(&mut fragments[i], values[i]);
+                }
+                i += 1;
+            }
+            if ends && self.is_last() {
+                self.insert_value(&mut fragments[N - 1].v, parts, masks, scales[1]);
+            }
+            // Orders every warp's scores before the loads below, and the loads of what was copied ahead of what takes its place.
+            sync_threads();
+            if !ends {
+                // Keys of the step after the next as well; values of the first two steps were there before.
+                let ahead = step + N as u32;
+                if thread_idx_x() == 0 {
+                    let mut i = 0;
+                    while i < N {
+                        if steps[i] + 2 <= last {
+                            Copies::fetch(self, steps[i] + 2, next[i + 1], false);
+                        }
+                        i += 1;
+                    }
+                    if ahead > 1 {
+                        Copies::fetch(self, ahead, next[N - 1], true);
+                    }
+                }
+                let behind = [4, 5].map(|ahead| self.page_of(step + ahead));
+                *next = if N == 1 {
+                    [next[1], next[2], behind[0]]
+                } else {
+                    [next[2], behind[0], behind[1]]
+                };
+            }
+            let weights: [_; N] = core::array::from_fn(|i| at[i].weights(&fragments[i], scores[i]));
+            let pieces = weights.map(|weights| math::fragments(weights.half, [[0; 2]; 4]));
+            let factors: [_; N] = core::array::from_fn(|i| {
+                let sum = if INT8 {
+                    weights[i].sum
+                } else {
+                    math::sums(&pieces[i])[0]
+                };
+                let factors = so_far.fold.rescale(weights[i].max);
+                so_far.fold.sum = factors.fold(so_far.fold.sum, sum);
+                factors
+            });
+            let mut n = 0;
+            while n < CHUNKS {
+                let mut i = 0;
+                while i < N {
+                    let o = math::values(&pieces[i], &fragments[i].v[n].map(Page::<INT8>::widen_eight));
+                    let [low, high] = so_far.sums[n];
+                    so_far.sums[n] = [factors[i].fold(low, o[0]), factors[i].fold(high, o[1])];
+                    i += 1;
+                }
+                n += 1;
             }
         }
     }

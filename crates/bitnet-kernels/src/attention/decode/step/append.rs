@@ -2,8 +2,10 @@
 //! fragments.
 
 use super::super::super::math;
+use super::super::HEADS;
 use super::{Fragments, Parts, Step, THREADS};
 use crate::Global;
+use crate::cache::PAGE;
 use crate::cache::device::Scale;
 use crate::intrinsics::*;
 use crate::rope::device::Angle;
@@ -28,28 +30,59 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
         unsafe { Angle::load(self.p.cos, self.p.sin, at) }
     }
 
-    /// Rotates `heads` queries, which begin at `x`, into shared memory.
+    /// Loads this lane's elements of the first query that it rotates, of `heads` queries which begin at `x`: without a branch, so that the load
+    /// is the first thing behind a wait.
+    ///
+    /// # Safety
+    /// There are so many queries.
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    pub(super) unsafe fn request_query(&self, x: Global<f32>, heads: u32) -> [[f32; 2]; 2] {
+        let half = self.p.head_dim / 2;
+        let head = (thread_idx_x() / Self::ITEMS).min(heads - 1);
+        let item = Self::item().min(half / 2 - 1);
+        let x = x.offset((head * self.p.head_dim + 2 * item) as usize);
+        // SAFETY: the caller's promise; lanes without elements load those of others.
+        unsafe { [x.load_l2_x2(0), x.load_l2_x2(half as usize)] }
+    }
+
+    /// Rotates `heads` queries, which begin at `x`, into shared memory; `first` is what [`Self::request_query`] loaded.
     ///
     /// # Safety
     /// All lanes of the block call this; no lane uses the queries before a barrier.
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
-    pub(super) unsafe fn rotate_queries(&self, parts: &Parts, x: Global<f32>, heads: u32, angle: Angle) {
+    pub(super) unsafe fn rotate_queries(
+        &self,
+        parts: &Parts,
+        x: Global<f32>,
+        heads: u32,
+        angle: Angle,
+        first: [[f32; 2]; 2],
+    ) {
         let (half, scale, item) = (self.p.head_dim / 2, self.p.q_scale, Self::item());
-        let mut head = thread_idx_x() / Self::ITEMS;
         if item >= half / 2 {
             return;
         }
-        while head < heads {
-            let x = x.offset((head * self.p.head_dim + 2 * item) as usize);
-            let to = parts.queries.offset(head * parts.query_words + item);
-            // SAFETY: both words are this lane's alone.
-            unsafe {
-                let (low, high) = angle.rotate(x.load_l2_x2(0), x.load_l2_x2(half as usize));
-                to.store(0, f32_to_bf16x2(low[0] * scale, low[1] * scale));
-                to.store(half / 2, f32_to_bf16x2(high[0] * scale, high[1] * scale));
+        // As many turns as the most heads need: a loop to their number would be unrolled for any.
+        let mut turn = 0;
+        while turn < HEADS.div_ceil(Self::HEADS_AT_ONCE) {
+            let head = thread_idx_x() / Self::ITEMS + turn * Self::HEADS_AT_ONCE;
+            if head < heads {
+                let x = x.offset((head * self.p.head_dim + 2 * item) as usize);
+                let to = parts.queries.offset(head * parts.query_words + item);
+                // SAFETY: both words are this lane's alone, and the head is one of the queries.
+                unsafe {
+                    let query = match turn {
+                        0 => first,
+                        _ => [x.load_l2_x2(0), x.load_l2_x2(half as usize)],
+                    };
+                    let (low, high) = angle.rotate(query[0], query[1]);
+                    to.store(0, f32_to_bf16x2(low[0] * scale, low[1] * scale));
+                    to.store(half / 2, f32_to_bf16x2(high[0] * scale, high[1] * scale));
+                }
             }
-            head += THREADS / Self::ITEMS;
+            turn += 1;
         }
     }
 
@@ -77,8 +110,10 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
             let (low, high) = (f32_to_bf16x2(low[0], low[1]), f32_to_bf16x2(high[0], high[1]));
             parts.new_k.store(item, low);
             parts.new_k.store(quarter + item, high);
-            cache.store(0, low);
-            cache.store(quarter as usize, high);
+            if self.is_writable {
+                cache.store(0, low);
+                cache.store(quarter as usize, high);
+            }
         }
     }
 
@@ -128,12 +163,13 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
                 return;
             }
             let word = half + thread_idx_x();
-            if self.is_last() && word < Self::PADDED / 2 {
+            if self.new_key() < PAGE && word < Self::PADDED / 2 {
                 parts.new_k.store(word, 0);
                 parts.new_v.store(word, 0);
-                self.p
-                    .k_cache
-                    .store(self.page.key(self.new_key()) + word as usize, 0);
+                if self.is_writable {
+                    let at = self.page.key(self.new_key()) + word as usize;
+                    self.p.k_cache.store(at, 0);
+                }
             }
         }
     }

@@ -97,6 +97,9 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
     /// request.
     const ITEMS: u32 = Self::PADDED / 4;
 
+    /// Heads that the block's lanes take at once.
+    const HEADS_AT_ONCE: u32 = THREADS / Self::ITEMS;
+
     /// Words of eight elements.
     const EIGHT: u32 = if INT8 { 2 } else { 4 };
 
@@ -273,6 +276,10 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
             let angle = self.angle(item);
             grid_dependency_wait();
             // The new key and value are requested with the first queries.
+            let mut first_head = 0;
+            let mut heads = p.heads_per_kv.min(HEADS);
+            let mut queries = head_at(self.kv_head * p.heads_per_kv);
+            let mut query = self.request_query(queries, heads);
             let (mut key, mut value) = ([[0.0; 2]; 2], [0.0; 4]);
             if makes_key {
                 key = [
@@ -283,11 +290,8 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
             if makes_value {
                 value = values.load_l2_x4(4 * item as usize);
             }
-            let mut first_head = 0;
-            while first_head < p.heads_per_kv {
-                let heads = (p.heads_per_kv - first_head).min(HEADS);
-                let head = self.kv_head * p.heads_per_kv + first_head;
-                self.rotate_queries(parts, head_at(head), heads, angle);
+            loop {
+                self.rotate_queries(parts, queries, heads, angle, query);
                 if first_head == 0 {
                     if makes_key {
                         self.put_key(parts, item, key, angle);
@@ -319,6 +323,12 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
                 let weights = self.weights(fragments, parts.scores);
                 self.put(&fragments.v, weights, first_head, heads, results);
                 first_head += HEADS;
+                if first_head >= p.heads_per_kv {
+                    return;
+                }
+                heads = (p.heads_per_kv - first_head).min(HEADS);
+                queries = head_at(self.kv_head * p.heads_per_kv + first_head);
+                query = self.request_query(queries, heads);
             }
         }
     }
@@ -330,7 +340,27 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
     #[inline(always)]
     #[cfg_attr(feature = "emulator", track_caller)]
     unsafe fn score(&self, fragments: &Fragments<CHUNKS>, parts: &Parts, scores: Shared<f32>, heads: u32) {
-        let mut d = [[0.0; 4]; 2];
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [d] = self.products(parts, heads, |_, tile, i| fragments.k[tile][i]);
+            self.put_scores(d, fragments, scores);
+        }
+    }
+
+    /// The products of the queries with 16 keys a warp, of several steps, whose chains do not wait for each other. `k` gives the eight
+    /// elements of a step, a tile and a chunk.
+    ///
+    /// # Safety
+    /// As for [`Self::score`].
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    unsafe fn products<const N: usize>(
+        &self,
+        parts: &Parts,
+        heads: u32,
+        k: impl Fn(usize, usize, usize) -> [u32; 4],
+    ) -> [[[f32; 4]; 2]; N] {
+        let mut d = [[[0.0; 4]; 2]; N];
         // SAFETY: the caller's promise.
         unsafe {
             // Rows without a head take the last one's: a branch would keep the two chains of products from overlapping.
@@ -341,19 +371,36 @@ impl<const CHUNKS: usize, const INT8: bool> Step<CHUNKS, INT8> {
                 let w = queries.load_x4(16 * i as u32);
                 // The upper half of the rows stays empty.
                 let q = [[w[0], 0, w[1], 0], [w[2], 0, w[3], 0]];
-                let k = [0, 1].map(|tile| Page::<INT8>::widen_eight(fragments.k[tile][i]));
-                d[0] = math::score(&q, &k[0], d[0]);
-                d[1] = math::score(&q, &k[1], d[1]);
+                let mut step = 0;
+                while step < N {
+                    let k = [0, 1].map(|tile| Page::<INT8>::widen_eight(k(step, tile, i)));
+                    d[step][0] = math::score(&q, &k[0], d[step][0]);
+                    d[step][1] = math::score(&q, &k[1], d[step][1]);
+                    step += 1;
+                }
                 i += 1;
             }
-            let hide = |tile: usize, element: usize| {
-                let is_seen = self.key(tile, 2 * self.quad + element as u32) <= self.new_key();
-                match () {
-                    () if !is_seen => f32::NEG_INFINITY,
-                    () if INT8 => d[tile][element] * fragments.key_scales[tile][element],
-                    () => d[tile][element],
-                }
-            };
+        }
+        d
+    }
+
+    /// Stores the scores that `d`, of [`Self::products`], are.
+    ///
+    /// # Safety
+    /// As for [`Self::score`].
+    #[inline(always)]
+    #[cfg_attr(feature = "emulator", track_caller)]
+    unsafe fn put_scores(&self, d: [[f32; 4]; 2], fragments: &Fragments<CHUNKS>, scores: Shared<f32>) {
+        let hide = |tile: usize, element: usize| {
+            let is_seen = self.key(tile, 2 * self.quad + element as u32) <= self.new_key();
+            match () {
+                () if !is_seen => f32::NEG_INFINITY,
+                () if INT8 => d[tile][element] * fragments.key_scales[tile][element],
+                () => d[tile][element],
+            }
+        };
+        // SAFETY: the caller's promise.
+        unsafe {
             scores.store_x4(4 * self.warp, [hide(0, 0), hide(0, 1), hide(1, 0), hide(1, 1)]);
         }
     }

@@ -230,14 +230,15 @@ fn quotient(value: f32, sum: f32, reciprocal: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::{quotient, quotients, refined};
+    use bitnet_layout::draw::random_bits;
 
     /// Also with reciprocals that are as far off as a GPU's may be.
     #[test]
     fn quotients_are_those_of_a_division() {
-        let mut state = 1u64;
+        let mut drawn = 0;
         let mut random = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (state >> 32) as u32
+            drawn += 1;
+            random_bits(1, drawn) as u32
         };
         let mut scaled = |least: i32, most: i32| {
             let exponent = least + (random() % (most - least) as u32) as i32;

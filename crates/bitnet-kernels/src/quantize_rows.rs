@@ -12,8 +12,8 @@ kernels! {
     ///
     /// - Shapes: `x` (rows, k); `norm` (k); `q` (rows padded for the order, k padded to 128) i8, the padding written as zeros; `unit`,
     ///   `sum` (rows).
-    /// - Launch: a block a row, warps as [`decode_linear::warps`] of k; a lane of a warp owns the columns of each
-    ///   of its tiles that it owns there.
+    /// - Launch: a block a row, warps as [`decode_linear::warps`] of k, a lane of which owns the columns of each of its tiles that it owns
+    ///   there; and one warp that adds up what those have.
     /// - Moves: `4 rows k` bytes in, `rows k` bytes out.
     /// - Bound: latency; one row is a few KB.
     ///
@@ -48,13 +48,22 @@ pub fn launch(rows: usize, k: usize, order: CodeOrder) -> Launch {
     let warps = decode_linear::warps(k);
     Launch {
         grid: [mma_tile::padded_rows(order, rows) as u32, 1, 1],
-        block: [warps * 32, 1, 1],
-        shared_bytes: MAX_WARPS * 12,
+        // One warp more adds up what the others have.
+        block: [(warps + 1) * 32, 1, 1],
+        shared_bytes: shared_bytes(warps),
     }
 }
 
-/// Most warps of a block, a multiple of 4.
-const MAX_WARPS: u32 = 20;
+/// Most warps of a block, the one that adds up included.
+const MAX_WARPS: u32 = decode_linear::max_warps(3) + 1;
+
+/// Words from one warp's squares to the next one's: lanes that load four of a warp's each read different banks.
+const SQUARES: u32 = 36;
+
+/// Bytes of the squares of so many warps, a word for each lane, of their maxima and of the sums of their codes.
+const fn shared_bytes(warps: u32) -> u32 {
+    warps * (SQUARES + 2) * 4
+}
 
 /// Words of a row of codes.
 #[must_use]
@@ -64,14 +73,11 @@ pub const fn words_per_row(k: usize) -> usize {
 
 #[cfg(any(target_arch = "nvptx64", feature = "emulator"))]
 mod device {
-    use super::{MAX_WARPS, QuantizeRows};
+    use super::{QuantizeRows, SQUARES};
     use crate::decode_linear::device::{Scale, add_squares, codes, tile_column, unit};
+    use crate::decode_linear::{max_warps, tiles_per_warp};
     use crate::intrinsics::*;
-    use crate::reduce::warp_sum;
     use bitnet_layout::mma_tile::{self, CodeOrder};
-
-    /// Tiles that a warp keeps in registers between the two passes: all of them for up to 8192 columns.
-    const KEPT: usize = 4;
 
     /// What one lane owns of a tile.
     #[derive(Clone, Copy)]
@@ -88,46 +94,91 @@ mod device {
 
         #[inline(always)]
         fn largest(&self) -> f32 {
-            let mut max = 0.0f32;
-            let mut j = 0;
-            while j < 4 {
-                max = max.max((self.x[j] * self.norm[j]).abs());
-                j += 1;
-            }
-            max
+            let [a, b, c, d] = core::array::from_fn(|j| (self.x[j] * self.norm[j]).abs());
+            a.max(b).max(c.max(d))
         }
     }
 
     #[inline(always)]
     pub(super) unsafe fn run(p: QuantizeRows) {
-        let (lane, warp, warps) = (lane_id(), warp_id(), block_dim_x() / WARP_SIZE);
-        let (row, tiles_k) = (block_idx_x() as usize, p.k.div_ceil(128));
-        let x = p.x.offset(row * p.k as usize);
+        let warps = block_dim_x() / WARP_SIZE - 1;
+        // SAFETY: the caller's promise; branches on k and on the warp are uniform.
+        unsafe {
+            if tiles_per_warp(p.k as usize) == 2 {
+                if warp_id() < warps {
+                    quantize::<2>(&p, warps);
+                } else {
+                    add_up::<{ max_warps(2) }>(&p, warps);
+                }
+            } else if warp_id() < warps {
+                // All columns of up to 8192 stay in registers between the two passes.
+                quantize::<4>(&p, warps);
+            } else {
+                add_up::<{ max_warps(3) }>(&p, warps);
+            }
+        }
+    }
+
+    /// The squares of each lane of `warps` warps, rows of [`SQUARES`] words.
+    fn squares() -> Shared<f32> {
+        Shared::at(0)
+    }
+
+    /// The largest `|x norm|` of each of `warps` warps.
+    fn maxima(warps: u32) -> Shared<u32> {
+        Shared::at(warps * SQUARES * 4)
+    }
+
+    /// The sum of the codes of each of `warps` warps.
+    fn sums(warps: u32) -> Shared<i32> {
+        Shared::at(warps * (SQUARES + 1) * 4)
+    }
+
+    /// The barrier behind which these are there, which only the warp that adds them up waits at.
+    const SUMS: u32 = 1;
+
+    /// The scale of the block's codes.
+    ///
+    /// # Safety
+    /// The whole warp calls this, behind the barrier.
+    #[inline(always)]
+    unsafe fn scale(warps: u32) -> Scale {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let max = maxima(warps).load(if lane_id() < warps { lane_id() } else { 0 });
+            Scale::new(f32::from_bits(warp_reduce_max_u32(FULL_MASK, max)))
+        }
+    }
+
+    /// One of `warps` warps that share the row's columns, and keeps `KEPT` tiles in registers between the two passes.
+    ///
+    /// # Safety
+    /// As for [`QuantizeRows`].
+    #[inline(always)]
+    unsafe fn quantize<const KEPT: usize>(p: &QuantizeRows, warps: u32) {
+        let (lane, warp) = (lane_id(), warp_id());
+        let (row, tiles_k) = (block_idx_x(), p.k.div_ceil(128));
+        let x = p.x.offset(row as usize * p.k as usize);
         // Words from one tile of the row's codes to the next, and where the lane's stands in a tile.
         let word = tile_column() / 4;
         let (first, stride, place) = if p.order == CodeOrder::Warp as u32 {
-            (row * tiles_k as usize * 32, 32, mma_tile::activation_word(word))
+            (row * tiles_k * 32, 32, mma_tile::activation_word(word))
         } else {
             // A block for each row, those that pad them included.
-            (
-                row * 32,
-                grid_dim_x() * 32,
-                mma_tile::warpgroup_word(row as u32, word),
-            )
+            (row * 32, grid_dim_x() * 32, mma_tile::warpgroup_word(row, word))
         };
-        let q = p.q.offset(first + place as usize);
-        let maxima = Shared::<u32>::at(0);
-        let squares = Shared::<f32>::at(MAX_WARPS * 4);
-        let sums = Shared::<i32>::at(MAX_WARPS * 8);
-        // The first of this lane's columns of tile i of its warp.
+        let q = p.q.offset((first + warp * stride + place) as usize);
+        let step = warps * stride;
+        // The first of this lane's columns of tile i of its warp. Rows that pad the others have none, and so zeros for codes.
         let column = |i: u32| (warp + i * warps) * 128 + tile_column();
+        let columns = if row < p.rows { p.k } else { 0 };
         // SAFETY: columns are compared with k, tiles with their number; every branch around a warp or block operation is
         // uniform.
         unsafe {
             let norm_of = |i: u32| p.norm.load_constant_x4(column(i) as usize);
             let x_of = |i: u32| x.load_l2_x4(column(i) as usize);
             let again = |i: u32| {
-                if column(i) < p.k {
+                if column(i) < columns {
                     Piece {
                         x: x_of(i),
                         norm: norm_of(i),
@@ -139,24 +190,16 @@ mod device {
             let mut kept = [Piece::ZERO; KEPT];
             let mut i = 0;
             while i < KEPT {
-                if column(i as u32) < p.k {
+                if column(i as u32) < columns {
                     kept[i].norm = norm_of(i as u32);
                 }
                 i += 1;
             }
             grid_dependency_launch();
             grid_dependency_wait();
-            if block_idx_x() >= p.rows {
-                let mut i = warp;
-                while i < tiles_k {
-                    q.store(i as usize * stride as usize, 0);
-                    i += warps;
-                }
-                return;
-            }
             let mut i = 0;
             while i < KEPT {
-                if column(i as u32) < p.k {
+                if column(i as u32) < columns {
                     kept[i].x = x_of(i as u32);
                 }
                 i += 1;
@@ -175,28 +218,26 @@ mod device {
                 max = max.max(piece.largest());
                 i += 1;
             }
+            squares().store(warp * SQUARES + lane, square);
             // Bits of floats that are not negative order as the floats do.
             let max = warp_reduce_max_u32(FULL_MASK, max.to_bits());
             if lane == 0 {
-                maxima.store(warp, max);
+                maxima(warps).store(warp, max);
             }
-            // Orders every warp's maximum before the loads below.
+            // Orders every warp's maximum and squares before their loads.
             sync_threads();
-            // The codes wait for the maximum alone.
-            let square = warp_sum(square);
-            let max = maxima.load(if lane < warps { lane } else { 0 });
-            let scale = Scale::new(f32::from_bits(warp_reduce_max_u32(FULL_MASK, max)));
+            let scale = scale(warps);
             let mut sum = 0;
             let mut put = |i: u32, piece: &Piece| {
                 let word = codes(piece.x, piece.norm, scale.of_codes);
                 sum = dp4a(word, 0x0101_0101, sum);
-                q.store((warp + i * warps) as usize * stride as usize, word);
+                if warp + i * warps < tiles_k {
+                    q.store((i * step) as usize, word);
+                }
             };
             let mut i = 0;
             while i < KEPT {
-                if warp + i as u32 * warps < tiles_k {
-                    put(i as u32, &kept[i]);
-                }
+                put(i as u32, &kept[i]);
                 i += 1;
             }
             let mut i = KEPT as u32;
@@ -206,35 +247,57 @@ mod device {
             }
             let sum = warp_reduce_add(FULL_MASK, sum);
             if lane == 0 {
-                sums.store(warp, sum);
-                squares.store(warp, square);
+                sums(warps).store(warp, sum);
             }
-            if warp == 0 && lane >= warps && lane < MAX_WARPS {
-                squares.store(lane, 0.0);
-            }
-            // Orders every warp's sum and squares before the loads below.
+            sync_threads_arrive(SUMS, block_dim_x());
+        }
+    }
+
+    /// The warp that adds up what up to `MOST` others have: their squares while they quantize, those of a warp as
+    /// [`crate::reduce::warp_sum`] would, in one lane, and then warp by warp; and the sums of their codes.
+    ///
+    /// # Safety
+    /// As for [`QuantizeRows`].
+    #[inline(always)]
+    unsafe fn add_up<const MOST: u32>(p: &QuantizeRows, warps: u32) {
+        let (lane, row) = (lane_id(), block_idx_x());
+        grid_dependency_launch();
+        grid_dependency_wait();
+        // SAFETY: the row is compared with their number, lanes with the number of warps; branches around warp operations are uniform.
+        unsafe {
+            // As in `quantize`.
             sync_threads();
-            if warp == 0 {
-                let total = warp_reduce_add(FULL_MASK, if lane < warps { sums.load(lane) } else { 0 });
-                if lane == 0 {
-                    p.sum.store(row, total);
-                }
-            } else if warp == 1 {
-                // All loads are under way before the first addition; zeros at the end change nothing.
-                let mut parts = [[0.0; 4]; MAX_WARPS as usize / 4];
+            let of_warp = squares().offset(if lane < warps { lane * SQUARES } else { 0 });
+            let mut parts = [[0.0f32; 4]; 8];
+            let mut i = 0;
+            while i < 8 {
+                parts[i] = of_warp.load_x4(4 * i as u32);
+                i += 1;
+            }
+            let mut half = 4;
+            while half > 0 {
                 let mut i = 0;
-                while i < parts.len() {
-                    parts[i] = squares.load_x4(4 * i as u32);
+                while i < half {
+                    parts[i] = core::array::from_fn(|j| parts[i][j] + parts[i + half][j]);
                     i += 1;
                 }
-                let (mut square, mut i) = (0.0, 0);
-                while i < MAX_WARPS as usize {
-                    square += parts[i / 4][i % 4];
-                    i += 1;
-                }
-                if lane == 0 {
-                    p.unit.store(row, unit(scale.worth, square, p.k, p.eps));
-                }
+                half /= 2;
+            }
+            let [a, b, c, d] = parts[0];
+            let part = if lane < warps { (a + c) + (b + d) } else { 0.0 };
+            // Zeros at the end change nothing.
+            let (mut total, mut i) = (0.0, 0);
+            while i < MOST {
+                total += warp_shuffle_idx(FULL_MASK, part, i);
+                i += 1;
+            }
+            let unit = unit(scale(warps).worth, total, p.k, p.eps);
+            // Orders the sums of all warps before their loads.
+            sync_threads_named(SUMS, block_dim_x());
+            let sum = warp_reduce_add(FULL_MASK, if lane < warps { sums(warps).load(lane) } else { 0 });
+            if lane == 0 && row < p.rows {
+                p.unit.store(row as usize, unit);
+                p.sum.store(row as usize, sum);
             }
         }
     }

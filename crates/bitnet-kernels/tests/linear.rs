@@ -533,6 +533,7 @@ fn check_layer(
 fn a_row_alone_and_in_a_batch() {
     let all = [
         (GemmShape::Narrow8, 3),
+        (GemmShape::Flat8, 3),
         (GemmShape::Flat16, 3),
         (GemmShape::Flat32, 3),
         (GemmShape::Mid16, 3),
@@ -553,6 +554,7 @@ fn a_row_alone_and_in_a_batch() {
 fn mid_blocks() {
     let shapes = [
         (GemmShape::Narrow8, 9),
+        (GemmShape::Flat8, 9),
         (GemmShape::Flat16, 17),
         (GemmShape::Flat32, 35),
         (GemmShape::Mid16, 17),
@@ -696,7 +698,7 @@ fn long_flat_blocks() {
             Epilogue::Add,
             1e-5,
             RELU2,
-            &[(GemmShape::FlatLong16, 11)],
+            &[(GemmShape::FlatLong8, 7), (GemmShape::FlatLong16, 11)],
             66,
         );
     }
@@ -746,12 +748,22 @@ fn plans() {
     assert_eq!(shape(2560, 6912, 2048), GemmShape::Wide64);
     // By warpgroups: as many small blocks as run at once, or large ones.
     let shape = |n, cols| GemmShape::new(Epilogue::Store, n, 2560, cols, true);
+    assert_eq!(shape(13824, 3), GemmShape::Flat8);
+    assert_eq!(shape(13824, 8), GemmShape::Flat8);
     assert_eq!(shape(13824, 16), GemmShape::Flat16);
     assert_eq!(shape(13824, 17), GemmShape::Slim32);
     assert_eq!(shape(13824, 64), GemmShape::Slim64);
     let add = |k, cols| GemmShape::new(Epilogue::Add, 2560, k, cols, true);
     assert_eq!(add(2560, 64), GemmShape::Slim32);
     let down = |k| add(k, 16);
+    assert_eq!(
+        [4, 5].map(|cols| add(2560, cols)),
+        [GemmShape::Narrow8, GemmShape::Flat8]
+    );
+    assert_eq!(
+        [4, 5].map(|cols| add(6912, cols)),
+        [GemmShape::Narrow8, GemmShape::FlatLong8]
+    );
     assert_eq!(down(6912), GemmShape::FlatLong16);
     assert_eq!(down(57 * 128), GemmShape::Mid16);
     let deep = |kind, k, cols| GemmShape::new(kind, 4096, k, cols, true);

@@ -1,6 +1,7 @@
 //! What both shapes of block share: unpacking and the epilogue.
 
 use super::BitGemm;
+use crate::Global;
 use crate::decode_linear::device::{ADD, GATED, gated};
 use crate::tiles::row_scale;
 
@@ -49,66 +50,115 @@ pub(super) unsafe fn column(p: &BitGemm, col: u32) -> (f32, i32) {
     unsafe { (p.unit.load_l2(col as usize)[0], p.sum.load_l2(col as usize)[0]) }
 }
 
-/// What the output has of two rows 8 apart of one column before the product is added; zeros unless `EPILOGUE` adds, and
-/// anything outside the output.
-///
-/// # Safety
-/// The output was written, by no lane of this kernel but perhaps this one.
-#[inline(always)]
-pub(super) unsafe fn before<const EPILOGUE: u32>(p: &BitGemm, tile_row: u32, col: u32) -> [f32; 2] {
-    if EPILOGUE != ADD {
-        return [0.0; 2];
-    }
-    [tile_row, tile_row + 8].map(|row| {
-        // A load in a branch would be waited for there, before the next is under way.
-        let y = if row < p.n && col < p.cols {
-            p.y.offset((col * p.n + row) as usize)
-        } else {
-            p.unit
-        };
-        // SAFETY: inside the output, or the first of the units.
-        unsafe { y.load_l2(0)[0] }
-    })
+/// Two rows 8 apart of one column of the output (gated: the row that a pair of rows makes), which is known before their sums are.
+#[derive(Clone, Copy)]
+pub(super) struct Output {
+    /// Where the first is.
+    y: Global<f32>,
+    /// Whether they exist.
+    exist: [bool; 2],
+    /// What a ternary unit of each is worth.
+    scales: [f32; 2],
 }
 
-/// Scales the sums of two rows 8 apart (gated: of a pair of rows) with one column, which has that unit and sum, and writes the
-/// output, to which [`before`] contributes.
+impl Output {
+    /// Those of row `tile_row` of the tiles; either may lie outside the output.
+    #[inline(always)]
+    pub(super) fn new<const EPILOGUE: u32>(p: &BitGemm, tile_row: u32, col: u32) -> Self {
+        if EPILOGUE == GATED {
+            let (out, rows) = (tile_row / 16 * 8 + tile_row % 8, p.n / 2);
+            return Self {
+                y: p.y.offset((col * rows + out) as usize),
+                exist: [out < rows && col < p.cols; 2],
+                scales: [p.scale_a, p.scale_b],
+            };
+        }
+        Self {
+            y: p.y.offset((col * p.n + tile_row) as usize),
+            exist: [tile_row, tile_row + 8].map(|row| row < p.n && col < p.cols),
+            scales: [tile_row, tile_row + 8]
+                .map(|row| row_scale(row, [p.row_b, p.row_c], [p.scale_a, p.scale_b, p.scale_c])),
+        }
+    }
+
+    /// What they are before the product is added; zeros unless `EPILOGUE` adds, and anything outside the output.
+    ///
+    /// # Safety
+    /// The output was written, by no lane of this kernel but perhaps this one.
+    #[inline(always)]
+    pub(super) unsafe fn before<const EPILOGUE: u32>(self, p: &BitGemm) -> [f32; 2] {
+        if EPILOGUE != ADD {
+            return [0.0; 2];
+        }
+        core::array::from_fn(|i| {
+            // A load in a branch would be waited for there, before the next is under way.
+            let y = if self.exist[i] {
+                self.y.offset(8 * i)
+            } else {
+                p.unit
+            };
+            // SAFETY: inside the output, or the first of the units.
+            unsafe { y.load_l2(0)[0] }
+        })
+    }
+
+    /// Scales their products of codes with the column, which has that unit and sum, and writes those that exist, to which `before`
+    /// contributes.
+    ///
+    /// # Safety
+    /// No other lane writes them.
+    #[inline(always)]
+    pub(super) unsafe fn finish<const EPILOGUE: u32>(
+        self,
+        p: &BitGemm,
+        (unit, sum): (f32, i32),
+        before: [f32; 2],
+        products: [i32; 2],
+    ) {
+        let products: [f32; 2] =
+            core::array::from_fn(|i| (products[i] - sum) as f32 * (self.scales[i] * unit));
+        // SAFETY: they exist.
+        unsafe {
+            if EPILOGUE == GATED {
+                if self.exist[0] {
+                    self.y.store(0, gated(products[0], products[1], p.activation));
+                }
+                return;
+            }
+            let mut i = 0;
+            while i < 2 {
+                if self.exist[i] {
+                    self.y.store(8 * i, before[i] + products[i]);
+                }
+                i += 1;
+            }
+        }
+    }
+}
+
+/// [`Output::before`] of a row and a column.
 ///
 /// # Safety
-/// Rows and columns outside the output write nothing; no other lane writes those inside.
+/// As there.
+#[inline(always)]
+pub(super) unsafe fn before<const EPILOGUE: u32>(p: &BitGemm, tile_row: u32, col: u32) -> [f32; 2] {
+    // SAFETY: the caller's promise.
+    unsafe { Output::new::<EPILOGUE>(p, tile_row, col).before::<EPILOGUE>(p) }
+}
+
+/// [`Output::finish`] of a row and a column.
+///
+/// # Safety
+/// As there.
 #[inline(always)]
 pub(super) unsafe fn finish<const EPILOGUE: u32>(
     p: &BitGemm,
     tile_row: u32,
     col: u32,
-    (unit, sum): (f32, i32),
+    of_column: (f32, i32),
     before: [f32; 2],
-    sums: [i32; 2],
+    products: [i32; 2],
 ) {
-    if col >= p.cols {
-        return;
-    }
-    let products = sums.map(|d| (d >> CODE_BITS) - sum);
-    // SAFETY: rows and columns are compared with their counts.
-    unsafe {
-        if EPILOGUE == GATED {
-            let out = tile_row / 16 * 8 + tile_row % 8;
-            if out < p.n / 2 {
-                let gate = products[0] as f32 * (p.scale_a * unit);
-                let up = products[1] as f32 * (p.scale_b * unit);
-                p.y.store((col * (p.n / 2) + out) as usize, gated(gate, up, p.activation));
-            }
-            return;
-        }
-        let mut i = 0;
-        while i < 2 {
-            let row = tile_row + 8 * i as u32;
-            if row < p.n {
-                let scale = row_scale(row, [p.row_b, p.row_c], [p.scale_a, p.scale_b, p.scale_c]);
-                let z = products[i] as f32 * (scale * unit);
-                p.y.store((col * p.n + row) as usize, before[i] + z);
-            }
-            i += 1;
-        }
-    }
+    // SAFETY: the caller's promise.
+    unsafe { Output::new::<EPILOGUE>(p, tile_row, col).finish::<EPILOGUE>(p, of_column, before, products) }
 }

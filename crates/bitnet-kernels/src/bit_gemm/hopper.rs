@@ -1,7 +1,7 @@
 //! Blocks of warpgroups, for Hopper: each of them multiplies 64 rows with 128 or 160 columns at once, the weights unpacked in registers, the
 //! activations in shared memory in a ring of stages.
 
-use super::device::{Block, CODE_BITS, before, column, finish};
+use super::device::{Block, before, column, finish};
 use super::{BitGemm, hopper_bytes, hopper_stride};
 use crate::Global;
 use crate::intrinsics::*;
@@ -323,8 +323,7 @@ unsafe fn store<const EPILOGUE: u32, const WARPGROUPS: u32, const SPLIT: u32, co
             while i < LOADED {
                 let col = col + columns_at_once * i as u32;
                 let sums = Shared::<i32>::at(0).offset(col * stride + row);
-                // The scale of the codes that `finish` expects.
-                let products = [sums.load(0), sums.load(8)].map(|sum| sum << (CODE_BITS - SIGNED_CODE_BITS));
+                let products = [sums.load(0), sums.load(8)].map(|sum| sum >> SIGNED_CODE_BITS);
                 let of_column = (units.load(col), code_sums.load(col));
                 finish::<EPILOGUE>(p, tile_row, first + col, of_column, y[i], products);
                 i += 1;

@@ -1,6 +1,6 @@
 //! Mid blocks: the warps split k, and each part of k has its codes in shared memory once for all rows of the block.
 
-use super::device::{Block, before, column, finish, swizzled, unpack};
+use super::device::{Block, CODE_BITS, before, column, finish, swizzled, unpack};
 use super::{BitGemm, mid_bytes};
 use crate::intrinsics::*;
 
@@ -302,7 +302,8 @@ impl<const PAIRS: u32, const TILES: usize, const GROUPS: usize> Block for Mid<PA
                         } else {
                             before::<EPILOGUE>(&p, row, col)
                         };
-                        finish::<EPILOGUE>(&p, row, col, of_column, before, [total[e], total[e + 2]]);
+                        let products = [total[e], total[e + 2]].map(|sum| sum >> CODE_BITS);
+                        finish::<EPILOGUE>(&p, row, col, of_column, before, products);
                         e += 1;
                     }
                     fragment += warps;

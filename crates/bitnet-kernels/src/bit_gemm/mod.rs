@@ -7,7 +7,7 @@
 //! - *hopper*: 64 or 128 rows by 128 or 160 columns, by warpgroups, with weights in registers and codes in shared memory, for more columns
 //!   than 64 on GPUs of capability 9.0;
 //! - *slim*: 64 or 128 rows by 32 or 64 columns, by warpgroups, with all codes of a part of k in shared memory at once;
-//! - *flat*: 32 or 64 rows by 16 or 32 columns, the warps split k and load weights straight into registers, and the columns' codes
+//! - *flat*: 32 or 64 rows by 8, 16 or 32 columns, the warps split k and load weights straight into registers, and the columns' codes
 //!   come to shared memory once for all rows, all at once, in two blocks a multiprocessor, or in one for more columns of the matrix;
 //! - *mid*: the same for any number of columns of the matrix, whose codes come tile by tile;
 //! - *narrow*: 32 rows by 8 columns, the warps split k and load weights and codes straight into registers, for batches too small to
@@ -221,6 +221,9 @@ struct SlimPlan {
     part_bytes: u32,
     /// Words of a column's sums: lanes write sums that lie in different banks.
     stride: u32,
+    /// Columns that the block's threads finish at once, and how many times a block of the cluster does so.
+    at_once: u32,
+    turns: u32,
     received: u32,
     of_columns: u32,
     barriers: u32,
@@ -233,16 +236,20 @@ impl SlimPlan {
         // Device code would end a kernel where it divides by zero.
         let blocks = if blocks == 0 { 1 } else { blocks };
         let tiles = tiles_k.div_ceil(blocks).div_ceil(split);
+        let at_once = 4 * split;
+        let turns = (columns / at_once).div_ceil(blocks);
         let stride = hopper_stride(warpgroups);
         let (codes, sums) = (tiles * columns * 128, columns * stride * 4);
         let part_bytes = (if codes > sums { codes } else { sums }).next_multiple_of(1024);
         let received = split * part_bytes;
-        let of_columns = received + (blocks - 1) * columns.div_ceil(blocks) * warpgroups * 32 * 8;
+        let of_columns = received + (blocks - 1) * turns * at_once * warpgroups * 32 * 8;
         let barriers = of_columns + columns * 8;
         Self {
             tiles,
             part_bytes,
             stride,
+            at_once,
+            turns,
             received,
             of_columns,
             barriers,
@@ -272,8 +279,6 @@ const fn narrow_stride(bands: u32) -> u32 {
 const FLAT_WARPS: u32 = 10;
 /// Most tiles along k that a flat block takes: what its warps have registers for where two blocks share a multiprocessor.
 const FLAT_TILES_K: usize = 20;
-/// Words of a column's sums of 32 rows in shared memory: columns that lanes write together lie in different banks.
-const FLAT_STRIDE: u32 = 36;
 /// The flat block, and that of gate and up, of which there are more rows.
 const FLAT: Flat = Flat { pairs: 1, tiles: 2 };
 const FLAT_GATED: Flat = Flat { pairs: 2, tiles: 4 };
@@ -289,12 +294,18 @@ struct Flat {
     tiles: usize,
 }
 
-/// Bytes of shared memory of the codes of `width` columns, and then of the sums of `parts` parts of k in their place.
-const fn flat_bytes(parts: u32, pairs: u32, tiles: u32, width: u32) -> u32 {
-    let (codes, sums) = (
-        parts * tiles * width * 128,
-        parts * width * FLAT_STRIDE * pairs * 4,
-    );
+/// Words from one pair of rows of tiles to the next in a column's sums in the shared memory of a flat block: lanes that load two rows of
+/// either together read different banks.
+const FLAT_PAIR: u32 = 40;
+
+/// Words of a column's sums of so many pairs: columns that lanes write together lie in different banks.
+const fn flat_stride(pairs: u32) -> u32 {
+    (pairs - 1) * FLAT_PAIR + 36
+}
+
+/// Words of shared memory of a part of k: the codes of `width` columns, and then the part's sums in their place.
+const fn flat_part(pairs: u32, tiles: u32, width: u32) -> u32 {
+    let (codes, sums) = (tiles * width * 32, width * flat_stride(pairs));
     if codes > sums { codes } else { sums }
 }
 
@@ -405,6 +416,9 @@ macro_rules! block {
     };
     (Narrow8 Gated) => { narrow::Narrow<NARROW_GATED_BANDS, NARROW_GATED_TILES, 1> };
     (Narrow8 $epilogue:ident) => { narrow::Narrow<NARROW_BANDS, NARROW_TILES, 2> };
+    (Flat8 Gated) => { flat::Flat<{ FLAT_GATED.pairs }, { FLAT_GATED.tiles }, 1> };
+    (Flat8 $epilogue:ident) => { flat::Flat<{ FLAT.pairs }, { FLAT.tiles }, 1> };
+    (FlatLong8 $epilogue:ident) => { flat::Flat<{ FLAT_LONG.pairs }, { FLAT_LONG.tiles }, 1> };
     (Flat16 Gated) => { flat::Flat<{ FLAT_GATED.pairs }, { FLAT_GATED.tiles }, 2> };
     (Flat16 $epilogue:ident) => { flat::Flat<{ FLAT.pairs }, { FLAT.tiles }, 2> };
     (FlatLong16 $epilogue:ident) => { flat::Flat<{ FLAT_LONG.pairs }, { FLAT_LONG.tiles }, 2> };
@@ -517,7 +531,11 @@ products! {
     hopper_store_160, HopperStore160, Store, Hopper160;
     hopper_add_160, HopperAdd160, Add, Hopper160;
     hopper_gated_160, HopperGated160, Gated, Hopper160;
+    flat_store_8, FlatStore8, Store, Flat8 or FlatLong8;
+    flat_add_8, FlatAdd8, Add, Flat8;
+    flat_gated_8, FlatGated8, Gated, Flat8 or FlatLong8;
     [min_blocks = 1, arch = sm_90a,]
+    flat_add_long_8, FlatAddLong8, Add, FlatLong8;
     slim_store_32, SlimStore32, Store, Slim32;
     slim_add_32, SlimAdd32, Add, Slim32;
     slim_gated_32, SlimGated32, Gated, Slim32;
@@ -557,8 +575,12 @@ pub enum Shape {
     Flat32,
     /// 32 rows (gated: 64) by 16 columns; of as many.
     Flat16,
+    /// 32 rows (gated: 64) by 8 columns; of as many: capability 9.0 alone.
+    Flat8,
     /// The same, of products that are added of up to 56 tiles along k: capability 9.0 alone, whose blocks have the shared memory.
     FlatLong16,
+    /// The same by 8 columns.
+    FlatLong8,
     /// 32 rows (gated: 64) by 8 columns.
     Narrow8,
 }
@@ -604,6 +626,8 @@ impl Shape {
         let is_flat = tiles_k <= FLAT_TILES_K;
         let is_long = tiles_k <= FLAT_LONG_WARPS as usize * FLAT_LONG.tiles;
         match (cols, epilogue) {
+            (_, Epilogue::Store) | (5.., _) if has_warpgroups && cols <= 8 && is_flat => Self::Flat8,
+            (5..=8, Epilogue::Add) if has_warpgroups && is_long => Self::FlatLong8,
             (0..=8, _) => Self::Narrow8,
             (9..=16, _) if is_flat => Self::Flat16,
             (9..=16, Epilogue::Add) if has_warpgroups && is_long => Self::FlatLong16,
@@ -670,8 +694,8 @@ const fn threads((epilogue, shape): (Epilogue, Shape)) -> u32 {
         (Shape::Slim64 | Shape::Slim32, _) => Slim::new(epilogue, shape).warps(),
         (Shape::Narrow8, Epilogue::Gated) => NARROW_GATED_WARPS,
         (Shape::Narrow8, _) => NARROW_WARPS,
-        (Shape::Flat32 | Shape::Flat16, _) => FLAT_WARPS,
-        (Shape::FlatLong16, _) => FLAT_LONG_WARPS,
+        (Shape::Flat32 | Shape::Flat16 | Shape::Flat8, _) => FLAT_WARPS,
+        (Shape::FlatLong16 | Shape::FlatLong8, _) => FLAT_LONG_WARPS,
         (Shape::Mid32 | Shape::Mid16, Epilogue::Gated) => MID_GATED_WARPS,
         (Shape::Mid32 | Shape::Mid16, _) => MID_WARPS,
     }
@@ -717,7 +741,7 @@ fn launch((epilogue, shape): (Epilogue, Shape), p: &BitGemm) -> Launch {
     };
     let flat = |width: u32| {
         let Flat { pairs, tiles } = match (shape, epilogue) {
-            (Shape::FlatLong16, _) => FLAT_LONG,
+            (Shape::FlatLong16 | Shape::FlatLong8, _) => FLAT_LONG,
             (_, Epilogue::Gated) => FLAT_GATED,
             _ => FLAT,
         };
@@ -725,7 +749,7 @@ fn launch((epilogue, shape): (Epilogue, Shape), p: &BitGemm) -> Launch {
         Launch {
             grid: [rows.div_ceil(32 * pairs), p.cols.div_ceil(width), 1],
             block: [parts * pairs * 32, 1, 1],
-            shared_bytes: flat_bytes(parts, pairs, tiles as u32, width) + width * 8,
+            shared_bytes: (parts * flat_part(pairs, tiles as u32, width) + width * 2) * 4,
         }
     };
     match shape {
@@ -735,6 +759,7 @@ fn launch((epilogue, shape): (Epilogue, Shape), p: &BitGemm) -> Launch {
         Shape::Hopper64x4 => HOPPER_64_X4.launch(rows, p.cols),
         Shape::Flat32 => flat(32),
         Shape::Flat16 | Shape::FlatLong16 => flat(16),
+        Shape::Flat8 | Shape::FlatLong8 => flat(8),
         Shape::Narrow8 => narrow(),
         Shape::Slim64 | Shape::Slim32 => slim(),
         Shape::Wide128 => WIDE_128.launch(rows, p.cols),

@@ -1,12 +1,12 @@
 //! Narrow blocks: the warps split k and load weights straight into registers.
 
-use super::device::{Block, before, column, finish, unpack};
+use super::device::{Block, CODE_BITS, Output, column, unpack};
 use super::{BitGemm, NARROW_COLUMNS, narrow_stride};
 use crate::decode_linear::device::{ADD, GATED};
 use crate::intrinsics::*;
 
 /// Parts of a sum that are loaded together.
-const PARTS_AT_A_TIME: u32 = 9;
+const PARTS_AT_A_TIME: u32 = 10;
 
 /// This lane's words of tile `tile` along k of the rows of tiles from `first`; zeros past the end of k.
 ///
@@ -82,9 +82,14 @@ impl<const BANDS: usize, const TILES: usize, const CHAINS: usize> Block for Narr
         let units = Shared::<f32>::at(warps * width * stride * 4);
         let sums = Shared::<i32>::at((warps * stride + 1) * width * 4);
         // A pair of rows 8 apart of one column.
-        let output = |at: u32| {
+        let place = |at: u32| {
             let (col, pair) = (at / (rows / 2), at % (rows / 2));
             (col, pair / 8 * 16 + pair % 8)
+        };
+        let output = |at: u32| {
+            let (col, row) = place(at);
+            let col = if col < width { first_col + col } else { p.cols };
+            Output::new::<EPILOGUE>(&p, first * 16 + row, col)
         };
         // SAFETY: tiles and columns are clamped to what exists; every branch around a warp or block operation is uniform.
         unsafe {
@@ -107,9 +112,8 @@ impl<const BANDS: usize, const TILES: usize, const CHAINS: usize> Block for Narr
             if me < width {
                 of_column = column(&p, (first_col + me).min(p.cols - 1));
             }
-            let (col, row) = output(me);
-            let col = if col < width { first_col + col } else { p.cols };
-            let early = before::<EPILOGUE>(&p, first * 16 + row, col);
+            let mut of_lane = output(me);
+            let mut before = of_lane.before::<EPILOGUE>(&p);
             let mut i = 0;
             while i < TILES {
                 multiply(&p, &mut acc, w[i], first_col, warp + i as u32 * warps);
@@ -154,30 +158,34 @@ impl<const BANDS: usize, const TILES: usize, const CHAINS: usize> Block for Narr
             sync_threads();
             let mut at = me;
             while at < width * rows / 2 {
-                let (col, row) = output(at);
-                let (mut upper, mut lower) = (0, 0);
-                let mut part = 0;
+                let (col, row) = place(at);
+                let from = parts.offset(col * stride + row);
+                let of_column = (units.load(col), sums.load(col));
+                let (mut totals, mut part) = ([0; 2], 0);
                 while part < warps {
                     // Several at a time, so that the loads do not wait for each other.
+                    let mut loaded = [[0; 2]; PARTS_AT_A_TIME as usize];
                     let mut i = 0;
                     while i < PARTS_AT_A_TIME {
-                        let (from, keep) = if part + i < warps { (part + i, -1) } else { (0, 0) };
-                        let from = (from * width + col) * stride + row;
-                        upper += parts.load(from) & keep;
-                        lower += parts.load(from + 8) & keep;
+                        if part + i < warps {
+                            let from = from.offset((part + i) * width * stride);
+                            loaded[i as usize] = [from.load(0), from.load(8)];
+                        }
+                        i += 1;
+                    }
+                    let mut i = 0;
+                    while i < PARTS_AT_A_TIME as usize {
+                        totals = [totals[0] + loaded[i][0], totals[1] + loaded[i][1]];
                         i += 1;
                     }
                     part += PARTS_AT_A_TIME;
                 }
-                let of_column = (units.load(col), sums.load(col));
-                let (row, col) = (first * 16 + row, first_col + col);
-                let before = if at == me {
-                    early
-                } else {
-                    before::<EPILOGUE>(&p, row, col)
-                };
-                finish::<EPILOGUE>(&p, row, col, of_column, before, [upper, lower]);
+                of_lane.finish::<EPILOGUE>(&p, of_column, before, totals.map(|sum| sum >> CODE_BITS));
                 at += block_dim_x();
+                if at < width * rows / 2 {
+                    of_lane = output(at);
+                    before = of_lane.before::<EPILOGUE>(&p);
+                }
             }
         }
     }

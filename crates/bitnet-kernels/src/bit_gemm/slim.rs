@@ -1,6 +1,6 @@
 //! Slim blocks, for Hopper: warpgroups multiply 64 rows with up to 64 columns at once, with all codes of a part of k in shared memory.
 
-use super::device::{Block, CODE_BITS, before, column, finish};
+use super::device::{Block, before, column, finish};
 use super::hopper::{SIGNED_CODE_BITS, unpack};
 use super::{BitGemm, SlimPlan};
 use crate::decode_linear::device::GATED;
@@ -25,8 +25,8 @@ where
     #[inline(always)]
     unsafe fn run<const EPILOGUE: u32>(p: BitGemm) {
         let columns = 2 * SUMS as u32;
-        // Pairs of rows 8 apart, which `finish` takes; columns that the block's threads finish at once.
-        let (pairs, at_once) = (WARPGROUPS * 32, 4 * SPLIT);
+        // Pairs of rows 8 apart, which `finish` takes; columns of a thread.
+        let pairs = WARPGROUPS * 32;
         let each = SUMS / 2 / SPLIT as usize;
         let (tiles_k, me, lane) = (p.k.div_ceil(128), thread_idx_x(), lane_id());
         let blocks = if EPILOGUE == GATED { 1 } else { p.slots.max(1) };
@@ -47,8 +47,10 @@ where
         let received = Shared::<i32>::at(plan.received);
         let units = Shared::<f32>::at(plan.of_columns);
         let code_sums = Shared::<i32>::at(plan.of_columns + columns * 4);
-        // Columns that block `rank` of the cluster finishes.
-        let own_columns = (columns - rank).div_ceil(blocks);
+        // Blocks of the cluster take turns at finishing a column of each thread. Bytes of sums that one of the others sends for the `turns`
+        // of this one.
+        let (at_once, turns) = (plan.at_once, (each as u32 + blocks - 1 - rank) / blocks);
+        let sent = turns * at_once * pairs * 8;
         let pair = me % pairs;
         let (row, first_col) = (pair / 8 * 16 + pair % 8, me / pairs);
         let out_row = band * WARPGROUPS * 64 + row;
@@ -66,43 +68,43 @@ where
                 w[i] = weights(i as u32);
                 i += 1;
             }
-            if within == 0 {
-                let mut i = lane;
-                while i < count {
-                    full(i).init(1);
-                    i += WARP_SIZE;
-                }
-                if blocks > 1 && me == 0 {
-                    exchange.init(1);
-                }
+            // One lane of each of a part's warps has every so many of its tiles: the addresses that barriers and copies take are those of
+            // a warp, and lanes of one would begin their copies one after the other.
+            let first_copy = if lane == 0 { within } else { count };
+            let mut i = first_copy;
+            while i < count {
+                full(i).init(1);
+                i += WARPGROUPS * 4;
+            }
+            if blocks > 1 && me == 0 {
+                exchange.init(1);
+            }
+            if lane == 0 {
                 Mbarrier::fence_init();
             }
             // Orders the initialization of the barriers before their use.
             sync_threads();
-            if within == 0 {
-                let mut i = lane;
-                while i < count {
-                    full(i).arrive_expect(columns * 128);
-                    i += WARP_SIZE;
-                }
-                if blocks > 1 && me == 0 {
-                    exchange.arrive_expect((blocks - 1) * own_columns * pairs * 8);
-                }
+            let mut i = first_copy;
+            while i < count {
+                full(i).arrive_expect(columns * 128);
+                i += WARPGROUPS * 4;
+            }
+            if blocks > 1 && me == 0 {
+                exchange.arrive_expect((blocks - 1) * sent);
             }
             if blocks > 1 {
                 cluster_arrive_relaxed();
             }
+            let from =
+                p.x.offset((((first_tile + within) * code_columns + start) * 32) as usize);
             // Behind the weights and the barriers: earlier, the kernels behind begin to ask for theirs too soon.
             grid_dependency_launch();
             grid_dependency_wait();
-            if within == 0 {
-                let mut i = lane;
-                while i < count {
-                    let from =
-                        p.x.offset((((first_tile + i) * code_columns + start) * 32) as usize);
-                    bulk_copy(codes(i), from, columns * 128, full(i));
-                    i += WARP_SIZE;
-                }
+            let mut i = first_copy;
+            while i < count {
+                let from = from.offset(((i - within) * code_columns * 32) as usize);
+                bulk_copy(codes(i), from, columns * 128, full(i));
+                i += WARPGROUPS * 4;
             }
             // While the copies are on their way; nothing is asked for when the sums are there.
             let mut y = [[0.0; 2]; MOST_EACH];
@@ -167,46 +169,53 @@ where
                 e += 1;
             }
             if blocks > 1 {
-                // Where the pair's sums of a column stand among those that another block has sent.
-                let place = |slot: u32, col: u32| {
-                    received.offset(((slot * columns.div_ceil(blocks) + col / blocks) * pairs + pair) * 2)
+                // Where the pair's sums of a turn stand among those that another block has sent.
+                let place = |slot: u32, turn: u32| {
+                    received.offset((((slot * plan.turns + turn) * at_once + first_col) * pairs + pair) * 2)
                 };
                 // All blocks have started, and their barriers are initialized.
                 cluster_wait();
-                let mut e = 0;
+                let (mut e, mut to, mut turn) = (0, 0, 0);
                 while e < each {
-                    let col = first_col + at_once * e as u32;
-                    let to = col % blocks;
                     if to != rank {
                         let slot = if rank < to { rank } else { rank - 1 };
-                        place(slot, col).store_async_x2(totals[e], to, exchange);
+                        place(slot, turn).store_async_x2(totals[e], to, exchange);
                     }
+                    (to, turn) = if to + 1 < blocks {
+                        (to + 1, turn)
+                    } else {
+                        (0, turn + 1)
+                    };
                     e += 1;
                 }
                 exchange.wait_cluster(0);
                 let mut slot = 0;
                 while slot + 1 < blocks {
-                    let mut e = 0;
+                    let (mut e, mut of, mut turn) = (0, 0, 0);
                     while e < each {
-                        let col = first_col + at_once * e as u32;
-                        if col % blocks == rank {
-                            let [upper, lower] = place(slot, col).load_x2(0);
+                        if of == rank {
+                            let [upper, lower] = place(slot, turn).load_x2(0);
                             totals[e] = [totals[e][0] + upper, totals[e][1] + lower];
                         }
+                        (of, turn) = if of + 1 < blocks {
+                            (of + 1, turn)
+                        } else {
+                            (0, turn + 1)
+                        };
                         e += 1;
                     }
                     slot += 1;
                 }
             }
-            let mut e = 0;
+            let (mut e, mut of) = (0, 0);
             while e < each {
-                let col = first_col + at_once * e as u32;
-                if col % blocks == rank {
-                    // The scale of the codes that `finish` expects.
-                    let products = totals[e].map(|sum| sum << (CODE_BITS - SIGNED_CODE_BITS));
+                if of == rank {
+                    let col = first_col + at_once * e as u32;
                     let of_column = (units.load(col), code_sums.load(col));
+                    let products = totals[e].map(|sum| sum >> SIGNED_CODE_BITS);
                     finish::<EPILOGUE>(&p, out_row, start + col, of_column, y[e], products);
                 }
+                of = if of + 1 < blocks { of + 1 } else { 0 };
                 e += 1;
             }
         }

@@ -1,6 +1,6 @@
 //! Wide blocks: both operands come to shared memory, in a ring of stages, and every warp multiplies its part of the block.
 
-use super::device::{Block, before, column, finish, unpack};
+use super::device::{Block, CODE_BITS, before, column, finish, unpack};
 use super::{BitGemm, WIDE_WARPS};
 use crate::intrinsics::*;
 
@@ -233,8 +233,8 @@ unsafe fn store<const EPILOGUE: u32, const BANDS: usize>(
             }
             let mut m = 0;
             while m < BANDS {
-                let sums = [acc[m][c][j], acc[m][c][j + 2]];
-                finish::<EPILOGUE>(p, row(m), col, of_column, y[m], sums);
+                let products = [acc[m][c][j], acc[m][c][j + 2]].map(|sum| sum >> CODE_BITS);
+                finish::<EPILOGUE>(p, row(m), col, of_column, y[m], products);
                 m += 1;
             }
         }

@@ -170,7 +170,7 @@ fn launch((_, _, tiles_per_warp, tile_rows, cols): Key, p: &DecodeLinear) -> Lau
 }
 
 /// Most warps of a block whose warps hold `tiles_per_warp` tiles of each of their rows: what the registers suffice for.
-const fn max_warps(tiles_per_warp: u32) -> u32 {
+pub(crate) const fn max_warps(tiles_per_warp: u32) -> u32 {
     match tiles_per_warp {
         2 => 10,
         3 => 18,

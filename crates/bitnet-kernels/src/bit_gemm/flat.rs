@@ -76,7 +76,13 @@ impl<const PAIRS: u32, const TILES: usize, const GROUPS: usize> Block for Flat<P
             let mut i = 0;
             while i < turns {
                 let col = first_col + copied_col + i as u32 * PAIRS * 4;
-                from_cols[i] = col.min(p.cols - 1) * tiles_k * 32 + chunk * 4;
+                // Columns past the last are copies of the first ones: of one they would all ask for the same lines of L2.
+                let col = if col < p.cols {
+                    col
+                } else {
+                    (col - p.cols).min(p.cols - 1)
+                };
+                from_cols[i] = col * tiles_k * 32 + chunk * 4;
                 i += 1;
             }
             grid_dependency_launch();

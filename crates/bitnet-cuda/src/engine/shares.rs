@@ -30,8 +30,8 @@ impl Share<'_> {
 /// Rows of each share of a step of `rows` rows but the last: what was fastest in whole steps (docs/kernels.md). No kernel pads so many.
 const fn rows_of_share(rows: usize) -> usize {
     match rows {
-        22..=24 | 37..=48 => 16,
-        33..=36 | 49..=80 => 32,
+        22..=24 | 41..=48 => 16,
+        33..=40 | 49..=80 => 32,
         81..=128 => 64,
         129..=192 => 128,
         _ => rows,

@@ -566,6 +566,15 @@ fn mid_blocks() {
     {
         check_layer(80, 656, kind, 1e-5, SILU, &shapes, 30 + i as u64);
     }
+    // As many parts of k as flat blocks have.
+    let flat = [
+        (GemmShape::Flat8, 5),
+        (GemmShape::Flat16, 10),
+        (GemmShape::Flat32, 19),
+    ];
+    for kind in [Epilogue::Store, Epilogue::Add, Epilogue::Gated] {
+        check_layer(66, 2560, kind, 1e-5, RELU2, &flat, 45);
+    }
     let whole = [(GemmShape::Mid32, 9)];
     check_layer(32, 2560, Epilogue::Gated, 1e-5, RELU2, &whole, 40);
     check_layer(32, 2560, Epilogue::Store, 1e-5, RELU2, &whole, 41);

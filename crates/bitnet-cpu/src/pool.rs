@@ -293,7 +293,8 @@ impl Shared {
         let ready = || self.pending.0.load(Ordering::SeqCst) == 0;
         if !spin_until(ready) {
             let mut guard = self.lock();
-            self.owner_sleeps.store(true, Ordering::SeqCst);
+            // A swap, which on x86 is what a store of this ordering is too: in QEMU's AArch64 (7.2) a load may pass such a store.
+            self.owner_sleeps.swap(true, Ordering::SeqCst);
             while !ready() {
                 guard = self.done.wait(guard).unwrap_or_else(PoisonError::into_inner);
             }

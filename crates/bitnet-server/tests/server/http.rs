@@ -1,15 +1,13 @@
 //! What is HTTP: paths, methods, bodies, headers, keys and origins.
 
-mod support;
-
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bitnet_server::{Cors, ServeOptions};
 use serde_json::json;
-use support::{Client, chat, options, start, wait};
 
-const CHAT: &str = "/v1/chat/completions";
+use crate::support::{CHAT, Client, Running, chat, options, start, start_unloaded, wait};
+
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 
 #[test]
@@ -323,8 +321,8 @@ fn what_is_turned_off_is_not_there_and_a_prefix_stands_before_all() {
     assert_eq!(answer.json()["choices"][0]["message"]["content"], "17 + 25 = 42");
 }
 
-fn start_with_prefix(options: ServeOptions) -> support::Running {
-    let server = support::start_unloaded(options);
+fn start_with_prefix(options: ServeOptions) -> Running {
+    let server = start_unloaded(options);
     server.load.send(()).unwrap();
     wait("the server is ready", || server.get("/llm/health").status == 200);
     server

@@ -1,13 +1,12 @@
 //! Answers too large for the buffers of sockets, and texts too large for an answer.
 
-mod support;
-
 use std::io::Read;
 use std::time::Duration;
 
 use bitnet_server::ServeOptions;
 use serde_json::json;
-use support::{options, start};
+
+use crate::support::{options, start};
 
 #[test]
 fn a_large_answer_comes_whole_and_waits_for_nobody_for_long() {

@@ -1,14 +1,11 @@
 //! A server's life: loading, draining, being cut, and losing its engine.
 
-mod support;
-
 use std::time::Duration;
 
 use bitnet_server::{Ended, ServeOptions};
 use serde_json::json;
-use support::{chat, long, options, start, start_unloaded, streamed, under_way, wait};
 
-const CHAT: &str = "/v1/chat/completions";
+use crate::support::{CHAT, chat, long, options, start, start_unloaded, streamed, under_way, wait};
 
 #[test]
 fn while_it_loads_it_says_so() {

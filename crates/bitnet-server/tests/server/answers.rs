@@ -1,15 +1,12 @@
 //! Answers, whole and streamed: their bytes, their ends, and what becomes of those that nobody waits for.
 
-mod support;
-
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bitnet_server::ServeOptions;
 use serde_json::{Map, Value, json};
-use support::{Answer, Client, Running, chat, long, options, start, streamed, under_way, wait};
 
-const CHAT: &str = "/v1/chat/completions";
+use crate::support::{Answer, CHAT, Client, Running, chat, long, options, start, streamed, under_way, wait};
 
 #[test]
 fn a_stream_is_the_whole_answer_in_pieces() {

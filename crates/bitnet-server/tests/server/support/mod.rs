@@ -1,5 +1,4 @@
 //! A server of the demo model whose steps a test can hold, and a client that sees every byte.
-#![allow(dead_code, reason = "every test file uses its own part")]
 
 mod client;
 
@@ -18,6 +17,8 @@ use bitnet_model::{
 use bitnet_server::{Ended, Handle, ServeOptions, Server, Serving};
 pub(crate) use client::{Answer, Client};
 use serde_json::{Value, json};
+
+pub(crate) const CHAT: &str = "/v1/chat/completions";
 
 /// Longest that a test waits for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -169,7 +170,7 @@ impl Running {
     }
 
     pub(crate) fn chat(&self, more: &Value) -> Answer {
-        self.post("/v1/chat/completions", &chat(more))
+        self.post(CHAT, &chat(more))
     }
 
     fn wait_ready(&self) {

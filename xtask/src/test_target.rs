@@ -115,11 +115,17 @@ const WINDOWS_TESTS: [&str; 16] = [
     "convert", "--test", "processor",
 ];
 
-/// A file of tests takes up to four minutes on two busy cores. One that hangs in an emulator, or because of it, fails and is named.
-const LIMIT_OF_TESTS: &str = "timeout --foreground --verbose --kill-after=10 600";
+/// Seconds for a file of tests, which takes up to five minutes on two busy cores. One that hangs in an emulator, or because of it, fails and
+/// is named.
+const LIMIT_OF_TESTS: u32 = 900;
 
-/// A program that such tests run takes up to one minute, and has to be ended before they are.
-const LIMIT_OF_A_PROGRAM: &str = "timeout --foreground --verbose --kill-after=10 240";
+/// Seconds for a program that such tests run, which takes up to two minutes there and has to be ended before they are.
+const LIMIT_OF_A_PROGRAM: u32 = 300;
+
+/// What runs `runner` and ends it after so many seconds, in this process group.
+fn limited(seconds: u32, runner: &str) -> String {
+    format!("timeout --foreground --verbose --kill-after=10 {seconds} {runner}")
+}
 
 /// Without the script around it, which asks for a 32-bit wine on stderr.
 const WINE: &str = "/usr/lib/wine/wine64";
@@ -184,19 +190,20 @@ fn aarch64(command: &mut Command) {
         )
         .env(
             "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER",
-            format!("{LIMIT_OF_TESTS} {emulator}"),
+            limited(LIMIT_OF_TESTS, emulator),
         )
-        // GLib's allocator, QEMU's up to version 7, keeps its locks over a fork (QEMU's issue 285); malloc does not.
+        // GLib's allocator, QEMU's up to version 7, keeps its locks over a fork; malloc does not
+        // (https://gitlab.com/qemu-project/qemu/-/issues/285).
         .env("G_SLICE", "always-malloc")
         // qemu-user passes on to the kernel what a program starts.
-        .env("TEST_RUNNER", format!("{LIMIT_OF_A_PROGRAM} {emulator}"));
+        .env("TEST_RUNNER", limited(LIMIT_OF_A_PROGRAM, emulator));
 }
 
 fn windows(command: &mut Command, folder: &Path) {
     command
         .env(
             "CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER",
-            format!("{LIMIT_OF_TESTS} {WINE}"),
+            limited(LIMIT_OF_TESTS, WINE),
         )
         .env("WINEPREFIX", folder.join("wine"))
         // What wine itself has to say, and the installers that it offers a new user.
